@@ -1,0 +1,51 @@
+# make demo    install, and hear the fleet speak        make test     install, and run every test
+# make bench   the measurements                         make lint types clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+ARGS ?=
+
+.PHONY: demo test lint types bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/voicefleet demo $(ARGS)
+
+test: $(VENV)/installed-dev
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev
+	$(BIN)/pyright
+
+bench: $(VENV)/installed-bench
+	$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist demo.wav .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: each is newer than pyproject.toml once what it stands for is installed.
+
+$(VENV)/created:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed on the PATH" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade "pip>=25.1"  # the first that knows dependency groups
+	touch $@
+
+$(VENV)/installed: pyproject.toml | $(VENV)/created
+	$(PIP) --editable ".[piper]"
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/created
+	$(PIP) --editable ".[piper]" --group test --group speech --group lint
+	touch $@
+
+$(VENV)/installed-bench: pyproject.toml | $(VENV)/created
+	$(PIP) --editable ".[piper]" --group bench
+	touch $@

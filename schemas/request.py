@@ -1,0 +1,184 @@
+"""A request to speak: one entry of ``tts:requests:<model>``."""
+
+import hashlib
+import re
+from typing import Final
+
+import msgspec
+
+from schemas import fields as f
+from schemas.fields import FieldError, Fields
+
+SAMPLE_RATES: Final = (8000, 16000, 24000, 48000)
+MODES: Final = ("zero_shot", "cross_lingual", "instruct", "sft")
+MAX_TEXT: Final = 10_000
+MAX_INSTRUCT: Final = 1_000
+MAX_LEAD_MS: Final = 60_000
+MAX_INTEGER: Final = 2**63 - 1
+
+_NAME_WORDS: Final = "1 to 128 characters of A-Z a-z 0-9 _ . : -"
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class InvalidRequest(ValueError):
+    """A request the protocol does not allow.
+
+    ``session`` is ``None`` where it could not be read: then nobody can be answered in a session.
+    ``request`` is the turn's name, the entry id where the name itself is invalid.
+    """
+
+    def __init__(self, error: FieldError, session: str | None, request: str) -> None:
+        super().__init__(str(error))
+        self.field = error.field
+        self.session = session
+        self.request = request
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of a session, as the orchestrator asked for it.
+
+    ``request`` is the turn's name; ``None`` before the server has given the entry its id.
+    ``lead_ms``, ``voice``, ``mode`` and ``seed`` are ``None`` where the default applies.
+    """
+
+    session: str
+    request: str | None = None
+    text: str | None = None
+    stream: bool = False
+    voice: str | None = None
+    mode: str | None = None
+    instruct: str | None = None
+    speed: float = 1.0
+    seed: int | None = None
+    sample_rate: int = 48000
+    lead_ms: int | None = None
+    deadline_ms: int | None = None
+    interrupt: bool = False
+    traceparent: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The turn's name. Raises ``ValueError`` before the request has one."""
+        if self.request is None:
+            raise ValueError("the request has no name before it is added to a stream")
+        return self.request
+
+    @property
+    def seed_or_derived(self) -> int:
+        """The seed asked for, else one that every worker derives from session and name alike."""
+        if self.seed is not None:
+            return self.seed
+        digest = hashlib.blake2b(f"{self.session}\0{self.name}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") & MAX_INTEGER
+
+    def validate(self) -> None:
+        """Check every limit of the protocol.
+
+        Raises:
+            InvalidRequest: Naming the first field at fault.
+        """
+        Request.decode(self.request or "0-0", {k.encode(): v for k, v in self.encode().items()})
+
+    def encode(self) -> dict[str, bytes]:
+        """The entry's fields; those at their default are left out."""
+        # Lone surrogates pass, and are then refused as the invalid UTF-8 they are.
+        out: dict[str, bytes] = {"session": self.session.encode("utf-8", "surrogatepass")}
+        for name in ("request", "text", "voice", "mode", "instruct", "traceparent"):
+            value = getattr(self, name)
+            if value is not None:
+                out[name] = value.encode("utf-8", "surrogatepass")
+        for name in ("seed", "lead_ms", "deadline_ms"):
+            value = getattr(self, name)
+            if value is not None:
+                out[name] = str(value).encode()
+        if self.speed != 1.0:
+            out["speed"] = repr(self.speed).encode()
+        if self.sample_rate != 48000:
+            out["sample_rate"] = str(self.sample_rate).encode()
+        for name in ("stream", "interrupt"):
+            if getattr(self, name):
+                out[name] = b"1"
+        return out
+
+    @classmethod
+    def decode(cls, entry: str, fields: Fields) -> "Request":
+        """Read one stream entry; unknown fields are ignored.
+
+        Raises:
+            InvalidRequest: A required field is missing or a value is outside its limits.
+        """
+        session: str | None = None
+        name = entry
+        try:
+            session = f.matching(fields, "session", f.SESSION, _NAME_WORDS)
+            if session is None:
+                raise FieldError("session", f"is missing; it is {_NAME_WORDS}")
+            name = f.matching(fields, "request", f.SESSION, _NAME_WORDS) or entry
+            return cls._decode(session, name, fields)
+        except FieldError as error:
+            raise InvalidRequest(error, session, name) from None
+
+    @classmethod
+    def _decode(cls, session: str, name: str, fields: Fields) -> "Request":
+        stream = f.flag(fields, "stream")
+        text = f.text(fields, "text")
+        if stream and text is not None:
+            raise FieldError("text", "is not allowed with stream 1: send it in the text stream")
+        if not stream and not text:
+            raise FieldError("text", "is missing or empty; give text, or stream 1")
+        if text is not None and len(text) > MAX_TEXT:
+            raise FieldError("text", f"has {len(text)} characters; at most {MAX_TEXT} are allowed")
+        instruct = f.text(fields, "instruct")
+        if instruct is not None and len(instruct) > MAX_INSTRUCT:
+            raise FieldError("instruct", f"has more than {MAX_INSTRUCT} characters")
+        rate = f.choice(fields, "sample_rate", [str(rate) for rate in SAMPLE_RATES])
+        speed = f.number(fields, "speed", 0.5, 2.0)
+        # W3C trace context: an invalid traceparent is ignored, it never fails the work it traces.
+        trace = fields.get(b"traceparent", b"").decode("ascii", "replace")
+        return cls(
+            session=session,
+            request=name,
+            text=text,
+            stream=stream,
+            voice=f.matching(fields, "voice", f.SESSION, _NAME_WORDS),
+            mode=f.choice(fields, "mode", MODES),
+            instruct=instruct,
+            speed=1.0 if speed is None else speed,
+            seed=f.integer(fields, "seed", 0, MAX_INTEGER),
+            sample_rate=48000 if rate is None else int(rate),
+            lead_ms=f.integer(fields, "lead_ms", 0, MAX_LEAD_MS),
+            deadline_ms=f.integer(fields, "deadline_ms", 0, MAX_INTEGER),
+            interrupt=f.flag(fields, "interrupt"),
+            traceparent=trace if _TRACEPARENT.fullmatch(trace) else None,
+        )
+
+
+class TextPiece(msgspec.Struct, frozen=True):
+    """One entry of a text stream: more text, a flush, the end, or several of these at once."""
+
+    text: str = ""
+    flush: bool = False
+    end: bool = False
+
+    def encode(self) -> dict[str, bytes]:
+        """The entry's fields. An empty piece is encoded as empty text."""
+        out: dict[str, bytes] = {}
+        if self.text or not (self.flush or self.end):
+            out["text"] = self.text.encode()
+        if self.flush:
+            out["flush"] = b"1"
+        if self.end:
+            out["end"] = b"1"
+        return out
+
+    @classmethod
+    def decode(cls, fields: Fields) -> "TextPiece":
+        """Read one entry.
+
+        Raises:
+            FieldError: The text is not UTF-8 or too long, or a flag is not 0 or 1.
+        """
+        text = f.text(fields, "text") or ""
+        if len(text) > MAX_TEXT:
+            raise FieldError("text", f"has {len(text)} characters; at most {MAX_TEXT} are allowed")
+        return cls(text=text, flush=f.flag(fields, "flush"), end=f.flag(fields, "end"))

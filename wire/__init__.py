@@ -1,0 +1,1 @@
+"""Redis connections that producer and worker share. Knows keys and bytes, not turns."""

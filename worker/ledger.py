@@ -1,0 +1,313 @@
+"""What Redis knows about queues and sessions, as calls: who speaks, who waits, what is done.
+
+The cold half of the Redis side: a few calls a turn. Frames go through ``worker.publisher``.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Literal, cast
+
+import anyio
+import msgspec
+import structlog
+from redis.exceptions import RedisError, ResponseError
+
+from schemas.fields import Fields
+from schemas.keys import GROUP, ORPHANS, Keys
+from wire.connect import Client
+from wire.link import Argument, Reply
+from worker import scripts
+from worker.scripts import Script
+
+log = structlog.stdlib.get_logger(__name__)
+
+DEAD_LETTERS = 10_000
+
+Claim = Literal["fresh", "over", "again"]
+Standing = Literal["new", "over", "taken", "busy", "known"]
+
+
+TRANSIENT = (
+    "LOADING",
+    "READONLY",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "TRYAGAIN",
+    "NOREPLICAS",
+    "OOM",
+    "MISCONF",
+    "BUSY ",
+)
+
+
+async def patiently(call: Callable[[], Awaitable[Reply]]) -> Reply:
+    """Make a call again until the server answers it.
+
+    Raises:
+        ResponseError: The server refused the command itself.
+    """
+    wait_s = 0.05
+    while True:
+        try:
+            return await call()
+        except (RedisError, OSError) as error:
+            transient = str(error).startswith(TRANSIENT)
+            if isinstance(error, ResponseError) and not transient:
+                raise
+            log.warning("redis_away", error=str(error), retry_ms=int(wait_s * 1000))
+        await anyio.sleep(wait_s)
+        wait_s = min(wait_s * 2, 1.0)
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """One entry of a model's request stream in this worker's hands.
+
+    ``claim`` says how it came: ``fresh`` from the queue, or ``over`` from another owner.
+    """
+
+    model: str
+    entry: str
+    fields: dict[bytes, bytes]
+    claim: Claim
+
+    @property
+    def added_ms(self) -> int:
+        """When it was added: unix ms in server time."""
+        return int(self.entry.partition("-")[0])
+
+
+class Acquired(msgspec.Struct, frozen=True):
+    """The answer to an attempt to take a session's lease; see ``acquire.lua``.
+
+    ``last`` is the last published frame number: 0 after the start alone, -1 before it.
+    """
+
+    standing: Standing
+    epoch: str = ""
+    turn: int = 0
+    last: int = -1
+    attempts: int = 0
+    resume: bytes = b""
+
+
+class Waiter(msgspec.Struct, frozen=True, order=True):
+    """A request that waits for its session; ordered as they are to be spoken."""
+
+    ms: int
+    seq: int
+    model: str
+    request: str
+    interrupt: bool
+
+    def is_of(self, entry: str, model: str) -> bool:
+        """Whether this is the given entry of the given model's queue."""
+        return f"{self.ms}-{self.seq}" == entry and self.model == model
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A session's lease as one reads it: who speaks, who waits."""
+
+    active: bool = False
+    epoch: str = ""
+    request: str = ""
+    waiters: tuple[Waiter, ...] = ()
+
+    @classmethod
+    def decode(cls, fields: Fields) -> "Lease":
+        """Read the hash. Never fails: what cannot be read is not there."""
+        waiters: list[Waiter] = []
+        for field, value in fields.items():
+            if field.startswith(b"w:"):
+                _, entry, model = field.decode().split(":", 2)
+                ms, seq = entry.split("-")
+                text = value.decode()
+                waiters.append(Waiter(int(ms), int(seq), model, text[1:], text[:1] == "!"))
+        return cls(
+            active=fields.get(b"active") == b"1",
+            epoch=fields.get(b"epoch", b"").decode(),
+            request=fields.get(b"request", b"").decode(),
+            waiters=tuple(sorted(waiters)),
+        )
+
+    def after(self, entry: str, model: str) -> tuple[Waiter, ...]:
+        """Those who wait and were added after this entry."""
+        ms, seq = (int(part) for part in entry.split("-"))
+        return tuple(w for w in self.waiters if (w.ms, w.seq, w.model) > (ms, seq, model))
+
+
+class Ledger:
+    """Calls on one fleet's keys, in one worker's name.
+
+    Every call waits out a server that is away, loading or failing over; what raises
+    ``redis.exceptions.ResponseError`` is a refusal that trying again would not change.
+    """
+
+    def __init__(self, client: Client, keys: Keys, worker: str, ttl_ms: int) -> None:
+        self._client = client
+        self._keys = keys
+        self._worker = worker
+        self._ttl_ms = ttl_ms
+
+    # The queue of one model.
+
+    async def create_group(self, model: str) -> None:
+        """Make the model's queue and group, from its first entry: nothing sent is missed."""
+        try:
+            await self._execute(
+                "XGROUP", "CREATE", self._keys.requests(model), GROUP, "0", "MKSTREAM"
+            )
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+    async def take_orphan(self, model: str) -> Delivery | None:
+        """The oldest request that nobody owns."""
+        reply = await self._run(
+            scripts.TAKE, [self._keys.requests(model)], GROUP, ORPHANS, self._worker
+        )
+        for entry, fields in cast(list[tuple[bytes, list[bytes]]], reply):
+            pairs = dict(zip(fields[::2], fields[1::2], strict=True))
+            return Delivery(model, entry.decode(), pairs, "over")
+        return None
+
+    async def hand_back(self, model: str, entries: Iterable[str]) -> int:
+        """Give requests of ours to whoever has a slot for them. Returns how many were ours."""
+        return await self._orphan(model, self._worker, entries)
+
+    async def bury(self, model: str, worker: str) -> int:
+        """Hand back all requests of a dead worker and forget it. Returns how many."""
+        return await self._orphan(model, worker, ())
+
+    async def _orphan(self, model: str, owner: str, entries: Iterable[str]) -> int:
+        keys = [self._keys.requests(model), self._keys.wake(model)]
+        return cast(int, await self._run(scripts.ORPHAN, keys, GROUP, ORPHANS, owner, *entries))
+
+    async def owners(self, model: str) -> set[str]:
+        """Workers in whose hands the model's requests are, living or dead."""
+        reply = await patiently(
+            lambda: self._client.xinfo_consumers(self._keys.requests(model), GROUP)
+        )
+        names: set[str] = set()
+        for consumer in cast(list[dict[str, bytes]], reply):
+            names.add(consumer["name"].decode())
+        return names - {ORPHANS}
+
+    async def pending(self, model: str) -> set[str]:
+        """Entries of the model's queue that are in this worker's name."""
+        reply = await patiently(
+            lambda: self._client.xpending_range(
+                self._keys.requests(model), GROUP, "-", "+", 10_000, self._worker
+            )
+        )
+        return {item["message_id"].decode() for item in cast(list[dict[str, bytes]], reply)}
+
+    async def settle(self, delivery: Delivery) -> None:
+        """The request is done: acknowledge and delete it."""
+        await self._run(
+            scripts.SETTLE, [self._keys.requests(delivery.model)], GROUP, delivery.entry
+        )
+
+    async def bury_letter(
+        self, delivery: Delivery, session: str | None, request: str, reason: str, error: str
+    ) -> None:
+        """Note in ``tts:dead`` that nobody may try this request again, and why; not its text."""
+        fields: list[str] = ["model", delivery.model, "entry", delivery.entry]
+        if session is not None:
+            fields += ["session", session]
+        fields += ["request", request, "reason", reason, "error", error, "worker", self._worker]
+        try:
+            await self._execute(
+                "XADD", self._keys.dead, "MAXLEN", "~", str(DEAD_LETTERS), "*", *fields
+            )
+        except ResponseError as failure:
+            if not str(failure).startswith("WRONGTYPE"):
+                raise
+
+    # One session.
+
+    async def earlier(self, delivery: Delivery, session: str) -> list[str]:
+        """Names of the session's requests that stand before this one in its queue."""
+        keys = [self._keys.requests(delivery.model)]
+        reply = await self._run(scripts.EARLIER, keys, delivery.entry, session)
+        return [name.decode("utf-8", "replace") for name in cast(list[bytes], reply)]
+
+    async def is_added_later(self, delivery: Delivery, session: str, request: str) -> bool:
+        """Whether the named request of the session stands after this one in the same queue."""
+        keys = [self._keys.requests(delivery.model)]
+        return await self._run(scripts.LATER, keys, delivery.entry, session, request) == 1
+
+    async def enqueue(
+        self, delivery: Delivery, session: str, request: str, *, interrupt: bool
+    ) -> int | None:
+        """Let a request wait. Returns how many wait before it, ``None`` if its name was taken."""
+        keys = self._keys
+        before = await self._run(
+            scripts.ENQUEUE,
+            [keys.lease(session), keys.session(session), keys.spoken(session)],
+            request,
+            delivery.entry,
+            delivery.model,
+            "1" if interrupt else "0",
+            self._ttl_ms,
+        )
+        return None if before == -1 else cast(int, before)
+
+    async def acquire(
+        self,
+        delivery: Delivery,
+        session: str,
+        request: str,
+        *,
+        claim: Claim,
+        earlier: Sequence[str] = (),
+        least_turn: int = 0,
+    ) -> Acquired:
+        """Take the session's lease for this request, if it is its turn after ``earlier``."""
+        reply = await self._run(
+            scripts.ACQUIRE,
+            self.session_keys(session),
+            claim,
+            request,
+            delivery.entry,
+            delivery.model,
+            self._worker,
+            self._ttl_ms,
+            least_turn,
+            *earlier,
+        )
+        status, *rest = cast(list[bytes], reply)
+        standing = cast(Standing, status.decode())
+        if not rest:
+            return Acquired(standing)
+        epoch, turn, last, attempts, resume = rest
+        return Acquired(standing, epoch.decode(), int(turn), int(last), int(attempts), resume)
+
+    async def release(self, session: str, epoch: str, *, blameless: bool) -> None:
+        """Give up a turn in its middle; ``blameless`` does not count against the request."""
+        keys = [self._keys.lease(session)]
+        await self._run(scripts.RELEASE, keys, epoch, "1" if blameless else "0")
+
+    async def touch(self, sessions: Sequence[str]) -> None:
+        """Keep the keys of living sessions from expiring."""
+        pipe = self._client.pipeline(transaction=False)
+        for session in sessions:
+            for key in self.session_keys(session):
+                pipe.execute_command("PEXPIRE", key, self._ttl_ms)
+        await cast(Awaitable[object], pipe.execute(raise_on_error=False))
+
+    def session_keys(self, session: str) -> list[str]:
+        """KEYS of the session scripts: lease, audio, session, spoken."""
+        keys = self._keys
+        return [
+            keys.lease(session),
+            keys.audio(session),
+            keys.session(session),
+            keys.spoken(session),
+        ]
+
+    async def _run(self, script: Script, keys: Sequence[str], *args: Argument) -> Reply:
+        return await patiently(lambda: script(self._client, keys, *args))
+
+    async def _execute(self, *command: str) -> Reply:
+        return await patiently(
+            lambda: cast(Awaitable[Reply], self._client.execute_command(*command))
+        )

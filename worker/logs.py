@@ -1,0 +1,144 @@
+"""Log lines: structlog on stderr, JSON for machines and colour for people.
+
+    log = structlog.get_logger()
+
+    with logs.bound(session="s1", turn=3):
+        log.info("turn ended", reason="completed", frames=412)
+
+Whatever a caller passes, no line at info or above carries the text that is spoken, no debug line
+does unless the configuration says so, and none carries a credential. Lines of other libraries,
+from warning on, come out in the same form.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, TextIO, cast
+
+import msgspec
+import structlog
+from structlog.contextvars import bound_contextvars
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from worker.config import LoggingConfig
+
+bound = bound_contextvars
+"""Binds fields to every line of a block, in the tasks and threads that it starts too."""
+
+SPOKEN: Final = frozenset({"text", "instruct"})
+"""Fields that hold what is spoken, or words of the user's about it."""
+
+SECRETS: Final = frozenset({"password", "sentinel_password"})
+
+_HIDDEN: Final = "***"
+# Up to the last @ before a blank: an unescaped password may hold an @ itself.
+_CREDENTIALS: Final = re.compile(r"(rediss?(?:\+\w+)?://)[^\s'\"]*@")
+
+
+def configure(config: LoggingConfig, *, worker: str = "", stream: TextIO | None = None) -> None:
+    """Set up logging for the process.
+
+    Args:
+        config: The ``logging`` section.
+        worker: The worker's name, a field of every line.
+        stream: Where lines go; stderr by default.
+    """
+    out: TextIO = sys.stderr if stream is None else stream
+    console = config.format == "console" or (config.format == "auto" and out.isatty())
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(
+            colors=out.isatty(),
+            # Plain: rich's tracebacks print local variables, and so credentials and text.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+        if console
+        else structlog.processors.JSONRenderer(serializer=_json)
+    )
+    chain: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        _Worker(worker),
+        Discretion(text=config.text),
+    ]
+    level = logging.getLevelNamesMapping()[config.level.upper()]
+    structlog.configure(
+        processors=[*chain, renderer],
+        # Methods below the level are compiled to do nothing.
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(out),
+        # Loggers are module constants: cached, one used before this call would keep its defaults.
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=chain,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    # Debug lines of libraries are not ours to vouch for: a phonemiser's hold the text.
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+class _Worker:
+    def __init__(self, name: str) -> None:
+        self._fields = {"worker": name} if name else {}
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        return {**self._fields, **event}
+
+
+class Discretion:
+    """Takes the spoken text and all credentials out of an event, however deep they lie.
+
+    A field of ``SPOKEN`` becomes the count of its characters; where ``text`` is true, debug lines
+    keep it.
+    """
+
+    def __init__(self, *, text: bool) -> None:
+        self._text = text
+
+    def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        """The event without them."""
+        return self._fields(event, keep_text=self._text and method == "debug")
+
+    def _fields(self, fields: Mapping[str, Any], *, keep_text: bool) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name, value in fields.items():
+            if name in SPOKEN and not keep_text:
+                if value is not None:
+                    out[f"{name}_chars"] = len(value) if isinstance(value, str | bytes) else 0
+            elif name in SECRETS:
+                out[name] = _HIDDEN if value else value
+            else:
+                out[name] = self._value(value, keep_text=keep_text)
+        return out
+
+    def _value(self, value: object, *, keep_text: bool) -> object:
+        match value:
+            case str():
+                return _CREDENTIALS.sub(rf"\1{_HIDDEN}@", value) if "://" in value else value
+            case None | bool() | int() | float():
+                return value
+            case bytes() | bytearray():
+                return f"{len(value)} bytes"
+            case msgspec.Struct():
+                return self._fields(msgspec.structs.asdict(value), keep_text=keep_text)
+            case Mapping():
+                items = cast(Mapping[object, object], value).items()
+                return self._fields({str(k): v for k, v in items}, keep_text=keep_text)
+            case list() | tuple() | set() | frozenset():
+                items = cast(list[object], value)
+                return [self._value(item, keep_text=keep_text) for item in items]
+            case _:
+                # Before a renderer gets to call repr() itself.
+                return self._value(str(value), keep_text=keep_text)
+
+
+def _json(event: EventDict, **_: object) -> str:
+    first = {name: event[name] for name in ("timestamp", "level", "event") if name in event}
+    return msgspec.json.encode({**first, **event}).decode()

@@ -1,0 +1,123 @@
+-- Take the session's lease for one request, if it is that request's turn.
+--
+-- The lease's epoch is the fence: whoever holds the newest one may append, nobody else. Epochs are
+-- server microseconds, so that they grow even after the server has forgotten the last one.
+--
+-- KEYS  lease, audio, session, spoken
+-- ARGV  claim ("fresh": a turn nobody speaks yet; "over": from an owner that is dead or gave it up;
+--       "again": our own turn, after the server forgot some of it),
+--       request, entry, model, worker, ttl_ms, least turn, names of requests that stand before...
+-- Returns {status, epoch, turn, last, attempts, resume}; the status is "new", "over", "taken" (another
+-- worker speaks this entry), "busy" (another turn comes first) or "known" (this name was taken before).
+local lease, audio, session, spoken = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local claim, request, entry, model, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local ttl, least = ARGV[6], tonumber(ARGV[7])
+
+-- These keys are ours alone: one of another type is debris.
+for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset'}) do
+  local found = redis.call('TYPE', key).ok
+  if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
+end
+
+local now = redis.call('TIME')
+local now_ms = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))
+local waiter = 'w:' .. entry .. ':' .. model
+
+-- The stream itself says what was published last; nothing else can disagree with it.
+local last_turn, last, ended = 0, -1, true
+local tail = redis.call('XREVRANGE', audio, '+', '-', 'COUNT', 1)[1]
+if tail then
+  local turn, n = string.match(tail[1], '^(%d+)-(%d+)$')
+  last_turn, last, ended = tonumber(turn), tonumber(n), false
+  for i = 1, #tail[2], 2 do
+    if tail[2][i] == 'event' and tail[2][i + 1] == 'end' then ended = true end
+  end
+end
+
+local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', 'epoch', 'attempts', 'progress', 'resume',
+  'owner')
+local turn = tonumber(held[4] or '0')
+local epoch = math.max(now[1] * 1000000 + now[2], tonumber(held[5] or '0') + 1)
+epoch = string.format('%.0f', epoch)
+
+local function keep()
+  for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ttl) end
+end
+
+local function speak(status, turn, last, attempts, resume)
+  redis.call('HSET', lease, 'active', '1', 'epoch', epoch, 'turn', turn, 'request', request, 'entry', entry,
+    'model', model, 'owner', worker, 'attempts', attempts, 'progress', last)
+  redis.call('HDEL', lease, waiter)
+  redis.call('ZADD', spoken, turn, request)
+  redis.call('ZREMRANGEBYRANK', spoken, 0, -1025)
+  redis.call('HSET', session, 'state', 'speaking', 'turn', turn, 'request', request, 'model', model,
+    'worker', worker, 'frames', math.max(last, 0), 'updated_ms', now_ms)
+  if status == 'new' then redis.call('HDEL', session, 'first_audio_ms', 'voice') end
+  keep()
+  return {status, epoch, turn, last, attempts, resume or ''}
+end
+
+if held[1] == '1' then
+  if held[2] == entry and held[3] == model then
+    if claim == 'fresh' or (claim == 'again' and held[9] ~= worker) then return {'taken'} end
+    if last_turn ~= turn then last = -1 end
+    local attempts = tonumber(held[6] or '0')
+    if claim == 'over' then
+      -- A turn that got further since its last owner took it is no poison.
+      attempts = last > tonumber(held[7] or '-1') and 1 or attempts + 1
+    end
+    return speak('over', turn, last, attempts, held[8])
+  end
+  if redis.call('ZSCORE', spoken, request) then
+    redis.call('HDEL', lease, waiter)
+    return {'known'}
+  end
+  return {'busy'}
+end
+
+-- A lease that was lost (expired, or forgotten in a failover) leaves a turn without an end behind.
+local unended = nil
+if not ended then
+  unended = ''
+  local first = redis.call('XRANGE', audio, last_turn .. '-0', last_turn .. '-0')[1]
+  if first then
+    for i = 1, #first[2], 2 do
+      if first[2][i] == 'request' then unended = first[2][i + 1] end
+    end
+  end
+  if unended == request or (claim == 'again' and least == last_turn) then
+    return speak('over', last_turn, last, 1, '')
+  end
+end
+
+if claim ~= 'again' and redis.call('ZSCORE', spoken, request) then
+  redis.call('HDEL', lease, waiter)
+  return {'known'}
+end
+
+-- What stands before this request in its queue and was not spoken yet may still be on its way here.
+for i = 8, #ARGV do
+  if not redis.call('ZSCORE', spoken, ARGV[i]) then return {'busy'} end
+end
+
+-- Requests of one session may wait in several models' queues: the oldest comes first.
+local function parts(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+local my_ms, my_seq = parts(entry)
+for _, field in ipairs(redis.call('HKEYS', lease)) do
+  local other, queue = string.match(field, '^w:(%d+%-%d+):(.+)$')
+  if other and field ~= waiter then
+    local ms, seq = parts(other)
+    if ms < my_ms or (ms == my_ms and (seq < my_seq or (seq == my_seq and queue < model))) then
+      return {'busy'}
+    end
+  end
+end
+
+if unended then
+  redis.call('XADD', audio, last_turn .. '-' .. (last + 1), 'event', 'end', 'request', unended, 'reason', 'failed',
+    'frames', math.max(last, 0), 'error', 'lease_lost', 't', now_ms)
+end
+return speak('new', math.max(last_turn + 1, turn + 1, least), -1, 1, '')

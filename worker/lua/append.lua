@@ -1,0 +1,39 @@
+-- Append entries to the turn that holds the lease: fenced, idempotent, without a gap.
+--
+-- Entries that are there already are skipped, so that sending again is harmless; a gap is refused.
+--
+-- KEYS  lease, audio, session, spoken
+-- ARGV  epoch, turn, n of the first entry, ttl_ms or "", count of entries to keep or "", resume point or "",
+--       count of session fields, session fields..., then for each entry: count of fields, fields...
+-- Returns the turn's last n (-1: none), -2 when another owner holds the lease, -3 when nobody does.
+local epoch = redis.call('HGET', KEYS[1], 'epoch')
+if epoch ~= ARGV[1] then return epoch and -2 or -3 end
+
+local turn, n, last = ARGV[2], tonumber(ARGV[3]), -1
+local tail = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+if tail then
+  local newest, at = string.match(tail[1], '^(%d+)-(%d+)$')
+  if newest == turn then last = tonumber(at) end
+end
+if n > last + 1 then return last end
+
+local fields = tonumber(ARGV[7])
+local at = 8 + fields
+while at <= #ARGV do
+  local width = tonumber(ARGV[at])
+  if n > last then
+    redis.call('XADD', KEYS[2], turn .. '-' .. n, unpack(ARGV, at + 1, at + width))
+    last = n
+  end
+  n = n + 1
+  at = at + 1 + width
+end
+
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'resume', ARGV[6]) end
+-- The session record is for reading: debris in its place does not silence the voice.
+if fields > 0 then redis.pcall('HSET', KEYS[3], unpack(ARGV, 8, 7 + fields)) end
+if ARGV[5] ~= '' then redis.call('XTRIM', KEYS[2], 'MAXLEN', '~', ARGV[5]) end
+if ARGV[4] ~= '' then
+  for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[4]) end
+end
+return last

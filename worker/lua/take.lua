@@ -1,0 +1,8 @@
+-- Take the oldest request that nobody owns.
+--
+-- KEYS  requests
+-- ARGV  group, orphans, worker
+-- Returns {{entry, fields}} or nothing.
+local pending = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
+if #pending == 0 then return {} end
+return redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, pending[1][1])

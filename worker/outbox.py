@@ -1,0 +1,326 @@
+"""One turn's way out: what has been made, what has left, what the server has confirmed.
+
+Entries are numbered without a gap from the moment they enter. The publisher asks each tick what
+may leave (``collect``) and reports what the server said (``confirm``). Sending again is harmless,
+so every doubt is settled by stepping the cursor back.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from enum import Enum
+
+import anyio
+import msgspec
+
+from schemas.audio import Reason
+from wire.link import Argument, Command
+from worker import scripts
+from worker.clock import ServerClock
+from worker.pacing import Pacer
+from worker.turn import TurnFrame
+
+FREE_RUN_FRAMES = 100
+"""Frames made ahead of publishing where the lead sets no limit."""
+
+HOUSEKEEPING_S = 1.0
+FRAMES_PER_S = 50
+WINDOW_SLACK = 256
+"""Start and end entries that share the stream with the frames of the window."""
+
+
+class Fate(Enum):
+    """How a turn's publishing came to its end."""
+
+    ENDED = "the end entry stands"
+    FENCED = "another owner holds the lease"
+    FORGOTTEN = "the server forgot more than was kept"
+    REFUSED = "the audio key is not a stream"
+    HANDED_OVER = "given up for another worker"
+    FAILED = "the engine failed, another try is left"
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """How long things are kept, in seconds: config ``worker``."""
+
+    audio_ttl_s: float
+    audio_window_s: float
+    resend_window_s: float
+
+
+class Opening(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a turn's publishing begins: its fence, its place, and what is there already.
+
+    ``keys`` are KEYS of the session scripts; ``last`` is the last entry published: -1 before the
+    start entry, 0 after it.
+    """
+
+    session: str
+    keys: tuple[str, ...]
+    text_key: str | None
+    request: str
+    epoch: str
+    turn: int
+    last: int
+    added_ms: int
+
+
+class _InFlight(msgspec.Struct, frozen=True):
+    """A batch on its way: entries before number ``until``, and perhaps the end after them."""
+
+    until: int
+    ends: bool
+
+
+class Outbox:
+    """The entries of one turn. Its producer is the turn, its consumer the publisher."""
+
+    def __init__(
+        self, opening: Opening, lead_ms: int, retention: Retention, clock: ServerClock
+    ) -> None:
+        self.opening = opening
+        self.first_audio_ms: float | None = None
+        self.kick = _nothing
+        self._retention = retention
+        self._clock = clock
+        self._pacer = Pacer(lead_ms)
+        self._capacity = self._pacer.lead_frames or FREE_RUN_FRAMES
+        # Entries from number ``_base`` on, as stream fields. Those before ``_fresh`` have left at
+        # least once and are kept a while; ``_cursor`` is the next to send, again or at last.
+        self._entries: deque[Sequence[Argument]] = deque()
+        self._base = self._cursor = self._fresh = opening.last + 1
+        self._confirmed = opening.last
+        self._resume: deque[tuple[int, bytes]] = deque()
+        self._record: dict[str, Argument] = {}
+        self._left: deque[tuple[float, int]] = deque()
+        self._housekeeping_at = time.monotonic() + HOUSEKEEPING_S
+        self._in_flight: _InFlight | None = None
+        self._paused = False
+        self._end: tuple[Reason, str] | None = None
+        self._fate: Fate | None = None
+        self._space = anyio.Event()
+        self._settled = anyio.Event()
+
+    # The turn's side.
+
+    @property
+    def frames(self) -> int:
+        """Number of the last frame that has left."""
+        return max(self._fresh - 1, 0)
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing more will be taken: the end is decided, or publishing is over."""
+        return self._end is not None or self._fate is not None
+
+    def start(self, fields: Mapping[str, str]) -> None:
+        """Open the turn with its start entry, unless an earlier owner did."""
+        self._record["voice"] = fields["voice"]
+        if self._base == 0:
+            flat: list[Argument] = ["event", "start"]
+            for name, value in fields.items():
+                flat += [name, value]
+            self._entries.append(flat)
+            self.kick()
+
+    async def put(self, frames: Sequence[TurnFrame]) -> None:
+        """Add frames in order; waits while the turn is ahead by its lead. Ignored after the end."""
+        while not self.ending and self._unsent >= self._capacity:
+            self._space = anyio.Event()
+            await self._space.wait()
+        if self.ending:
+            return
+        for frame in frames:
+            if frame.resume is not None:
+                self._resume.append((frame.n, frame.resume))
+            if frame.text:
+                self._entries.append(("pcm", frame.pcm, "text", frame.text))
+            else:
+                self._entries.append(("pcm", frame.pcm))
+        if not self._paused and self._pacer.has_room:
+            self.kick()
+
+    def pause(self) -> None:
+        """No further frame leaves, from now on."""
+        if not self._paused and not self.ending:
+            self._paused = True
+            self._record |= {"state": "paused", "updated_ms": self._clock.now_ms()}
+            self.kick()
+
+    def resume(self) -> None:
+        """Go on with the very next frame."""
+        if self._paused:
+            self._paused = False
+            self._record |= {"state": "speaking", "updated_ms": self._clock.now_ms()}
+            self.kick()
+
+    def close(self, reason: Reason, error: str = "") -> None:
+        """End the turn when all its frames have left."""
+        if not self.ending:
+            self._end = (reason, error)
+            self.kick()
+
+    def cut(self, reason: Reason, error: str = "") -> None:
+        """End the turn now: frames that have not left never will."""
+        if self._fate is not None or (self._in_flight is not None and self._in_flight.ends):
+            return
+        self._end = (reason, error)
+        while self._next > self._fresh:
+            self._entries.pop()
+        self._space.set()
+        self.kick()
+
+    def settle(self, fate: Fate) -> None:
+        """Publish nothing more."""
+        if self._fate is None:
+            self._fate = fate
+            self._space.set()
+            self._settled.set()
+
+    async def settled(self) -> Fate:
+        """Wait for the end of publishing."""
+        await self._settled.wait()
+        assert self._fate is not None
+        return self._fate
+
+    # The publisher's side.
+
+    def collect(self, tick: int) -> list[Command]:
+        """What may leave at this tick: an append, the end, both, or nothing."""
+        if self._fate is not None or self._in_flight is not None:
+            return []
+        until = self._fresh + self._due(tick)
+        now = time.monotonic()
+        housekeeping = now >= self._housekeeping_at
+        commands: list[Command] = []
+        if until > self._cursor or self._record or housekeeping:
+            commands.append(self._append(until, now, housekeeping=housekeeping))
+        ends = self._end is not None and until == self._next
+        if ends:
+            commands.append(self._finish())
+        if not commands:
+            return commands
+        if until > self._fresh:
+            self._pacer.published(until - max(self._fresh, 1), tick)
+            self._fresh = until
+            self._space.set()
+        self._cursor = until
+        self._in_flight = _InFlight(until, ends)
+        return commands
+
+    def confirm(self, replies: Sequence[int]) -> None:
+        """Take in what the server said to what was collected, in order."""
+        sent, self._in_flight = self._in_flight, None
+        assert sent is not None
+        last = replies[-1]
+        if min(replies) == -2:
+            self.settle(Fate.FENCED)
+        elif min(replies) == -3:
+            self.settle(Fate.FORGOTTEN)
+        elif sent.ends and last >= self._end_number:
+            self.settle(Fate.ENDED)
+        elif last >= sent.until - 1:
+            self._confirmed = sent.until - 1
+            self._forget_old()
+        elif last + 1 < self._base:
+            self.settle(Fate.FORGOTTEN)
+        else:
+            # The server forgot a tail, in a failover say: send again what it lacks.
+            self._confirmed = last
+            self._cursor = last + 1
+            self.kick()
+
+    def unanswered(self) -> None:
+        """Nobody knows what became of what was collected: it is sent again."""
+        self._in_flight = None
+        self._cursor = self._confirmed + 1
+
+    @property
+    def _next(self) -> int:
+        """The number of the next entry to be put."""
+        return self._base + len(self._entries)
+
+    @property
+    def _unsent(self) -> int:
+        return self._next - self._fresh
+
+    @property
+    def _end_number(self) -> int:
+        # A turn that ends unspoken has no start entry: its end is number 1.
+        return max(self._next, 1)
+
+    def _due(self, tick: int) -> int:
+        """How many entries that never left may leave now."""
+        room = self._pacer.due(tick)
+        start = 1 if self._fresh == 0 and self._unsent else 0  # takes no time to play
+        frames = self._unsent - start
+        if self._paused:
+            frames = 0
+        elif room is not None:
+            frames = min(room, frames)
+        return start + frames
+
+    def _append(self, until: int, now: float, *, housekeeping: bool) -> Command:
+        opening = self.opening
+        ttl: Argument = ""
+        keep: Argument = ""
+        if housekeeping:
+            self._housekeeping_at = now + HOUSEKEEPING_S
+            ttl = int(self._retention.audio_ttl_s * 1000)
+            keep = self._window(until, now)
+            self._record |= {"frames": max(until - 1, 0), "updated_ms": self._clock.now_ms()}
+        if self.first_audio_ms is None and self._cursor <= 1 < until:
+            self.first_audio_ms = float(max(0, self._clock.now_ms() - opening.added_ms))
+            self._record["first_audio_ms"] = int(self.first_audio_ms)
+        resume = b""
+        while self._resume and self._resume[0][0] < until:
+            resume = self._resume.popleft()[1]
+        args: list[Argument] = [opening.epoch, opening.turn, self._cursor, ttl, keep, resume]
+        args.append(2 * len(self._record))
+        for name, value in self._record.items():
+            args += (name, value)
+        self._record.clear()
+        for index in range(self._cursor - self._base, until - self._base):
+            entry = self._entries[index]
+            args.append(len(entry))
+            args += entry
+        return scripts.APPEND.command(opening.keys, args)
+
+    def _finish(self) -> Command:
+        opening = self.opening
+        assert self._end is not None
+        reason, error = self._end
+        number = self._end_number
+        args: list[Argument] = [
+            opening.epoch,
+            opening.turn,
+            number,
+            int(self._retention.audio_ttl_s * 1000),
+            "0" if opening.text_key is None else "1",
+            *("event", "end", "request", opening.request, "reason", reason, "frames", number - 1),
+        ]
+        if error:
+            args += ["error", error]
+        args += ["t", self._clock.now_ms()]
+        # KEYS are of one slot and number: without a text stream, name a key that is not touched.
+        return scripts.FINISH.command([*opening.keys, opening.text_key or opening.keys[0]], args)
+
+    def _window(self, until: int, now: float) -> int:
+        """How many of the stream's entries to keep: the window in audio, and in time."""
+        window_s = self._retention.audio_window_s
+        self._left.append((now, until))
+        while self._left[0][0] < now - window_s:
+            self._left.popleft()
+        faster_than_real_time = until - self._left[0][1]
+        return max(int(window_s * FRAMES_PER_S), faster_than_real_time) + WINDOW_SLACK
+
+    def _forget_old(self) -> None:
+        """Let go of what the server will not forget any more."""
+        oldest = self._confirmed + 1 - int(self._retention.resend_window_s * FRAMES_PER_S)
+        while self._base < oldest:
+            self._entries.popleft()
+            self._base += 1
+
+
+def _nothing() -> None:
+    """No publisher to kick yet."""

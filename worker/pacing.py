@@ -1,0 +1,70 @@
+"""Pacing: when a frame may be published, counted in ticks of one frame.
+
+One clock beats for the whole worker, every 20 ms. A session is ``ahead`` of its listener by the
+frames it has published and the listener cannot have played yet; each tick plays one. Counting in
+whole ticks keeps every session on one grid, where comparing float times would now and then put
+two frames into one tick and none into the next.
+"""
+
+import time
+
+TICK_S = 0.020
+
+
+class TickClock:
+    """The worker's frame clock; ticks are counted from its making."""
+
+    def __init__(self) -> None:
+        self._origin = time.monotonic()
+
+    def tick(self) -> int:
+        """The latest tick that has passed."""
+        return int((time.monotonic() - self._origin) / TICK_S)
+
+    def at(self, tick: int) -> float:
+        """When a tick is due, on ``time.monotonic()``."""
+        return self._origin + tick * TICK_S
+
+
+class Pacer:
+    """How far one turn may run ahead of real time.
+
+    Args:
+        lead_ms: 0 publishes frames as fast as they are made.
+    """
+
+    def __init__(self, lead_ms: int) -> None:
+        self._lead = max(1, lead_ms // 20) if lead_ms else None
+        self._ahead = 0
+        self._tick = 0
+        self._dry = True
+
+    @property
+    def lead_frames(self) -> int | None:
+        """Frames that may be published ahead of time; ``None`` when there is no limit."""
+        return self._lead
+
+    @property
+    def has_room(self) -> bool:
+        """Whether anything might leave before the next tick."""
+        return self._lead is None or self._ahead < self._lead
+
+    def due(self, tick: int) -> int | None:
+        """How many frames may be published at this tick; ``None`` is any number."""
+        if self._lead is None:
+            return None
+        if tick > self._tick:
+            played = tick - self._tick
+            self._dry = self._dry or played > self._ahead
+            self._ahead = max(0, self._ahead - played)
+            self._tick = tick
+        return self._lead - self._ahead
+
+    def published(self, count: int, tick: int) -> None:
+        """Count frames that have left."""
+        if self._dry and count:
+            # Playback starts within a tick that has partly passed: that tick does not count, or
+            # the lead would be exceeded by the part.
+            self._dry = False
+            self._tick = tick + 1
+        self._ahead += count

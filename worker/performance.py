@@ -1,0 +1,245 @@
+"""A turn while this worker holds its session's lease: spoken, paused, stopped, ended.
+
+Everything it does ends in its outbox, whose settling ends everything it does.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import structlog
+
+from schemas.audio import CHANNELS, FORMAT, FRAME_MS, Reason
+from schemas.fields import excerpt
+from schemas.request import Request, TextPiece
+from worker.audio.chain import AudioChain
+from worker.audio.resume import resume_point
+from worker.engines.protocol import CannotSpeakError, EngineInfo, TurnSpec
+from worker.ledger import Acquired, Delivery
+from worker.outbox import Fate, Opening, Outbox, Retention
+from worker.residency import Resident
+from worker.rooms import Rooms
+from worker.session_watch import SessionWatch, Verdict
+from worker.text.feed import TextFeed
+from worker.text_stream import stream_text
+from worker.turn import Trail, Turn
+
+log = structlog.stdlib.get_logger(__name__)
+
+ENDINGS: dict[Verdict, Reason] = {Verdict.STOP: "stopped", Verdict.INTERRUPT: "interrupted"}
+
+
+class Performance:
+    """One acquired turn. ``run`` sees it to its fate; ``hand_over`` may cut in at any time."""
+
+    def __init__(
+        self,
+        rooms: Rooms,
+        view: SessionWatch,
+        delivery: Delivery,
+        request: Request,
+        acquired: Acquired,
+    ) -> None:
+        self._rooms = rooms
+        self._view = view
+        self._delivery = delivery
+        self._request = request
+        self._acquired = acquired
+        self.reason: Reason = "completed"
+        self.error = ""
+        config = rooms.config
+        text_key = rooms.keys.text(request.session, request.name) if request.stream else None
+        self.outbox = Outbox(
+            Opening(
+                session=request.session,
+                keys=tuple(rooms.ledger.session_keys(request.session)),
+                text_key=text_key,
+                request=request.name,
+                epoch=acquired.epoch,
+                turn=acquired.turn,
+                last=acquired.last,
+                added_ms=delivery.added_ms,
+            ),
+            config.lead_ms if request.lead_ms is None else request.lead_ms,
+            Retention(config.audio_ttl_s, config.audio_window_s, config.resend_window_s),
+            rooms.clock,
+        )
+        self.turn = Turn(self.outbox)
+        self._changed = anyio.Event()
+
+    def hand_over(self) -> None:
+        """Give the turn up in its middle, at once."""
+        self.outbox.settle(Fate.HANDED_OVER)
+
+    async def run(self, unspoken: tuple[Reason, str] | None) -> Fate:
+        """Speak the turn, or answer it ``unspoken``: the reason and the error to end it with."""
+        with self._rooms.publisher.open(self.outbox):
+            async with anyio.create_task_group() as tasks:
+                if unspoken is not None:
+                    self._end(*unspoken)
+                elif self._acquired.attempts > self._rooms.config.max_deliveries:
+                    self._end("failed", "max_deliveries: no worker survived this request")
+                else:
+                    self._view.changed = self._react
+                    self._react()
+                    tasks.start_soon(self._speak)
+                    tasks.start_soon(self._limit_pause)
+                    tasks.start_soon(self._resolve_stop)
+                await self.outbox.settled()
+                self._view.changed = _nothing
+                tasks.cancel_scope.cancel()
+        return await self.outbox.settled()
+
+    # What the session wishes.
+
+    def _react(self) -> None:
+        verdict = self._view.verdict()
+        if verdict is Verdict.LOST:
+            self.outbox.settle(Fate.FENCED)
+        elif verdict in ENDINGS:
+            self._end(ENDINGS[verdict])
+        elif verdict is Verdict.PAUSE:
+            self.turn.pause()
+        else:
+            self.turn.resume()
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def _end(self, reason: Reason, error: str = "") -> None:
+        """End now; frames that have not left never will."""
+        if self.reason == "completed":
+            self.reason, self.error = reason, error
+        self.outbox.cut(self.reason, self.error)
+        self.turn.stop()
+
+    async def _limit_pause(self) -> None:
+        """End a turn that is paused for too long."""
+        while True:
+            changed = self._changed
+            if self._view.verdict() is Verdict.PAUSE:
+                with anyio.move_on_after(self._rooms.config.pause_timeout_s) as limit:
+                    while self._view.verdict() is Verdict.PAUSE:
+                        await self._changed.wait()
+                if limit.cancelled_caught:
+                    self._end("stopped", "pause_timeout")
+                    return
+            else:
+                await changed.wait()
+
+    async def _resolve_stop(self) -> None:
+        """Find out whether a ``stop:<request>`` names one that is still in the queue behind us."""
+        while True:
+            changed = self._changed
+            named = self._view.unresolved
+            if named is not None:
+                session = self._request.session
+                if await self._rooms.ledger.is_added_later(self._delivery, session, named):
+                    self._view.cover(named)
+            await changed.wait()
+
+    # Speaking.
+
+    async def _speak(self) -> None:
+        try:
+            async with self._rooms.residency.hold(self._delivery.model) as resident:
+                failure = await self._speak_with(resident)
+        except CannotSpeakError as error:
+            self._end("rejected", str(error))
+        except Exception as error:
+            self._fail(error)
+        else:
+            if self.turn.is_stopped:
+                return
+            if failure is not None:
+                self.reason, self.error = "failed", failure
+            self.outbox.close(self.reason, self.error)
+
+    async def _speak_with(self, resident: Resident) -> str | None:
+        """Speak to the end of the text; returns what was wrong with the text, if anything."""
+        rooms, request, acquired = self._rooms, self._request, self._acquired
+        info = resident.info
+        spec = _spec(request, info)
+        gain = await resident.gain(spec.voice)
+        points = Trail.decode(acquired.resume)
+        start = resume_point(points, acquired.last + 1, info.native_rate)
+        chain = AudioChain(
+            info.native_rate,
+            request.sample_rate,
+            gain=gain,
+            ceiling_dbtp=rooms.audio.true_peak_dbtp,
+            start=start,
+            first_frame=max(acquired.last + 1, 1),
+        )
+        self.outbox.start(
+            {
+                "request": request.name,
+                "model": self._delivery.model,
+                "voice": spec.voice,
+                "worker": rooms.name,
+                "sample_rate": str(request.sample_rate),
+                "frame_ms": str(FRAME_MS),
+                "format": FORMAT,
+                "channels": str(CHANNELS),
+                "t": str(rooms.clock.now_ms()),
+            }
+        )
+        feed = TextFeed(info.limits, rooms.config.text_timeout_s)
+        async with self._text(feed):
+            segments = feed.segments(start.segment if start else 0)
+            await self.turn.run(resident.engine, spec, segments, chain, feed.text_of, points)
+        return feed.failure
+
+    @asynccontextmanager
+    async def _text(self, feed: TextFeed) -> AsyncGenerator[None]:
+        """Let the turn's text flow into its feed."""
+        request = self._request
+        if request.stream:
+            key = self._rooms.keys.text(request.session, request.name)
+            async with stream_text(self._rooms.watch, key, feed):
+                yield
+        else:
+            feed.push(TextPiece(text=request.text or "", end=True))
+            yield
+
+    def _fail(self, error: Exception) -> None:
+        """The engine failed: leave the request to another try, or give it up."""
+        last_try = self._acquired.attempts >= self._rooms.config.max_deliveries
+        log.warning(
+            "engine_failed",
+            error=f"{type(error).__name__}: {error}",
+            attempt=self._acquired.attempts,
+            gives_up=last_try,
+        )
+        if last_try:
+            self.reason, self.error = "failed", f"{type(error).__name__}: {error}"
+            self.outbox.close(self.reason, self.error)
+        else:
+            self.outbox.settle(Fate.FAILED)
+
+
+def _spec(request: Request, info: EngineInfo) -> TurnSpec:
+    """How to speak the request with this engine.
+
+    Raises:
+        CannotSpeakError: It names a voice or mode that the engine does not have.
+    """
+    voice = request.voice or info.default_voice
+    if voice not in info.voices:
+        names = ", ".join(info.voices)
+        raise CannotSpeakError(f"voice: {excerpt(voice)} is not one of {names}")
+    if request.mode is not None and request.mode not in info.modes:
+        names = ", ".join(info.modes) or "none: this model has no modes"
+        raise CannotSpeakError(f"mode: {excerpt(request.mode)} is not one of {names}")
+    if request.instruct is not None and "instruct" not in info.modes:
+        raise CannotSpeakError("instruct: this model takes no style")
+    return TurnSpec(
+        voice=voice,
+        seed=request.seed_or_derived,
+        speed=request.speed,
+        mode=request.mode,
+        instruct=request.instruct,
+    )
+
+
+def _nothing() -> None:
+    """The turn is over: what changes now concerns others."""

@@ -1,0 +1,164 @@
+"""The worker's place in the fleet: its record, its heartbeat, and the requests of the dead.
+
+Correctness rests on the lease's fence; this is liveness alone. A wrong guess about a dead worker
+costs a pause, never a frame.
+"""
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import cast
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+
+from schemas import records
+from schemas.keys import Keys
+from schemas.records import ModelRecord, WorkerRecord
+from wire.connect import Client
+from wire.link import Reply
+from worker import scripts
+from worker.clock import ServerClock
+from worker.config import WorkerConfig
+from worker.ledger import Ledger, patiently
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class NameTakenError(Exception):
+    """A living worker has this name."""
+
+
+class Registry:
+    """Beats for one worker, in server time, and buries dead ones.
+
+    It beats on the worker's event loop: a loop that stalls does not beat.
+
+    Args:
+        describe: Makes the worker's record as it is now.
+        models: Makes the records of the served models.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        config: WorkerConfig,
+        name: str,
+        clock: ServerClock,
+        ledger: Ledger,
+        describe: Callable[[], WorkerRecord],
+        models: Callable[[], Mapping[str, ModelRecord]],
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._name = name
+        self._clock = clock
+        self._ledger = ledger
+        self._describe = describe
+        self._models = models
+        self._instance = uuid.uuid4().hex[:12]
+        self._interval_s = config.heartbeat_ms / 1000
+        self._dead_after_ms = config.dead_after_ms
+        self._last_beat = 0.0
+        self._judges_from = 0.0
+        self._missing: set[tuple[str, str]] = set()
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Beat until cancelled; started with the first beat.
+
+        Raises:
+            NameTakenError: Another living worker has this name.
+        """
+        await self._enter()
+        task_status.started()
+        while True:
+            due = self._last_beat + self._interval_s
+            await anyio.sleep(max(0.0, due - time.monotonic()))
+            if await self.beat() is None:
+                raise NameTakenError(f"another worker goes by the name {self._name} now")
+            await self._bury_the_dead()
+
+    async def beat(self) -> int | None:
+        """Renew the records now. Returns the server's unix ms; ``None``: the name is taken."""
+        record = records.encode(self._describe())
+        record.pop("beat_ms", None)
+        flat = [part for pair in record.items() for part in pair]
+        keys = [self._keys.worker(self._name)]
+        asked = time.monotonic()
+        reply = await patiently(
+            lambda: scripts.BEAT(self._client, keys, self._instance, self._dead_after_ms, *flat)
+        )
+        if reply is None:
+            return None
+        now_ms = int(cast(bytes, reply))
+        answered = time.monotonic()
+        self._clock.set(now_ms, (answered - asked) * 1000)
+        if answered - self._last_beat > 2 * self._interval_s:
+            # Who was away himself cannot know whether the others were: give them time to beat.
+            self._judges_from = answered + self._dead_after_ms / 1000
+        self._last_beat = answered
+        await self._heal(self._keys.workers, "zset")
+        await self._execute("ZADD", self._keys.workers, str(now_ms), self._name)
+        for model, described in self._models().items():
+            key = self._keys.model(model)
+            await self._heal(key, "hash")
+            fields = [part for pair in records.encode(described).items() for part in pair]
+            await self._execute("HSET", key, *fields)
+            await self._execute("PEXPIRE", key, str(self._dead_after_ms))
+        return now_ms
+
+    async def depart(self) -> None:
+        """Leave the fleet in good order."""
+        await scripts.DEPART(self._client, [self._keys.worker(self._name)], self._instance)
+        await self._execute("ZREM", self._keys.workers, self._name)
+
+    async def _enter(self) -> None:
+        deadline = time.monotonic() + self._dead_after_ms / 1000 + self._interval_s
+        while await self.beat() is None:
+            # A predecessor that was just killed is gone soon; one that lives stays.
+            if time.monotonic() > deadline:
+                raise NameTakenError(
+                    f"a worker named {self._name} is alive; give this one another --name"
+                )
+            await anyio.sleep(self._interval_s / 2)
+
+    async def _bury_the_dead(self) -> None:
+        """Hand back the requests of workers that no longer beat."""
+        if self._last_beat < self._judges_from:
+            return
+        now_ms = self._clock.now_ms()
+        scored = cast(
+            list[tuple[bytes, float]],
+            await self._execute("ZRANGE", self._keys.workers, "0", "-1", "WITHSCORES"),
+        )
+        beats = {name.decode(): float(score) for name, score in scored}
+        dead = {name for name, at in beats.items() if at < now_ms - self._dead_after_ms}
+        missing: set[tuple[str, str]] = set()
+        for model in self._models():
+            for owner in await self._ledger.owners(model):
+                # One that is listed and late is dead; one that is not listed may be about to be.
+                if owner not in beats:
+                    missing.add((model, owner))
+                    if (model, owner) not in self._missing:
+                        continue
+                elif owner not in dead:
+                    continue
+                count = await self._ledger.bury(model, owner)
+                log.warning("worker_dead", dead=owner, model=model, requests=count)
+        self._missing = missing
+        if dead - {self._name}:
+            await self._execute("ZREM", self._keys.workers, *sorted(dead - {self._name}))
+
+    async def _heal(self, key: str, kind: str) -> None:
+        """What is of another type under one of our own names is debris."""
+        found = await self._execute("TYPE", key)
+        if found not in (kind.encode(), b"none", kind, "none"):
+            log.warning("wrong_type_removed", key=key)
+            await self._execute("DEL", key)
+
+    async def _execute(self, *command: str) -> Reply:
+        return await patiently(
+            lambda: cast(Awaitable[Reply], self._client.execute_command(*command))
+        )

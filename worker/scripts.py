@@ -1,0 +1,54 @@
+"""The server-side scripts: one ``.lua`` file each, called by digest.
+
+Every key is declared in KEYS and lies in one Cluster slot. All of them may run twice: that is
+what makes a retry after a lost reply harmless.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import resources
+from typing import cast
+
+from redis.exceptions import NoScriptError
+
+from wire.connect import Client
+from wire.link import Argument, Command, Reply
+
+
+class Script:
+    """One script of ``worker/lua``; its header says what KEYS, ARGV and the reply are."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.source = resources.files("worker").joinpath("lua", f"{name}.lua").read_text("utf-8")
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    def command(self, keys: Sequence[str], args: Sequence[Argument]) -> Command:
+        """The EVALSHA command, for a link; the server may not know the script (NOSCRIPT)."""
+        return ["EVALSHA", self.sha, len(keys), *keys, *args]
+
+    async def __call__(self, client: Client, keys: Sequence[str], *args: Argument) -> Reply:
+        """Run it, loading it first where the server does not know it.
+
+        Raises:
+            redis.exceptions.RedisError: The server refused it or cannot be reached.
+        """
+        execute = cast(Callable[..., Awaitable[Reply]], client.execute_command)
+        try:
+            return await execute("EVALSHA", self.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return await execute("EVAL", self.source, len(keys), *keys, *args)
+
+
+ACQUIRE = Script("acquire")
+APPEND = Script("append")
+BEAT = Script("beat")
+DEPART = Script("depart")
+EARLIER = Script("earlier")
+ENQUEUE = Script("enqueue")
+FINISH = Script("finish")
+LATER = Script("later")
+ORPHAN = Script("orphan")
+RELEASE = Script("release")
+SETTLE = Script("settle")
+TAKE = Script("take")

@@ -1,0 +1,224 @@
+"""One worker process: wires the rooms, owns their tasks, drains."""
+
+import os
+import signal
+import socket
+import time
+from contextlib import AsyncExitStack
+from typing import cast
+
+import anyio
+import structlog
+
+from schemas.keys import Keys
+from schemas.records import ModelRecord, WorkerRecord, WorkerState
+from schemas.request import SAMPLE_RATES
+from wire.connect import Topology, connect
+from wire.endpoint import Endpoint, resolve
+from wire.link import LinkClosedError
+from worker import __version__, voicepacks
+from worker.clock import ServerClock
+from worker.config import Config
+from worker.engines.registry import slots_of
+from worker.intake import Intake
+from worker.ledger import Ledger
+from worker.publisher import Publisher
+from worker.registry import Registry
+from worker.residency import Residency
+from worker.rooms import Rooms
+from worker.slots import Slots
+from worker.stats import Stats
+from worker.watch import KeyWatch
+
+log = structlog.stdlib.get_logger(__name__)
+
+CONNECT_AGAIN_S = 1.0
+HAND_OVER_S = 2.0
+
+
+def worker_name(config: Config) -> str:
+    """The configured name, or one made of process and host."""
+    return config.worker.name or f"{os.getpid()}@{socket.gethostname()}"
+
+
+class Service:
+    """A worker of the fleet, from its first heartbeat to its last."""
+
+    def __init__(self, config: Config, topology: Topology) -> None:
+        self._config = config
+        self._topology = topology
+        self._state: WorkerState = "starting"
+        self._started = time.time()
+        name = worker_name(config)
+        keys = Keys(config.redis.prefix)
+        packs = voicepacks.discover(
+            voicepacks.default_directory(config.model_manager.voicepacks_dir)
+        )
+        served = config.worker.models
+        clock = ServerClock()
+        ledger = Ledger(topology.client, keys, name, int(config.worker.audio_ttl_s * 1000))
+        self._rooms = Rooms(
+            name=name,
+            keys=keys,
+            config=config.worker,
+            audio=config.audio,
+            clock=clock,
+            ledger=ledger,
+            watch=KeyWatch(topology),
+            publisher=Publisher(topology),
+            residency=Residency(config.model_manager, config.engine, config.audio, packs, served),
+            slots=Slots(
+                {model: slots_of(packs[model], config.engine) for model in served},
+                config.worker.slots,
+            ),
+            stats=Stats(),
+        )
+        self._intake = Intake(self._rooms, topology)
+        self._registry = Registry(
+            topology.client,
+            keys,
+            config.worker,
+            name,
+            clock,
+            ledger,
+            self._describe,
+            self._models,
+        )
+        self._hurry = anyio.Event()
+        self._draining = anyio.Event()
+
+    async def run(self) -> None:
+        """Serve until drained."""
+        rooms = self._rooms
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self._registry.run)
+            await tasks.start(rooms.watch.run)
+            await tasks.start(rooms.publisher.run)
+            await tasks.start(rooms.residency.run)
+            tasks.start_soon(self._keep_sessions)
+            async with anyio.create_task_group() as turns:
+                self._state = "ready"
+                await self._registry.beat()
+                log.info("ready", models=list(rooms.residency.served), slots=rooms.slots.total)
+                turns.start_soon(self._intake.run, turns)
+                await self._draining.wait()
+                await self._drain()
+            await self._registry.depart()
+            tasks.cancel_scope.cancel()
+
+    def drain(self) -> None:
+        """Take no new request; finish or hand over what is spoken; end. Again: hand over now."""
+        if self._draining.is_set():
+            self._hurry.set()
+        self._draining.set()
+
+    async def _drain(self) -> None:
+        self._state = "draining"
+        log.info("draining", speaking=self._intake.speaking)
+        self._intake.close()
+        await self._registry.beat()
+        async with anyio.create_task_group() as patience:
+
+            async def give_up(event: anyio.Event | None) -> None:
+                if event is None:
+                    await anyio.sleep(self._config.worker.drain_timeout_s)
+                else:
+                    await event.wait()
+                patience.cancel_scope.cancel()
+
+            patience.start_soon(give_up, None)
+            patience.start_soon(give_up, self._hurry)
+            await self._intake.emptied()
+            patience.cancel_scope.cancel()
+        self._intake.hand_over()
+        with anyio.move_on_after(HAND_OVER_S):
+            await self._intake.emptied()
+
+    async def _keep_sessions(self) -> None:
+        """Keep the keys of living sessions, paused ones too, from expiring."""
+        while True:
+            await anyio.sleep(self._config.worker.audio_ttl_s / 4)
+            await self._rooms.ledger.touch(sorted(self._intake.sessions))
+
+    def _describe(self) -> WorkerRecord:
+        rooms = self._rooms
+        residents = rooms.residency.resident
+        return WorkerRecord(
+            state=self._state,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            device=",".join(sorted({resident.info.device for resident in residents})) or "none",
+            models=tuple(rooms.residency.served),
+            slots_total=rooms.slots.total,
+            slots_free=rooms.slots.free if self._state == "ready" else 0,
+            sessions=self._intake.speaking,
+            started_ms=int(self._started * 1000),
+            first_audio_p50_ms=rooms.stats.first_audio_ms(0.5),
+            first_audio_p95_ms=rooms.stats.first_audio_ms(0.95),
+            rtf=rooms.stats.rtf,
+        )
+
+    def _models(self) -> dict[str, ModelRecord]:
+        infos = {resident.model_id: resident.info for resident in self._rooms.residency.resident}
+        described: dict[str, ModelRecord] = {}
+        for model, pack in self._rooms.residency.served.items():
+            info = infos.get(model)
+            described[model] = ModelRecord(
+                family=pack.family,
+                version=pack.version,
+                languages=info.languages if info else pack.languages,
+                voices=info.voices if info else pack.voices,
+                default_voice=info.default_voice if info else pack.default_voice or "",
+                modes=info.modes if info else (),
+                capabilities=info.capabilities if info else pack.capabilities,
+                native_rate=info.native_rate if info else pack.native_rate,
+                sample_rates=SAMPLE_RATES,
+                synthetic=info.synthetic if info else False,
+            )
+        return described
+
+
+async def run(config: Config) -> int:
+    """Run a worker until it is drained by SIGTERM or SIGINT. Returns the exit status.
+
+    Waits for a server that is not there yet: worker and server may start in any order.
+
+    Raises:
+        BadUrlError, VoicepackError, UnknownModelError, EngineLoadError, NameTakenError: It
+            cannot start.
+    """
+    endpoint = resolve(config.redis)
+    try:
+        async with AsyncExitStack() as stack:
+            service = Service(config, await _connected(endpoint, stack))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_obey_signals, service)
+                await service.run()
+                tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+    return 0
+
+
+async def _connected(endpoint: Endpoint, stack: AsyncExitStack) -> Topology:
+    while True:
+        try:
+            return await stack.enter_async_context(connect(endpoint))
+        except LinkClosedError as error:
+            log.warning("redis_away", error=str(error), retry_s=CONNECT_AGAIN_S)
+        await anyio.sleep(CONNECT_AGAIN_S)
+
+
+async def _obey_signals(service: Service) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            service.drain()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first: task groups wrap it once for each level of tasks."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = cast(BaseExceptionGroup[BaseException], error).exceptions[0]
+    return error

@@ -1,0 +1,1 @@
+"""Text: incremental segmentation and normalisation."""

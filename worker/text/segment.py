@@ -1,0 +1,86 @@
+"""Cutting a stream of text into the pieces that an engine speaks one after another."""
+
+from worker.engines.protocol import Segment, SegmentLimits
+from worker.text.breaks import clause_ends, last_word_end, within_word
+from worker.text.normalise import normalise, speakable
+from worker.text.sentences import NeedsMoreTextError, sentence_end
+
+
+class Segmenter:
+    """Finds a turn's segments while its text arrives.
+
+    A segment is a sentence. One longer than ``max_chars`` is cut at clauses, else between words,
+    and within a word only where the word alone is longer. The turn's first is cut earlier, at the
+    first clause end that is worth it before ``first_chars``, unless it is hardly longer.
+
+    The same text gives the same segments however it arrives in pieces (``flush`` at the same
+    places granted): a boundary is decided by content, once enough has arrived, never by time.
+    """
+
+    def __init__(self, limits: SegmentLimits) -> None:
+        self._max = limits.max_chars
+        self._first = limits.first_chars
+        self._text = ""  # what is not spoken yet
+        self._start = 0  # its offset in the turn's text
+        self._index = 0
+
+    def push(self, text: str) -> list[Segment]:
+        """Take more of the turn's text; return the segments that it completes."""
+        self._text += text
+        return self._segments(final=False)
+
+    def flush(self) -> list[Segment]:
+        """Return all that has arrived, also an unfinished sentence. More may be pushed."""
+        return self._segments(final=True)
+
+    def _segments(self, *, final: bool) -> list[Segment]:
+        found: list[Segment] = []
+        while True:
+            self._drop(len(self._text) - len(self._text.lstrip()))
+            if not self._text:
+                return found
+            try:
+                length = self._next(final=final)
+            except NeedsMoreTextError:
+                return found
+            spoken = normalise(self._text[:length])
+            # What has nothing to say (an emoji, a rule) leaves no trace but its characters.
+            if speakable(spoken):
+                end = self._start + length
+                found.append(Segment(self._index, spoken, self._start, end))
+                self._index += 1
+            self._drop(length)
+
+    def _drop(self, count: int) -> None:
+        self._text = self._text[count:]
+        self._start += count
+
+    def _next(self, *, final: bool) -> int:
+        """The length of the next segment."""
+        # A quarter more than the first may have is spoken in one go: no tail of two words.
+        whole = self._first + self._first // 4
+        if self._index == 0 and whole < self._max:
+            length = sentence_end(self._text, whole, final=final) or self._first_cut()
+            if length:
+                return length
+        tail = min(16, self._max // 4)
+        length = sentence_end(self._text, self._max + tail, final=final)
+        if length and length <= self._max:
+            return length
+        return self._cut(min(self._max, length - tail) if length else self._max)
+
+    def _first_cut(self) -> int | None:
+        """The earliest clause end that is worth a segment, else the last word end in reach."""
+        ends = clause_ends(self._text, self._first // 3, self._first + self._first // 8)
+        return ends[0] if ends else last_word_end(self._text, self._first)
+
+    def _cut(self, high: int) -> int:
+        """The latest clause end up to ``high`` that is worth it, else a word end, else a cut."""
+        ends = clause_ends(self._text, self._max // 3, high)
+        if ends:
+            return ends[-1]
+        return (
+            last_word_end(self._text, high)
+            or last_word_end(self._text, self._max)
+            or within_word(self._text, self._max)
+        )

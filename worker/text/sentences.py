@@ -1,0 +1,155 @@
+"""Where a sentence ends, decided from the text alone.
+
+A full stop ends a sentence or an abbreviation, a number, an initial; what follows tells which.
+A decision looks at ``LOOKAHEAD`` characters past the stop at most, and is put off while they
+have not arrived, so it never depends on how a stream of text was cut into pieces.
+"""
+
+import re
+
+from worker.text.normalise import EMOJI
+
+LOOKAHEAD = 64
+
+CLOSERS = "\"'”’»›)\\]}*_`」』）》】〕〉"  # noqa: RUF001
+"""What may stand between a stop and the space after it: the inside of a character class."""
+
+_STOPS = ".!?…؟۔।॥"  # noqa: RUF001
+_CJK_STOPS = "。！？｡．"  # noqa: RUF001 (full-width on purpose)
+_CANDIDATE = re.compile(rf"(?P<stop>[{_STOPS}{_CJK_STOPS}]+)[{CLOSERS}{EMOJI}]*|(?P<lines>\n\s*)")
+_CJK_STOP = re.compile(rf"[{_CJK_STOPS}]")
+_GAP = re.compile(rf"[\s\"'“‘«‹(\[{{*_`¿¡–—{EMOJI}-]*")  # noqa: RUF001
+"""What may stand between two sentences, up to the first letter of the second."""
+
+_HEADING = re.compile(r"[^\S\n]*#{1,6}[^\S\n]")
+_LINE_START = re.compile(r"(?:[-*+•‣◦·>]|#{1,6}|\d{1,3}[.)])\s|([-*_=`~])\1{2}")
+"""A bullet, quote, heading or number, or a rule or code fence."""
+_LINE_START_LENGTH = 7
+_LIST_NUMBER = re.compile(r"\s*\(?\d{1,3}")
+_ABBREVIATION = re.compile(r"[^\W\d_]+(?:\.[^\W\d_]+)*$")
+_ABBREVIATION_LENGTH = 24
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+def _words(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
+
+
+_NEVER_LAST = _words(
+    "adm bzw capt cf dr e.g eg esp fr gen gov hon i.e ie lt maj messrs mlle mme mr mrs ms prof "
+    "rev sen sgt viz vs z.b"
+)
+"""Abbreviations after which the sentence always goes on."""
+
+_BEFORE_NUMBER = _words(
+    "apr art aug ca ch chap dec eq feb fig figs jan jul jun mar no nos nov nr oct p pp sec sect "
+    "sep sept tab vol"
+)
+"""Abbreviations where a number follows, words or abbreviations at the end elsewhere."""
+
+_OFTEN_LAST = _words("ave blvd co corp inc jr ltd mt rd sr st")
+"""Abbreviations that end a sentence as often as not, as "U.S." and "p.m." do."""
+
+_STARTERS = _words(
+    "a after although an and are as at because but by can did do does even for he her here his "
+    "how however i if in is it its later let many meanwhile most my no not now of on once one "
+    "our please she since so some still thanks that the their then there these they this those "
+    "today was we well what when where which while who why with yes yet you your"
+)
+"""Words whose capital shows that a sentence begins: they have none within one."""
+
+
+class NeedsMoreTextError(Exception):
+    """What has arrived does not decide it yet."""
+
+
+def sentence_end(text: str, stop: int, *, final: bool) -> int | None:
+    """Where the sentence that begins ``text`` ends: the offset behind its last character.
+
+    Args:
+        text: What has arrived so far, from the sentence's first character on.
+        stop: The longest sentence of interest.
+        final: Nothing more belongs to ``text``: its end is the end of a sentence.
+
+    Returns:
+        The offset, or None if the sentence is longer than ``stop``.
+
+    Raises:
+        NeedsMoreTextError: Text that has not arrived decides. Never when ``final``.
+    """
+    for candidate in _CANDIDATE.finditer(text):
+        begin, end = candidate.span()
+        if begin >= stop:
+            return None
+        if end - begin > LOOKAHEAD:
+            end = begin + LOOKAHEAD
+        elif end == len(text):
+            if not final:
+                raise NeedsMoreTextError
+            break
+        elif candidate["lines"]:
+            if not _ends_line(text, begin, end, final=final):
+                continue
+        elif not _ends_sentence(text, begin, candidate.end("stop"), end, final=final):
+            continue
+        length = len(text[:end].rstrip())
+        return length if length <= stop else None
+    if not final:
+        if len(text) <= stop:
+            raise NeedsMoreTextError
+        return None
+    length = len(text.rstrip())
+    return length if length <= stop else None
+
+
+def _ends_line(text: str, begin: int, end: int, *, final: bool) -> bool:
+    """Whether the line break ``text[begin:end]`` parts two paragraphs, list items or headings."""
+    if text.count("\n", begin, end) > 1:
+        return True
+    if _HEADING.match(text, text.rfind("\n", 0, begin) + 1):
+        return True
+    if len(text) < end + _LINE_START_LENGTH and not final:
+        raise NeedsMoreTextError
+    return _LINE_START.match(text, end) is not None
+
+
+def _ends_sentence(text: str, begin: int, stop: int, end: int, *, final: bool) -> bool:
+    """Whether the stops ``text[begin:stop]``, with closers up to ``end``, end a sentence."""
+    if _CJK_STOP.search(text, begin, stop):
+        return True
+    if not text[end].isspace():
+        return False
+    gap = _GAP.match(text, end, end + LOOKAHEAD)
+    follows = gap.end() if gap else end
+    if "\n" in text[end:follows] or follows == end + LOOKAHEAD:
+        return True
+    if follows == len(text):
+        if not final:
+            raise NeedsMoreTextError
+        return True
+    if text[follows].islower() or text[follows] in ",;:":
+        return False
+    return text[begin:stop] != "." or _is_full_stop(text, begin, follows, final=final)
+
+
+def _is_full_stop(text: str, at: int, follows: int, *, final: bool) -> bool:
+    """Whether the point at ``at``, with a capital or the like at ``follows``, is a full stop."""
+    if _LIST_NUMBER.fullmatch(text, text.rfind("\n", 0, at) + 1, at):
+        return False
+    before = _ABBREVIATION.search(text, max(0, at - _ABBREVIATION_LENGTH), at)
+    if before is None:
+        return True
+    word = before[0].lower()
+    if word in _NEVER_LAST:
+        return False
+    if word in _BEFORE_NUMBER:
+        return not text[follows].isdigit()
+    initial = len(word) == 1 and before[0].isupper()
+    if not (initial or "." in word or word in _OFTEN_LAST):
+        return True
+    starter = _WORD.match(text, follows, follows + LOOKAHEAD)
+    if starter is None:
+        return not text[follows].isdigit()
+    if starter.end() == len(text) and not final:
+        raise NeedsMoreTextError
+    return starter[0].lower() in _STARTERS

@@ -108,10 +108,15 @@ def raise_for_end(end: End) -> None:
 @contextmanager
 def translated(endpoint: Endpoint) -> Generator[None]:
     """Turn what the Redis side raises into ``ServerUnreachable`` and ``ServerRefused``."""
+
+    def message(error: Exception) -> str:
+        said = str(error) or type(error).__name__
+        return said if said.startswith(repr(endpoint)) else f"{endpoint!r}: {said}"
+
     try:
         yield
     except (AuthenticationError, AuthorizationError) as error:
-        raise ServerRefused(f"{endpoint!r}: {error}") from error
+        raise ServerRefused(message(error)) from error
     except (
         RedisConnectionError,
         RedisTimeoutError,
@@ -119,6 +124,6 @@ def translated(endpoint: Endpoint) -> Generator[None]:
         LinkClosedError,
         OSError,
     ) as error:
-        raise ServerUnreachable(f"{endpoint!r}: {error}") from error
+        raise ServerUnreachable(message(error)) from error
     except (RedisError, ReplyError) as error:
-        raise ServerRefused(f"{endpoint!r}: {error}") from error
+        raise ServerRefused(message(error)) from error

@@ -153,6 +153,11 @@ class Reader:
                     logger.debug("reader: %s; connecting again", lost)
                     await self._before_attempt(attempt)
                     attempt += 1
+        except anyio.get_cancelled_exc_class():  # the client is closed: nobody shall wait for ever
+            for listeners in self._subscriptions.values():
+                for one in listeners:
+                    one.close()
+            raise
         finally:
             self._drop_link()
 

@@ -1,12 +1,12 @@
 """Text that is sent while it is being spoken: the stream ``tts:text:{<S>}:<request>``."""
 
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing, nullcontext, suppress
 from typing import cast
 
 import anyio
 
-from producer.errors import ServerRefused, TurnEnded
+from producer.errors import ServerRefused, VoiceFleetError
 from producer.server import Server
 from producer.subscription import Subscription
 from schemas import TextPiece
@@ -59,20 +59,23 @@ async def pump(
     pieces: AsyncIterable[str],
     writer: TextWriter,
     subscription: Subscription,
+    over: Callable[[], bool],
     stop: Callable[[], Awaitable[None]],
 ) -> None:
-    """Write what ``pieces`` yields, then the end. If it raises, the listener gets the error."""
+    """Write what ``pieces`` yields, then the end, unless the turn is ``over`` before.
+
+    If ``pieces`` raises, the turn is stopped and its listener gets the error.
+    """
     closing = aclosing(cast(AsyncGenerator[str], pieces)) if hasattr(pieces, "aclose") else None
     try:
         async with closing or nullcontext():
             async for text in pieces:
-                if subscription.closed:
+                if over() or subscription.closed:
                     return
                 if text:
                     await writer.write(TextPiece(text))
         await writer.write(TextPiece(end=True))
-    except TurnEnded:
-        return
     except Exception as error:  # the caller's iterator may raise anything
         subscription.fail(error)
-        await stop()
+        with suppress(VoiceFleetError):
+            await stop()

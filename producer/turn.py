@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,7 +10,13 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from producer.errors import StreamGap, TurnEnded, UnknownModel, raise_for_end
+from producer.errors import (
+    StreamGap,
+    TurnEnded,
+    UnknownModel,
+    VoiceFleetError,
+    raise_for_end,
+)
 from producer.position import continuity_after, first
 from producer.reader import Readers
 from producer.server import Server
@@ -165,7 +172,11 @@ class Turn:
         weakref.finalize(self, subscription.close)
         self._subscription = subscription
         if self._pieces is not None:
-            context.tasks.start_soon(pump, self._pieces, self._text, subscription, self._stopper())
+            mine = self._mine
+            context.tasks.start_soon(
+                *(pump, self._pieces, self._text, subscription),
+                *(lambda: mine.end is not None, self._stopper()),
+            )
 
     def _stopper(self) -> Callable[[], Awaitable[None]]:
         """``stop`` without a reference to the turn, for what may outlive it."""
@@ -234,7 +245,7 @@ class Turn:
     async def _abandon(self) -> None:
         if self._subscription is not None:
             self._subscription.close()
-        with anyio.move_on_after(FAREWELL_S, shield=True):
+        with anyio.move_on_after(FAREWELL_S, shield=True), suppress(VoiceFleetError):
             await self.stop()
 
 

@@ -65,7 +65,7 @@ def servers() -> Generator[Servers]:
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of the Redis this test runs against."""
-    return getattr(request, "param", None) or request.config.getoption("--backend")
+    return str(getattr(request, "param", None) or request.config.getoption("--backend"))
 
 
 @pytest.fixture

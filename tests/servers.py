@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from typing import Self
+from typing import Self, cast
 
 import msgspec
 import redis
@@ -82,13 +82,9 @@ def start_cluster(size: int = 3, timeout_s: float = 20.0) -> Generator[Cluster]:
 
 
 def _is_whole(client: "redis.Redis", size: int) -> bool:
-    info = client.execute_command("CLUSTER INFO")
-    facts = info if isinstance(info, dict) else dict(line.split(":") for line in info.splitlines())
-    return (facts["cluster_state"], facts["cluster_slots_ok"], facts["cluster_size"]) == (
-        "ok",
-        str(SLOTS),
-        str(size),
-    )
+    facts = cast(dict[str, str], client.cluster("INFO"))
+    wanted = {"cluster_state": "ok", "cluster_slots_ok": str(SLOTS), "cluster_size": str(size)}
+    return wanted.items() <= facts.items()
 
 
 class Servers:

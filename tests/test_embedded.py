@@ -121,7 +121,7 @@ async def test_a_port_that_is_taken_is_an_error_only_where_it_was_asked_for(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the tie to the parent is Linux's")
-def test_dies_with_its_parent() -> None:
+def test_dies_with_its_parent(tmp_path: Path) -> None:
     script = (
         "import time\n"
         "from wire.embedded import EmbeddedServer\n"
@@ -129,7 +129,11 @@ def test_dies_with_its_parent() -> None:
         "    print(server.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path)},  # the killed one cannot tidy up
+    )
     assert parent.stdout is not None
     with parent, parent.stdout as said:
         pid = int(said.readline())

@@ -101,8 +101,21 @@ async def test_a_server_that_stays_away_is_an_error() -> None:
             await anext(listener)
 
 
+async def test_a_closed_client_leaves_nobody_waiting(redis_url: str, prefix: str) -> None:
+    with anyio.fail_after(3):
+        async with anyio.create_task_group() as tasks:
+
+            async def listen() -> None:
+                assert [entry async for entry in listener] == []
+
+            async with VoiceFleet(redis_url, prefix=prefix) as fleet:
+                listener = await fleet.session("s1").listen().open()
+                tasks.start_soon(listen)
+                await anyio.sleep(0.02)
+
+
 async def test_no_server_at_all() -> None:
-    with pytest.raises(ServerUnreachable, match="127.0.0.1:1"):
+    with pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:1"):
         async with VoiceFleet("redis://127.0.0.1:1"):
             pass
 

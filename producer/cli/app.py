@@ -9,7 +9,6 @@ from importlib.metadata import version
 from cyclopts import App, CycloptsError
 
 from producer.cli import control, demo, doctor, inspect, say, tail, up, voicepacks, worker
-from producer.cli.failure import Failure
 
 INTERRUPTED = 130
 
@@ -56,17 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in tokens:
             traceback.print_exc()
         else:
-            print(f"voicefleet: {_in_one_line(error)}", file=sys.stderr)
+            print(f"voicefleet: {_message(error)}", file=sys.stderr)
         return 1
     return status if isinstance(status, int) else 0
 
 
-def _in_one_line(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         error = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    message = str(error).strip()  # pyright: ignore[reportUnknownArgumentType]
-    if isinstance(error, Failure):
-        return message
-    if not message:
-        return type(error).__name__  # pyright: ignore[reportUnknownArgumentType]
-    return message.splitlines()[0]
+    return str(error).strip() or type(error).__name__  # pyright: ignore[reportUnknownArgumentType]

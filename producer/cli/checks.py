@@ -2,7 +2,8 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal
 
@@ -11,7 +12,7 @@ import msgspec
 
 from producer.client import VoiceFleet
 from producer.errors import ServerRefused, VoiceFleetError, translated
-from wire.link import Argument, Reply
+from wire.link import Argument, Link, Reply, ReplyError
 
 OLDEST_SERVERS: Final = {"redis": (7, 0), "valkey": (8, 0)}
 CLOCK_TOLERANCE_MS: Final = 500
@@ -145,7 +146,7 @@ async def rights(fleet: VoiceFleet) -> Findings:
         ("EXPIRE", record, 5),
         ("HGETALL", record),
         ("HMGET", record, "state"),
-        ("XGROUP CREATE", queue, "workers", "0", "MKSTREAM"),
+        ("XGROUP", "CREATE", queue, "workers", "0", "MKSTREAM"),
         ("EXPIRE", queue, 5),
         ("XREADGROUP", "GROUP", "workers", "doctor", "COUNT", 1, "STREAMS", queue, ">"),
         ("XPENDING", queue, "workers", "-", "+", 1),
@@ -160,7 +161,7 @@ async def rights(fleet: VoiceFleet) -> Findings:
         ("EXISTS", keys.model(name)),
         ("TYPE", control),
         ("EVAL", "return redis.call('EXISTS', KEYS[1])", 1, control),
-        ("SCRIPT LOAD", "return 1"),
+        ("SCRIPT", "LOAD", "return 1"),
         ("TIME",),
         ("DEL", control),
         ("DEL", audio),
@@ -168,25 +169,26 @@ async def rights(fleet: VoiceFleet) -> Findings:
         ("DEL", queue),
         ("DEL", beats),
     ]
-    refused: list[str] = []
-    for command in commands:
-        try:
-            await fleet.server.call(*command)
-        except ServerRefused as error:
-            if "NOPERM" in str(error) or "permissions" in str(error):
-                refused.append(str(command[0]))
+    refused: dict[str, None] = {}
+    async with _links(fleet) as link_to:
+        for command in commands:
+            key = next((str(part) for part in command[1:] if name in str(part)), control)
+            link = await link_to(key)
+            (reply,) = await link.batch([command])
+            if isinstance(reply, ReplyError) and str(reply).startswith("NOPERM"):
+                refused[_full_name(command)] = None
     user = await _user(fleet)
     if refused:
-        grants = " ".join(f"+{name.lower().replace(' ', '|')}" for name in dict.fromkeys(refused))
+        grants = " ".join(f"+{name.lower().replace(' ', '|')}" for name in refused)
         advice = f"ACL SETUSER {user} ~{keys.prefix}:* {grants}"
-        yield Finding("fail", f"user {user} may not: {', '.join(dict.fromkeys(refused))}", advice)
+        yield Finding("fail", f"user {user} may not: {', '.join(refused)}", advice)
     else:
         yield Finding("ok", f"user {user} may do all that clients and workers do")
     try:
         await fleet.server.call("CLIENT UNBLOCK", 0)
     except ServerRefused:
-        advice = f"works all the same, with a connection more for each: ACL SETUSER {user} +client|unblock"
-        yield Finding("warn", "CLIENT UNBLOCK is refused: new sessions join slowly", advice)
+        found = "CLIENT UNBLOCK is refused: the client makes a new connection for each new session"
+        yield Finding("warn", found, f"ACL SETUSER {user} +client|unblock")
 
 
 async def engines() -> Findings:
@@ -232,6 +234,31 @@ async def workers(fleet: VoiceFleet) -> Findings:
     if dead:
         advice = f"redis-cli XREVRANGE {fleet.keys.dead} + - COUNT 5 says why"
         yield Finding("warn", f"{dead} requests could not be spoken", advice)
+
+
+@asynccontextmanager
+async def _links(fleet: VoiceFleet) -> AsyncGenerator[Callable[[str], Awaitable[Link]]]:
+    """Raw connections to the servers that own keys: redis-py would read odd replies for us."""
+    topology = fleet.server.topology
+    links: dict[tuple[str, int], Link] = {}
+
+    async def link_to(key: str) -> Link:
+        owner = topology.owner(key)
+        if owner not in links:
+            links[owner] = await topology.open_link(owner)
+        return links[owner]
+
+    with translated(fleet.server.endpoint):
+        try:
+            yield link_to
+        finally:
+            for link in links.values():
+                link.close()
+
+
+def _full_name(command: tuple[Argument, ...]) -> str:
+    parts = command[:2] if command[0] in ("XGROUP", "SCRIPT") else command[:1]
+    return " ".join(str(part) for part in parts)
 
 
 async def _user(fleet: VoiceFleet) -> str:

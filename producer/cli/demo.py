@@ -44,8 +44,8 @@ async def demo(
     debug
         Show a traceback of errors.
     """
-    terminate_like_interrupt()
     path = locate(config, "piper.yaml")
+    terminate_like_interrupt()
     model = default_model(path)
     began = time.monotonic()
     try:
@@ -61,7 +61,7 @@ async def demo(
                 _note(f"worker ready after {time.monotonic() - began:.1f} s")
                 await _speak(fleet, text, model, out)
     except (ServerStartError, VoiceFleetError) as error:
-        raise Failure(f"voicefleet: the demo failed: {error}") from error
+        raise Failure(f"the demo failed: {error}") from error
     print(f"""\
 {out}: 48 kHz, mono, 16 bit. Server and worker are gone again.
 
@@ -90,11 +90,11 @@ async def _speak(fleet: VoiceFleet, text: str, model: str, out: Path) -> None:
                         peak = max(peak, _peak(frame.pcm))
     except TimeoutError:
         raise Failure(
-            f"voicefleet: the demo failed: no end of the turn within {SPEAK_TIMEOUT_S:.0f} s"
+            f"the demo failed: no end of the turn within {SPEAK_TIMEOUT_S:.0f} s"
         ) from None
     if turn.end is None or turn.end.reason != "completed" or peak < AUDIBLE:
         said = "no end" if turn.end is None else turn.end.reason
-        raise Failure(f"voicefleet: the demo failed: {said}, loudest sample {peak} of 32767")
+        raise Failure(f"the demo failed: {said}, loudest sample {peak} of 32767")
 
 
 def _peak(pcm: bytes) -> int:

@@ -20,7 +20,7 @@ from producer.session import SpeakOptions
 from producer.turn import StreamedTurn, Turn
 from producer.wav import WavWriter
 
-PAUSE_S: Final = 0.1
+PAUSE_S: Final = 0.03
 """When input pauses this long, what has come is spoken without waiting for more."""
 
 KEEP_ALIVE_S: Final = 10.0

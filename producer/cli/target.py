@@ -33,9 +33,8 @@ class Target:
             for field in msgspec.structs.fields(RedisConfig)
             if (variable := f"VOICEFLEET_REDIS_{field.name.upper()}") in environ
         }
-        for name, value in (("url", self.redis_url), ("prefix", self.prefix)):
-            if value is not None:
-                said[name] = value
+        options = {"url": self.redis_url, "prefix": self.prefix}
+        said |= {name: value for name, value in options.items() if value is not None}
         try:
             return msgspec.convert(said, RedisConfig, strict=False)
         except msgspec.ValidationError as error:

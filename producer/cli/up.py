@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from types import FrameType
 
 from producer.cli.configs import locate
 from producer.cli.failure import Failure
@@ -24,7 +25,11 @@ def default_model(config: Path) -> str:
 
 def terminate_like_interrupt() -> None:
     """Let SIGTERM end a command as Ctrl-C does, so that it cleans up."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def redis_cli(port: int, model: str) -> str:
@@ -49,8 +54,8 @@ async def up(*, config: Path | None = None, port: int = 0, debug: bool = False) 
     debug
         Show a traceback of errors.
     """
-    terminate_like_interrupt()
     path = locate(config, "piper.yaml")
+    terminate_like_interrupt()
     model = default_model(path)
     try:
         async with (
@@ -71,4 +76,4 @@ or with nothing but redis-cli:
 """, flush=True)  # fmt: skip
             await worker.ended()
     except ServerStartError as error:
-        raise Failure(f"voicefleet: {error}") from None
+        raise Failure(str(error)) from None

@@ -96,7 +96,7 @@ class WorkerProcess:
         status = self._process.returncode
         said = f"ended with status {status}" if status is not None else "did not get ready"
         lines = self._log.read_text(errors="replace").splitlines()[-12:] if self._log else []
-        return Failure("\n".join([f"voicefleet: the worker {said}", *lines]))
+        return Failure("\n".join([f"the worker {said}", *lines]))
 
 
 async def _end(process: Process) -> None:

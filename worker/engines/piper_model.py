@@ -190,8 +190,7 @@ def _session(model: bytes) -> _Session:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Lengths differ from run to run: arenas and patterns of them only grow.
-    options.enable_cpu_mem_arena = False
+    # No two runs are of one length: a plan of the memory for each length would only pile up.
     options.enable_mem_pattern = False
     return cast(
         "_Session",

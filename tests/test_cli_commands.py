@@ -1,0 +1,174 @@
+"""Commands of the command line that need no worker, run in this process."""
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from producer.cli import main
+from producer.cli.table import age
+from tests.fake_worker import MODEL, FakeWorker
+from wire.embedded import EmbeddedServer
+
+pytestmark = pytest.mark.anyio
+
+Run = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture
+async def worker(redis: Redis, prefix: str) -> FakeWorker:
+    return FakeWorker(redis, prefix)
+
+
+@pytest.fixture
+def bare(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command: status, stdout, stderr."""
+
+    async def run(*args: str) -> tuple[int, str, str]:
+        status = await anyio.to_thread.run_sync(main, args)
+        said = capfd.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def run(bare: Run, redis_url: str, prefix: str) -> Run:
+    """The same with the test's own server and prefix."""
+
+    async def run(*args: str) -> tuple[int, str, str]:
+        return await bare(*args, "--redis-url", redis_url, "--prefix", prefix)
+
+    return run
+
+
+async def test_control(run: Run, worker: FakeWorker, redis: Redis) -> None:
+    key = worker.keys.control("s1")
+    for args, value in (
+        (("pause", "s1"), b"pause"),
+        (("resume", "s1"), b"resume"),
+        (("stop", "s1"), b"stop"),
+        (("stop", "s1", "--request", "r7"), b"stop:r7"),
+    ):
+        status, out, _ = await run(*args)
+        assert status == 0 and out.startswith("s1: ")
+        assert await redis.get(key) == value
+        assert await redis.ttl(key) > 3500
+
+
+async def test_records(run: Run, worker: FakeWorker, redis: Redis) -> None:
+    await worker.register()
+    key = worker.keys.session("s1")
+    await redis.hset(key, mapping={"state": "speaking", "turn": 3, "first_audio_ms": "7.4"})
+    await redis.expire(key, 60)
+
+    status, out, _ = await run("workers", "--json")
+    assert status == 0
+    assert [(w["name"], w["slots_free"]) for w in json.loads(out)] == [("w1", 15)]
+    assert "w1" in (await run("workers"))[1]
+
+    _, out, _ = await run("models", "--json")
+    assert json.loads(out)[MODEL]["voices"] == ["a", "b"]
+    assert "tone-test (synthetic)" in (await run("models"))[1]
+
+    _, out, _ = await run("sessions", "--json")
+    assert [record["session"] for record in json.loads(out)] == ["s1"]
+    assert "7 ms" in (await run("sessions"))[1]
+
+
+async def test_tail(run: Run, worker: FakeWorker) -> None:
+    await worker.start("s1", 1, "r1")
+    await worker.frames("s1", 1, 1, 3)
+    await worker.end("s1", 1, "r1", 3)
+    status, out, _ = await run("tail", "s1", "--all", "--turns", "1")
+    assert status == 0
+    assert [line.split()[:2] for line in out.splitlines()] == [["1-0", "start"], ["1-4", "end"]]
+    assert "completed, 3 frames, 0.06 s" in out
+    _, out, _ = await run("tail", "s1", "--after", "1-3", "--turns", "1")
+    assert out.split()[:2] == ["1-4", "end"]
+
+
+async def test_errors_are_one_line(run: Run, bare: Run, worker: FakeWorker, tmp_path: Path) -> None:
+    out = str(tmp_path / "x.wav")
+    for status, error in (
+        (await run("say", "hello", "--out", out), "no model is served now"),
+        (await run("say", "x", "--model", "m", "--out", out), "no worker serves 'm'"),
+        (await run("say", "x", "--model", "m", "--speed", "9", "--out", out), "speed"),
+        (await bare("workers", "--redis-url", "redis://127.0.0.1:1"), "127.0.0.1:1"),
+        (await bare("workers", "--redis-url", "http://x"), "the scheme is not one of"),
+        (await bare("up", "--config", "/no/such/file"), "no configuration /no/such/file"),
+        (await bare("worker", "--config", "/no/such/file"), "/no/such/file"),
+    ):
+        code, _, stderr = status
+        assert code == 1
+        assert stderr.startswith("voicefleet: ") and stderr.count("\n") == 1, stderr
+        assert error in stderr
+    code, _, stderr = await bare("workers", "--redis-url", "http://x", "--debug")
+    assert code == 1 and "Traceback" in stderr
+
+
+async def test_wrong_usage(bare: Run) -> None:
+    assert (await bare("nonsense"))[0] == 2
+    assert (await bare("pause"))[0] == 2
+    assert (await bare("--help"))[0] == 0
+
+
+async def test_the_environment_says_where_redis_is(
+    bare: Run, redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOICEFLEET_REDIS_URL", redis_url)
+    monkeypatch.setenv("VOICEFLEET_REDIS_PREFIX", prefix)
+    assert (await bare("workers", "--json"))[:2] == (0, "[]\n")
+    monkeypatch.setenv("VOICEFLEET_REDIS_TIMEOUT_S", "soon")
+    assert "timeout_s" in (await bare("workers"))[2]
+
+
+async def test_doctor_finds_a_good_server(run: Run, worker: FakeWorker) -> None:
+    await worker.register()
+    status, out, _ = await run("doctor")
+    assert status == 0 and "fail" not in out
+    assert "ok   worker w1 ready" in out
+    assert "a change arrives after" in out
+    _, out, _ = await run("doctor", "--json")
+    assert {finding["grade"] for finding in json.loads(out)} <= {"ok", "warn"}
+
+
+async def test_doctor_on_a_cluster(bare: Run, cluster_url: str, prefix: str) -> None:
+    status, out, _ = await bare("doctor", "--redis-url", cluster_url, "--prefix", prefix)
+    assert status == 0, out
+    assert "may do all" in out
+
+
+async def test_doctor_finds_missing_rights(bare: Run) -> None:
+    rights = "user app on >pw ~tts:* &* +@all -@dangerous -xtrim -xgroup"
+    async with EmbeddedServer.start(config=[rights]) as server:
+        url = f"redis://app:pw@127.0.0.1:{server.port}"
+        status, out, _ = await bare("doctor", "--redis-url", url)
+        assert status == 1
+        assert "user app may not: XTRIM, XGROUP CREATE" in out
+        assert "ACL SETUSER app ~tts:* +xtrim +xgroup|create" in out
+
+
+async def test_doctor_without_a_server(bare: Run) -> None:
+    status, out, _ = await bare("doctor", "--redis-url", "redis://127.0.0.1:1")
+    assert status == 1 and out.startswith("fail ")
+
+
+async def test_voicepacks(bare: Run, tmp_path: Path) -> None:
+    status, out, _ = await bare("voicepacks", "list")
+    assert status == 0 and "piper-en-joe" in out
+    broken = tmp_path / "tone" / "x"
+    broken.mkdir(parents=True)
+    (broken / "metadata.yaml").write_text("family: [")
+    status, out, _ = await bare("voicepacks", "check", "--dir", str(tmp_path))
+    assert status == 1 and out.startswith("fail ")
+
+
+def test_age() -> None:
+    assert age(0, 5) is None
+    assert age(1, 1501) == "1.5 s"
+    assert age(1, 60_001) == "1 min"
+    assert age(1, 7_200_001) == "2 h"

@@ -12,7 +12,7 @@ from redis.asyncio import Redis, Sentinel
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from wire.endpoint import Endpoint
 from wire.link import Link, LinkClosedError, Reply
@@ -131,6 +131,7 @@ async def connect(endpoint: Endpoint) -> AsyncGenerator[Topology]:
 
     Raises:
         LinkClosedError: No server of the endpoint answers.
+        redis.exceptions.AuthenticationError: It refuses the credentials.
     """
     redis = client(endpoint)
     topology = Topology(endpoint, redis)
@@ -140,6 +141,8 @@ async def connect(endpoint: Endpoint) -> AsyncGenerator[Topology]:
                 await redis.initialize()
             await topology.refresh()
             await redis.ping()
+        except AuthenticationError:
+            raise
         except (RedisError, OSError) as error:
             raise LinkClosedError(f"{endpoint!r}: {error}") from None
         yield topology

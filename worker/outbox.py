@@ -23,6 +23,9 @@ from worker.turn import TurnFrame
 FREE_RUN_FRAMES = 100
 """Frames made ahead of publishing where the lead sets no limit."""
 
+READ_AHEAD_FRAMES = 25
+"""Frames made ahead of publishing however small the lead is: engines work in bursts."""
+
 HOUSEKEEPING_S = 1.0
 FRAMES_PER_S = 50
 WINDOW_SLACK = 256
@@ -84,7 +87,7 @@ class Outbox:
         self._retention = retention
         self._clock = clock
         self._pacer = Pacer(lead_ms)
-        self._capacity = self._pacer.lead_frames or FREE_RUN_FRAMES
+        self._lead = self._pacer.lead_frames or FREE_RUN_FRAMES
         # Entries from number ``_base`` on, as stream fields. Those before ``_fresh`` have left at
         # least once and are kept a while; ``_cursor`` is the next to send, again or at last.
         self._entries: deque[Sequence[Argument]] = deque()
@@ -239,6 +242,11 @@ class Outbox:
     def _next(self) -> int:
         """The number of the next entry to be put."""
         return self._base + len(self._entries)
+
+    @property
+    def _capacity(self) -> int:
+        # A paused turn makes no more audio than its lead.
+        return self._lead if self._paused else max(self._lead, READ_AHEAD_FRAMES)
 
     @property
     def _unsent(self) -> int:

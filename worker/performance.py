@@ -10,13 +10,11 @@ import anyio
 import structlog
 
 from schemas.audio import CHANNELS, FORMAT, FRAME_MS, Reason
-from schemas.fields import excerpt
 from schemas.request import Request, TextPiece
-from worker.audio.chain import AudioChain
-from worker.audio.resume import resume_point
-from worker.engines.protocol import CannotSpeakError, EngineInfo, TurnSpec
+from worker.engines.protocol import CannotSpeakError
 from worker.ledger import Acquired, Delivery
 from worker.outbox import Fate, Opening, Outbox, Retention
+from worker.rendition import prepare
 from worker.residency import Resident
 from worker.rooms import Rooms
 from worker.session_watch import SessionWatch, Verdict
@@ -157,24 +155,18 @@ class Performance:
     async def _speak_with(self, resident: Resident) -> str | None:
         """Speak to the end of the text; returns what was wrong with the text, if anything."""
         rooms, request, acquired = self._rooms, self._request, self._acquired
-        info = resident.info
-        spec = _spec(request, info)
-        gain = await resident.gain(spec.voice)
-        points = Trail.decode(acquired.resume)
-        start = resume_point(points, acquired.last + 1, info.native_rate)
-        chain = AudioChain(
-            info.native_rate,
-            request.sample_rate,
-            gain=gain,
-            ceiling_dbtp=rooms.audio.true_peak_dbtp,
-            start=start,
+        rendition = await prepare(
+            request,
+            resident,
+            rooms.audio.true_peak_dbtp,
+            points=Trail.decode(acquired.resume),
             first_frame=max(acquired.last + 1, 1),
         )
         self.outbox.start(
             {
                 "request": request.name,
                 "model": self._delivery.model,
-                "voice": spec.voice,
+                "voice": rendition.spec.voice,
                 "worker": rooms.name,
                 "sample_rate": str(request.sample_rate),
                 "frame_ms": str(FRAME_MS),
@@ -183,10 +175,9 @@ class Performance:
                 "t": str(rooms.clock.now_ms()),
             }
         )
-        feed = TextFeed(info.limits, rooms.config.text_timeout_s)
+        feed = TextFeed(resident.info.limits, rooms.config.text_timeout_s)
         async with self._text(feed):
-            segments = feed.segments(start.segment if start else 0)
-            await self.turn.run(resident.engine, spec, segments, chain, feed.text_of, points)
+            await rendition.speak(self.turn, feed)
         return feed.failure
 
     @asynccontextmanager
@@ -215,30 +206,6 @@ class Performance:
             self.outbox.close(self.reason, self.error)
         else:
             self.outbox.settle(Fate.FAILED)
-
-
-def _spec(request: Request, info: EngineInfo) -> TurnSpec:
-    """How to speak the request with this engine.
-
-    Raises:
-        CannotSpeakError: It names a voice or mode that the engine does not have.
-    """
-    voice = request.voice or info.default_voice
-    if voice not in info.voices:
-        names = ", ".join(info.voices)
-        raise CannotSpeakError(f"voice: {excerpt(voice)} is not one of {names}")
-    if request.mode is not None and request.mode not in info.modes:
-        names = ", ".join(info.modes) or "none: this model has no modes"
-        raise CannotSpeakError(f"mode: {excerpt(request.mode)} is not one of {names}")
-    if request.instruct is not None and "instruct" not in info.modes:
-        raise CannotSpeakError("instruct: this model takes no style")
-    return TurnSpec(
-        voice=voice,
-        seed=request.seed_or_derived,
-        speed=request.speed,
-        mode=request.mode,
-        instruct=request.instruct,
-    )
 
 
 def _nothing() -> None:

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FIRST_WINDOW_S = 0.28
-LARGEST_WINDOW_S = 1.12
-"""Windows double in size: audio comes early, and later on less context is computed twice."""
+FIRST_WINDOW_S = 0.56
+LARGEST_WINDOW_S = 4.48
+WINDOW_GROWTH = 4
+"""Each border between windows computes some 0.28 s of context twice: few of them, the first early."""
 
 CHUNK_S = 0.2
 """The longest chunk that is handed on, in seconds."""
@@ -165,15 +166,15 @@ class PiperEngine:
             yield edges.shape(samples, last=stop == utterance.frames)
 
     def _windows(self, frames: int) -> Iterator[tuple[int, int]]:
-        """Cut ``frames`` into windows that double in size; a short rest joins the last of them."""
+        """Cut ``frames`` into windows that grow; a rest no larger than a window joins the last."""
         model = self._loaded()
         size = max(1, round(FIRST_WINDOW_S * model.rate / model.hop))
         largest = round(LARGEST_WINDOW_S * model.rate / model.hop)
         start = 0
         while start < frames:
-            stop = start + size if frames - start > 1.5 * size else frames
+            stop = start + size if frames - start > 2 * size else frames
             yield start, stop
-            start, size = stop, min(2 * size, largest)
+            start, size = stop, min(WINDOW_GROWTH * size, largest)
 
     async def _step(self, work: "Callable[[PiperModel, Interrupt], T]") -> T:
         """One step of a turn in a thread. Errors never carry the text."""

@@ -1,0 +1,68 @@
+"""What a bench found: figures, their targets, the conditions, and the samples behind them."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.machine import Machine
+from bench.percentiles import Percentiles
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """One number. ``target`` is the most it may be; ``samples`` is what it was computed from."""
+
+    name: str
+    value: float
+    unit: str
+    samples: int | None = None
+    target: float | None = None
+    met: bool | None = None
+
+
+def figure(
+    name: str, value: float, unit: str, *, target: float | None = None, samples: int | None = None
+) -> Figure:
+    """A figure, judged by its target if it has one."""
+    met = None if target is None else value <= target
+    return Figure(name=name, value=value, unit=unit, samples=samples, target=target, met=met)
+
+
+def percentile_figures(name: str, found: Percentiles, unit: str, **targets: float) -> list[Figure]:
+    """p50, p95, p99 and maximum; ``targets`` name the percentile they are for."""
+    return [
+        figure(
+            f"{name}, {which}",
+            getattr(found, which),
+            unit,
+            target=targets.get(which),
+            samples=found.count,
+        )
+        for which in ("p50", "p95", "p99", "max")
+    ]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """One bench's result. ``conditions`` say what was measured and how, in sentences.
+
+    ``series`` holds the samples or points that the plot shows.
+    """
+
+    bench: str
+    title: str
+    conditions: tuple[str, ...]
+    figures: tuple[Figure, ...]
+    series: dict[str, Any]
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A report and the machine on which it was made: the JSON file of one bench."""
+
+    machine: Machine
+    report: Report
+
+    def write(self, directory: Path) -> Path:
+        """Write ``<bench>.json``."""
+        path = directory / f"{self.report.bench}.json"
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+        return path

@@ -1,0 +1,97 @@
+"""A server and a worker, each in its own process, for one measurement."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import psutil
+
+from bench.resp import Connection
+from schemas.keys import Keys
+from wire.embedded import EmbeddedServer
+
+ROOT: Final = Path(__file__).parent.parent
+TONE: Final = ROOT / "configs/tone.yaml"
+PIPER: Final = ROOT / "configs/piper.yaml"
+
+_NAME: Final = "bench"
+_READY_S: Final = 60.0
+_END_S: Final = 10.0
+_LOOK_S: Final = 0.02
+_WORKER: Final = (sys.executable, "-m", "producer.cli", "worker", "--config")
+
+
+class Testbed(msgspec.Struct, frozen=True):
+    """The running processes. Keys have the default prefix."""
+
+    server: EmbeddedServer
+    worker: psutil.Process
+    model: str
+    keys: Keys = Keys()
+
+    def connect(self) -> Connection:
+        """A connection to the server."""
+        return Connection(self.server.port)
+
+    @property
+    def server_process(self) -> psutil.Process:
+        """The server, as the system sees it."""
+        return psutil.Process(self.server.pid)
+
+
+@contextmanager
+def testbed(
+    config: Path, model: str, *settings: str, command: Sequence[str] = _WORKER
+) -> Generator[Testbed]:
+    """Start both and wait until the worker takes requests; end both with the block.
+
+    Args:
+        config: The worker's file.
+        model: What requests are for.
+        settings: ``section.key=value`` beside the file.
+        command: What runs the worker. The file, ``--redis-url``, ``--name`` and ``--set`` follow.
+    """
+    with EmbeddedServer.start_blocking() as server, tempfile.TemporaryFile() as log:
+        arguments = [str(config), "--redis-url", server.url, "--name", _NAME]
+        for setting in settings:
+            arguments += ["--set", setting]
+        worker = psutil.Popen(
+            [*command, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log
+        )
+        try:
+            with Connection(server.port) as connection:
+                _await_ready(connection, worker)
+            yield Testbed(server, worker, model)
+        except BaseException:
+            log.seek(0)
+            print(*log.read().decode(errors="replace").splitlines()[-12:], sep="\n")
+            raise
+        finally:
+            _end(worker)
+
+
+def _await_ready(connection: Connection, worker: psutil.Popen) -> None:
+    deadline = time.monotonic() + _READY_S
+    while connection.call("HGET", Keys().worker(_NAME), "state") != b"ready":
+        if worker.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the worker did not get ready (status {worker.poll()})")
+        time.sleep(_LOOK_S)
+
+
+def _end(worker: psutil.Popen) -> None:
+    """Drain it at once: the second signal says that nobody waits."""
+    for _ in range(2):
+        if worker.poll() is None:
+            worker.terminate()
+            time.sleep(_LOOK_S)
+    try:
+        worker.wait(_END_S)
+    except psutil.TimeoutExpired:
+        worker.kill()
+        worker.wait()

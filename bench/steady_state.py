@@ -1,6 +1,7 @@
 """A worker in its stride: so many sessions, for so long, and what it cost."""
 
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -8,6 +9,10 @@ from bench.cpu_time import CpuMark
 from bench.listener import Arrivals
 from bench.live_sessions import live_sessions
 from bench.testbed import Testbed
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 class SteadyState(msgspec.Struct, frozen=True):
@@ -35,12 +40,24 @@ class SteadyState(msgspec.Struct, frozen=True):
         return self.server_share * self.seconds * 1e6 / self.frame_count
 
 
-def observe(bed: Testbed, sessions: int, seconds: float) -> SteadyState:
-    """Have sessions speak, and look on for ``seconds`` once their leads have left."""
+def observe(
+    bed: Testbed,
+    sessions: int,
+    seconds: float,
+    *,
+    begun: Callable[[], None] = _nothing,
+    ended: Callable[[], None] = _nothing,
+) -> SteadyState:
+    """Have sessions speak, and look on for ``seconds`` once their leads have left.
+
+    ``begun`` and ``ended`` are called at the two ends of that time.
+    """
     with live_sessions(bed, sessions, seconds) as live:
+        begun()
         worker, server = CpuMark.of(bed.worker), CpuMark.of(bed.server_process)
         time.sleep(seconds)
         worker_after, server_after = CpuMark.of(bed.worker), CpuMark.of(bed.server_process)
+        ended()
         arrivals = live.listener.stop()
     return SteadyState(
         sessions=sessions,

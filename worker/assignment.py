@@ -92,7 +92,8 @@ class Assignment:
         except InvalidRequest as error:
             self._rejection = str(error)
             if error.session is not None:
-                return Request(session=error.session, request=error.request)
+                stream = self.delivery.fields.get(b"stream") == b"1"
+                return Request(session=error.session, request=error.request, stream=stream)
             log.info("rejected", entry=self.delivery.entry, error=self._rejection)
             await self._bury(error.request, "rejected", self._rejection)
             return None

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 import anyio
 import msgspec
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from worker.audio.chain import AudioChain, Frame, SegmentStart
 from worker.audio.resume import ResumePoint
@@ -166,6 +167,7 @@ class Turn:
             self._go(TurnState.SYNTHESIZING)
         trail = Trail(points)
         with self._scope:
+            await checkpoint_if_cancelled()
             rate = engine.info.native_rate
             asked = time.monotonic()
             async with aclosing(engine.speak(spec, segments)) as chunks:
@@ -189,6 +191,7 @@ class Turn:
         trail: Trail,
         text_of: Callable[[Segment], str],
     ) -> None:
+        await checkpoint_if_cancelled()  # neither engine nor sink need have waited since a stop
         out: list[TurnFrame] = []
         for frame in frames:
             if frame.marks:

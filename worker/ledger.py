@@ -39,13 +39,17 @@ TRANSIENT = (
 )
 
 
+FIRST_RETRY_S = 0.05
+LAST_RETRY_S = 0.8
+
+
 async def patiently(call: Callable[[], Awaitable[Reply]]) -> Reply:
     """Make a call again until the server answers it.
 
     Raises:
         ResponseError: The server refused the command itself.
     """
-    wait_s = 0.05
+    wait_s = FIRST_RETRY_S
     while True:
         try:
             return await call()
@@ -53,9 +57,10 @@ async def patiently(call: Callable[[], Awaitable[Reply]]) -> Reply:
             transient = str(error).startswith(TRANSIENT)
             if isinstance(error, ResponseError) and not transient:
                 raise
-            log.warning("redis_away", error=str(error), retry_ms=int(wait_s * 1000))
+            if wait_s == FIRST_RETRY_S:
+                log.warning("redis_away", error=str(error))
         await anyio.sleep(wait_s)
-        wait_s = min(wait_s * 2, 1.0)
+        wait_s = min(wait_s * 2, LAST_RETRY_S)
 
 
 class Delivery(msgspec.Struct, frozen=True):

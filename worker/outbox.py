@@ -95,7 +95,7 @@ class Outbox:
         self._confirmed = opening.last
         self._resume: deque[tuple[int, bytes]] = deque()
         self._record: dict[str, Argument] = {}
-        self._left: deque[tuple[float, int]] = deque()
+        self._left = deque([(time.monotonic(), self._base)])
         self._housekeeping_at = time.monotonic() + HOUSEKEEPING_S
         self._in_flight: _InFlight | None = None
         self._paused = False
@@ -145,7 +145,7 @@ class Outbox:
 
     def pause(self) -> None:
         """No further frame leaves, from now on."""
-        if not self._paused and not self.ending:
+        if not self._paused and self._fate is None:
             self._paused = True
             self._record |= {"state": "paused", "updated_ms": self._clock.now_ms()}
             self.kick()

@@ -128,6 +128,8 @@ class Publisher:
 
     async def _serve(self, lane: _Lane) -> None:
         """Keep one lane's connection up; when its sessions move, move them."""
+        structlog.contextvars.clear_contextvars()  # those of the turn that opened the lane
+        lost = False
         while True:
             try:
                 link = await self._topology.open_link(lane.address, on_lost=lane.kick)
@@ -135,11 +137,14 @@ class Publisher:
                     for script in (scripts.APPEND, scripts.FINISH):
                         await link.call("SCRIPT", "LOAD", script.source)
                     lane.kick()
+                    lost = False
                     await lane.flush_until_lost(link)
                 finally:
                     link.close()
             except (LinkClosedError, ReplyError) as error:
-                log.warning("publisher_lost", server=str(lane.address), error=str(error))
+                if not lost:
+                    log.warning("publisher_lost", server=str(lane.address), error=str(error))
+                lost = True
             await anyio.sleep(RETRY_S)
             try:
                 await self._topology.refresh()

@@ -45,6 +45,7 @@ class QueueReader:
         self._link: Link | None = None
         self._bell: Link | None = None
         self._client_id = 0
+        self._is_up = True
         self._orphans = True
         self._wake_value: Reply = None
         self._orphaned = anyio.Event()
@@ -70,7 +71,9 @@ class QueueReader:
         try:
             return await self._read((*wakes, self._orphaned.wait))
         except LinkClosedError as error:
-            log.warning("queue_lost", model=self._model, error=str(error))
+            if self._is_up:
+                log.warning("queue_lost", model=self._model, error=str(error))
+            self._is_up = False
         except ReplyError as error:
             await self._mend(error)
         self._close()
@@ -124,6 +127,7 @@ class QueueReader:
         self._link = link = await self._topology.open_link(owner)
         self._bell = await self._topology.open_link(owner)
         self._client_id = cast(int, await link.call("CLIENT", "ID"))
+        self._is_up = True
         ledger = self._rooms.ledger
         stranded = await ledger.pending(self._model) - self._mine()
         if stranded:

@@ -57,8 +57,8 @@ class _Sentry:
         self.subscriptions: dict[bytes, set[Subscription]] = {}
         self.link: Link | None = None
         self.tracked = False
+        self.is_up = True
         self.lost = anyio.Event()
-        self.idle = anyio.Event()
 
     def read(self, subscriptions: list[Subscription]) -> None:
         """Send the reads in one write."""
@@ -152,11 +152,14 @@ class KeyWatch:
 
     async def _guard(self, sentry: _Sentry) -> None:
         """Keep one server's connection up, armed and reconciled; move on when its keys move."""
+        structlog.contextvars.clear_contextvars()  # those of the turn that came here first
         while True:
             try:
                 await self._connected(sentry)
             except (LinkClosedError, ReplyError) as error:
-                log.warning("watch_lost", server=str(sentry.address), error=str(error))
+                if sentry.is_up:
+                    log.warning("watch_lost", server=str(sentry.address), error=str(error))
+                sentry.is_up = False
             sentry.link = None
             await anyio.sleep(RETRY_S)
             try:
@@ -190,6 +193,7 @@ class KeyWatch:
                 sentry.tracked = False
                 log.warning("tracking_refused", error=str(error), fallback_ms=int(POLL_S * 1000))
             sentry.link = link
+            sentry.is_up = True
             while True:
                 sentry.read_all()
                 with anyio.move_on_after(RECONCILE_S if sentry.tracked else POLL_S):

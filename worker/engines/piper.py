@@ -38,7 +38,7 @@ T = TypeVar("T")
 FIRST_WINDOW_S = 0.56
 LARGEST_WINDOW_S = 4.48
 WINDOW_GROWTH = 4
-"""Each border between windows computes some 0.28 s of context twice: few of them, the first early."""
+"""Windows grow: the first comes early, and each border computes 0.28 s of context twice."""
 
 CHUNK_S = 0.2
 """The longest chunk that is handed on, in seconds."""

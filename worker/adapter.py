@@ -52,7 +52,7 @@ from worker.text.feed import TextFeed
 from worker.turn import Turn, TurnFrame, TurnState
 
 MADE_AHEAD_FRAMES: Final = 100
-"""Frames that wait for the consumer, at most, where the lead sets no limit: 2 s."""
+"""So many frames wait for the consumer before the engine does: 2 s, or the lead if it is more."""
 
 
 class AdapterError(RuntimeError):
@@ -336,7 +336,7 @@ class _FrameQueue:
     def __init__(self, lead_ms: int) -> None:
         self._pacer = Pacer(lead_ms)
         self._ticks = TickClock()
-        self._capacity = self._pacer.lead_frames or MADE_AHEAD_FRAMES
+        self._capacity = max(self._pacer.lead_frames or 0, MADE_AHEAD_FRAMES)
         self._frames: deque[TurnFrame] = deque()
         self._paused = False
         self._closed = False

@@ -188,12 +188,13 @@ class Ledger:
 
     async def owners(self, model: str) -> set[str]:
         """Workers in whose hands the model's requests are, living or dead."""
-        reply = await patiently(
-            lambda: self._client.xinfo_consumers(self._keys.requests(model), GROUP)
-        )
-        names: set[str] = set()
-        for consumer in cast(list[dict[str, bytes]], reply):
-            names.add(consumer["name"].decode())
+        try:
+            reply = await patiently(
+                lambda: self._client.xinfo_consumers(self._keys.requests(model), GROUP)
+            )
+        except ResponseError:
+            return set()  # no queue yet, or something else in its place
+        names = {consumer["name"].decode() for consumer in cast(list[dict[str, bytes]], reply)}
         return names - {ORPHANS}
 
     async def pending(self, model: str) -> set[str]:

@@ -13,6 +13,7 @@ came after SET + x" says little by itself: x is 0. Three things are therefore re
 
 import random
 import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -22,11 +23,12 @@ from bench.audio_stream import Entry, Kind, entries
 from bench.live_sessions import LiveSessions, live_sessions, long_text, request
 from bench.percentiles import Percentiles
 from bench.plan import Plan
-from bench.report import Report, figure, percentile_figures
+from bench.report import Figure, Report, figure, percentile_figures
 from bench.resp import Connection, pack
 from bench.testbed import TONE, Testbed, testbed
 
 MODEL: Final = "tone-test"
+TARGETS: Final = {"p50": 2.0, "p99": 10.0}
 LIVE: Final = 50
 TURN_S: Final = 600.0
 PAUSED_S: Final = 0.06
@@ -54,7 +56,6 @@ def run(plan: Plan) -> Report:
         pauses, resumes = probe.pauses(plan.probes)
         stops = probe.stops(plan.probes)
         heard = live.listener.stop()
-    targets = {"p50": 2.0, "p99": 10.0}
     followed = {
         name: float(np.mean([reaction.last_frame > 0 for reaction in reactions]))
         for name, reactions in (("stop", stops), ("pause", pauses))
@@ -72,11 +73,11 @@ def run(plan: Plan) -> Report:
             f"{heard.cpu_share:.0%} of a core",
         ),
         figures=(
-            *_figures("stop, SET to last frame", [s.last_frame for s in stops], targets),
-            *_figures("stop, SET to end entry", [s.answer for s in stops], targets),
+            *_figures("stop, SET to last frame", [s.last_frame for s in stops], TARGETS),
+            *_figures("stop, SET to end entry", [s.answer for s in stops], TARGETS),
             figure("stops followed by a frame", followed["stop"] * 100, "%", samples=len(stops)),
-            *_figures("pause, SET to last frame", [p.last_frame for p in pauses], targets),
-            *_figures("pause, SET to paused", [p.answer for p in pauses], targets),
+            *_figures("pause, SET to last frame", [p.last_frame for p in pauses], TARGETS),
+            *_figures("pause, SET to paused", [p.answer for p in pauses], TARGETS),
             figure("pauses followed by a frame", followed["pause"] * 100, "%", samples=len(pauses)),
             *_figures("resume, SET to next frame", resumes, {}),
         ),
@@ -88,7 +89,7 @@ def run(plan: Plan) -> Report:
     )
 
 
-def _figures(name: str, samples: list[float], targets: dict[str, float]) -> list:
+def _figures(name: str, samples: list[float], targets: dict[str, float]) -> list[Figure]:
     return percentile_figures(name, Percentiles.of(samples), "ms", **targets)
 
 
@@ -172,7 +173,7 @@ class _Follower:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def until(self, wanted) -> list[tuple[Entry, int]]:
+    def until(self, wanted: Callable[[Entry], bool]) -> list[tuple[Entry, int]]:
         """Entries and their arrivals, up to the first that is wanted, and all that came with it."""
         seen: list[tuple[Entry, int]] = []
         while True:

@@ -18,6 +18,10 @@ from typing import IO, Final, Self, cast
 
 import msgspec
 
+from bench.testbed import ROOT
+
+AS_IT_COMES: Final = "piper"
+ONE_THREAD: Final = "bench.piper_one_thread"
 WARM_UP: Final = "This sentence warms the voice up before anything is measured."
 _QUIET_S: Final = 0.3
 _READ_BYTES: Final = 1 << 16
@@ -37,11 +41,14 @@ class Spoken(msgspec.Struct, frozen=True):
         return self.total_s / self.audio_s
 
 
-def command_line(model: Path, rate: int, text: str, cpu: int | None) -> Spoken:
-    """``python -m piper --output-raw`` with the text on its standard input, warmed up."""
-    command = [sys.executable, "-m", "piper", "--model", str(model), "--output-raw"]
+def command_line(module: str, model: Path, rate: int, text: str, cpu: int | None) -> Spoken:
+    """``python -m <module> --output-raw`` with the text on its standard input, warmed up.
+
+    ``module`` is ``piper`` as it comes, or the same with one thread.
+    """
+    command = [sys.executable, "-m", module, "--model", str(model), "--output-raw"]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         pin(process.pid, cpu)
         stdin, stdout = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
@@ -118,9 +125,7 @@ def _serve_api(model: Path, cpu: int | None, pipe: Pipe) -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        str(model), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     config = msgspec.json.decode(Path(f"{model}.json").read_bytes())
     voice = PiperVoice(session=session, config=PiperConfig.from_dict(config))
     while True:

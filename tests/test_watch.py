@@ -8,7 +8,6 @@ import pytest
 from redis.asyncio import Redis, from_url
 from redis.asyncio.cluster import RedisCluster
 
-from tests.key_leaks import KeyLeaks
 from wire.connect import connect
 from wire.embedded import EmbeddedServer
 from wire.endpoint import RedisConfig, resolve
@@ -146,22 +145,21 @@ async def test_a_change_while_the_connection_is_down_is_seen(
 
 
 async def test_a_server_that_comes_back_is_watched_again() -> None:
-    async with (
-        EmbeddedServer.start() as server,
-        from_url(server.url) as redis,
-        watching(server.url) as watch,
-    ):
-        await redis.set("key", "before")
+    async with EmbeddedServer.start() as server, watching(server.url) as watch:
+        async with from_url(server.url) as redis:
+            await redis.set("key", "before")
         async with reading(watch, "key") as reader:
+            assert reader.replies == [b"before"]
             await server.kill()
             await anyio.sleep(0.2)
             await server.restart()
             await reader.hears(None)  # it kept nothing
-            await redis.set("key", "after")
+            async with from_url(server.url) as redis:
+                await redis.set("key", "after")
             await reader.hears(b"after")
 
 
-async def test_keys_are_polled_where_tracking_is_refused(leaks: KeyLeaks) -> None:
+async def test_keys_are_polled_where_tracking_is_refused() -> None:
     bob = "user bob on >pw ~* &* +@all -client|tracking"
     async with (
         EmbeddedServer.start(config=[bob]) as server,
@@ -284,9 +282,8 @@ async def test_keys_of_every_cluster_node(
             tasks.start_soon(watch_one, key)
 
 
-async def test_it_has_to_run() -> None:
-    async with EmbeddedServer.start() as server:
-        async with connect(resolve(RedisConfig(url=server.url))) as topology:
-            with pytest.raises(RuntimeError, match="not running"):
-                async with reading(KeyWatch(topology), "key"):
-                    pass
+async def test_it_has_to_run(redis_url: str) -> None:
+    async with connect(resolve(RedisConfig(url=redis_url))) as topology:
+        with pytest.raises(RuntimeError, match="not running"):
+            async with reading(KeyWatch(topology), "key"):
+                pass

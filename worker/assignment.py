@@ -80,6 +80,8 @@ class Assignment:
             return _Left.SETTLE
         self.session = request.session
         bound = {"session": request.session, "request": request.name}
+        if request.traceparent is not None:
+            bound["trace_id"] = request.traceparent.split("-")[1]
         with structlog.contextvars.bound_contextvars(**bound):
             view = SessionWatch(self.delivery, request.session, request.name)
             async with view.open(self._rooms.watch, self._rooms.keys):

@@ -14,6 +14,7 @@ import anyio
 import msgspec
 
 from schemas.audio import Reason
+from schemas.records import SessionState
 from wire.link import Argument, Command
 from worker import scripts
 from worker.clock import ServerClock
@@ -147,15 +148,19 @@ class Outbox:
         """No further frame leaves, from now on."""
         if not self._paused and self._fate is None:
             self._paused = True
-            self._record |= {"state": "paused", "updated_ms": self._clock.now_ms()}
-            self.kick()
+            self._note("paused")
 
     def resume(self) -> None:
         """Go on with the very next frame."""
         if self._paused:
             self._paused = False
-            self._record |= {"state": "speaking", "updated_ms": self._clock.now_ms()}
-            self.kick()
+            self._note("speaking")
+
+    def _note(self, state: SessionState) -> None:
+        """Put the state into the session's record, without waiting for its next update."""
+        updated_ms = self._clock.now_ms()
+        self._record |= {"state": state, "frames": self.frames, "updated_ms": updated_ms}
+        self.kick()
 
     def close(self, reason: Reason, error: str = "") -> None:
         """End the turn when all its frames have left."""

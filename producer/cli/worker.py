@@ -25,7 +25,7 @@ async def worker(
     redis_url
         Also VOICEFLEET_REDIS_URL.
     name
-        Unique in the fleet. Default: device@host.
+        Unique in the fleet. Default: process id@host.
     set
         section.key=value, above file and environment. Any number of times.
     debug

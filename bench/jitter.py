@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.percentiles import Percentiles
 from bench.plan import Plan
-from bench.report import Figure, Report, figure, percentile_figures
+from bench.report import Figure, Report, percentile_figures
 from bench.steady_state import SteadyState, observe
 from bench.testbed import TONE, testbed
 from schemas.audio import FRAME_MS
@@ -29,8 +29,7 @@ def run(plan: Plan) -> Report:
     for sessions in plan.sessions:
         with testbed(TONE, MODEL, f"engine.tone.slots={sessions}") as bed:
             state = observe(bed, sessions, plan.seconds)
-        off = deviations_ms(state)
-        found = Percentiles.of(np.abs(off))
+        found = Percentiles.of(np.abs(deviations_ms(state)))
         targets = {"p95": TARGET_P95_MS} if sessions == JUDGED_AT else {}
         figures += percentile_figures(f"{sessions} sessions", found, "ms", **targets)
         points.append(
@@ -47,7 +46,6 @@ def run(plan: Plan) -> Report:
                 "listener_share": state.frames.cpu_share,
             }
         )
-        figures.append(figure(f"{sessions} sessions, latest frame", float(off.max()), "ms"))
     lead = WorkerConfig().lead_ms
     shares = ", ".join(f"{p['sessions']:.0f}: {p['listener_share']:.0%}" for p in points)
     return Report(

@@ -15,7 +15,7 @@ from bench.report import Record
 mpl.use("Agg")
 
 _GREY: Final = "#999999"
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -35,7 +35,7 @@ def draw(record: Record, directory: Path) -> Path:
         figure = Figure(figsize=(8, 4.2), dpi=150, layout="constrained")
         _DRAWINGS[report.bench](figure, report.series)
         figure.suptitle(report.title, fontsize=11)
-        figure.text(0.01, 0.005, record.machine.line, fontsize=5, color=_GREY)
+        figure.supxlabel(record.machine.line, fontsize=5, color=_GREY, x=0.01, ha="left")
         path = directory / f"{report.bench}.png"
         figure.savefig(path)
     return path
@@ -59,9 +59,9 @@ def _distributions(axes: Axes, series: Series, targets: Mapping[str, float]) -> 
         at = float(which.removeprefix("p"))
         axes.plot(most, at, marker="<", color="black", linestyle="none")
         axes.annotate(
-            f"target {which}: {most:g} ms", (most, at), (6, -3), textcoords="offset points"
+            f"target {which}: {most:g} ms", (most, at), (-4, -13), textcoords="offset points"
         )
-    longest = max(float(np.percentile(samples, 99.8)) for samples in series.values())
+    longest = max(float(np.percentile(samples, 99)) for samples in series.values())
     axes.set(xlabel="ms", ylabel="% of samples", ylim=(0, 101))
     axes.set_xlim(0, 1.1 * max(longest, *targets.values()))
     axes.legend(loc="lower right")

@@ -7,6 +7,7 @@ starts, and a reply's arrival is the moment its last byte was read, before it is
 import select
 import socket
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -16,11 +17,13 @@ Argument = bytes | str | int
 
 _INCOMPLETE: Final = object()
 _BUFFER_BYTES: Final = 1 << 20
+# hiredis' stubs want a tuple of one and a copy; neither is needed.
+_pack = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)
 
 
 def pack(*command: Argument) -> bytes:
     """A command as it goes over the wire."""
-    return cast(bytes, hiredis.pack_command(command))
+    return _pack(command)
 
 
 class Connection:
@@ -60,7 +63,7 @@ class Connection:
             self._arrival = time.monotonic_ns()
             if not count:
                 raise ConnectionError("the server closed the connection")
-            self._reader.feed(self._buffer[:count])
+            self._reader.feed(cast(bytes, self._buffer[:count]))
         if isinstance(reply, hiredis.ReplyError):
             raise reply
         return reply, self._arrival

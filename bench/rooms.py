@@ -15,7 +15,7 @@ ROOMS: Final = {
     "worker/publisher.py": "publish",
     "worker/scripts.py": "publish",
     "wire/": "connection",
-    "worker/": "everything else of the worker",
+    "worker/": "rest of the worker",
 }
 """Beginning of a path -> its room; the first that fits."""
 
@@ -23,7 +23,7 @@ EVENT_LOOP: Final = "event loop"
 
 
 def room_of(stack: Stack) -> str:
-    """The room of the innermost function of ours; without one it is the event loop at its own work."""
+    """The room of the innermost function of ours; without one the loop is at its own work."""
     for call in stack:
         for beginning, room in ROOMS.items():
             if call.startswith(beginning):

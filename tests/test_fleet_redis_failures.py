@@ -17,8 +17,8 @@ pytestmark = pytest.mark.anyio
 
 TEXT = (
     "One two three four five six seven. Eight nine ten eleven twelve. "
-    "Thirteen fourteen fifteen sixteen. Seventeen eighteen nineteen twenty. "
-) * 2
+    "Thirteen fourteen fifteen sixteen. Seventeen eighteen nineteen twenty."
+)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@
 owns a key, for the parts that keep connections of their own (``wire.link``).
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias, cast
 
@@ -106,8 +106,10 @@ class Topology:
             elif self.endpoint.topology == "sentinel":
                 sentinel = _sentinel(self.endpoint)
                 try:
-                    found = await sentinel.discover_master(self.endpoint.service)
-                    host, port = cast(tuple[str, int], found)
+                    ask = cast(
+                        Callable[[str], Awaitable[tuple[str, int]]], sentinel.discover_master
+                    )
+                    host, port = await ask(self.endpoint.service)
                 finally:
                     for asked in sentinel.sentinels:
                         await asked.aclose()

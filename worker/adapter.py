@@ -160,7 +160,7 @@ class VoiceAdapter:
         return TurnState.IDLE if self._speech is None else self._speech.turn.state
 
     def control(self, command: str) -> None:
-        """``PAUSE``, ``RESUME`` or ``STOP``, in any case, the turn and what follows it.
+        """``PAUSE``, ``RESUME`` or ``STOP`` the turn, or the next one; upper or lower case.
 
         No frame leaves after ``PAUSE``; ``RESUME`` goes on with the very next one. ``STOP`` ends
         the turn, the engine's work and the stream, and stays until ``reset``: the other two are

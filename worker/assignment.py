@@ -35,6 +35,7 @@ class Assignment:
     def __init__(self, rooms: Rooms, delivery: Delivery, slot: Slot) -> None:
         self.delivery = delivery
         self.session: str | None = None
+        self._name = delivery.entry
         self._rooms = rooms
         self._slot: Slot | None = slot
         self._rejection: str | None = None
@@ -62,7 +63,9 @@ class Assignment:
         except ResponseError as error:
             # Something of another type stands where one of our keys belongs.
             log.warning("session_unusable", error=str(error), entry=self.delivery.entry)
-            await self._bury(self.delivery.entry, "failed", f"redis: {error}")
+            if self.session is not None:
+                await self._rooms.ledger.abandon(self.delivery, self.session)
+            await self._bury(self._name, "failed", f"redis: {error}")
             left = _Left.SETTLE
         except Exception:
             log.exception("assignment_failed", entry=self.delivery.entry)
@@ -78,7 +81,7 @@ class Assignment:
         request = await self._read()
         if request is None:
             return _Left.SETTLE
-        self.session = request.session
+        self.session, self._name = request.session, request.name
         bound = {"session": request.session, "request": request.name}
         if request.traceparent is not None:
             bound["trace_id"] = request.traceparent.split("-")[1]
@@ -239,7 +242,8 @@ class Assignment:
                 )
                 return _Left.SETTLE if again.standing == "known" else _Left.DROP
             case Fate.REFUSED:
-                await self._bury(request.name, "failed", "the audio key holds another type")
+                await ledger.abandon(self.delivery, request.session)
+                await self._bury(request.name, "failed", "the audio key takes no entries")
                 return _Left.SETTLE
             case Fate.HANDED_OVER | Fate.FAILED | Fate.FORGOTTEN:
                 log.info("handed_over", frames=outbox.frames, fate=fate.value)

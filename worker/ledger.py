@@ -4,6 +4,7 @@ The cold half of the Redis side: a few calls a turn. Frames go through ``worker.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Literal, cast
 
 import anyio
@@ -122,14 +123,16 @@ class Lease(msgspec.Struct, frozen=True):
         waiters: list[Waiter] = []
         for field, value in fields.items():
             if field.startswith(b"w:"):
-                _, entry, model = field.decode().split(":", 2)
-                ms, seq = entry.split("-")
-                text = value.decode()
-                waiters.append(Waiter(int(ms), int(seq), model, text[1:], text[:1] == "!"))
+                with suppress(ValueError):
+                    _, entry, model = field.decode().split(":", 2)
+                    ms, seq = entry.split("-")
+                    text = value.decode()
+                    waiters.append(Waiter(int(ms), int(seq), model, text[1:], text[:1] == "!"))
+        epoch = fields.get(b"epoch", b"")
         return cls(
             active=fields.get(b"active") == b"1",
-            epoch=fields.get(b"epoch", b"").decode(),
-            request=fields.get(b"request", b"").decode(),
+            epoch=epoch.decode() if epoch.isdigit() else "",
+            request=fields.get(b"request", b"").decode("utf-8", "replace"),
             waiters=tuple(sorted(waiters)),
         )
 
@@ -161,15 +164,15 @@ class Ledger:
                 "XGROUP", "CREATE", self._keys.requests(model), GROUP, "0", "MKSTREAM"
             )
         except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
+            if not str(error).startswith(("BUSYGROUP", "WRONGTYPE")):
                 raise
 
     async def take_orphan(self, model: str) -> Delivery | None:
         """The oldest request that nobody owns."""
-        reply = await self._run(
+        reply = await self._run_on_queue(
             scripts.TAKE, [self._keys.requests(model)], GROUP, ORPHANS, self._worker
         )
-        for entry, fields in cast(list[tuple[bytes, list[bytes]]], reply):
+        for entry, fields in cast(list[tuple[bytes, list[bytes]]], reply or []):
             pairs = dict(zip(fields[::2], fields[1::2], strict=True))
             return Delivery(model, entry.decode(), pairs, "over")
         return None
@@ -184,7 +187,8 @@ class Ledger:
 
     async def _orphan(self, model: str, owner: str, entries: Iterable[str]) -> int:
         keys = [self._keys.requests(model), self._keys.wake(model)]
-        return cast(int, await self._run(scripts.ORPHAN, keys, GROUP, ORPHANS, owner, *entries))
+        moved = await self._run_on_queue(scripts.ORPHAN, keys, GROUP, ORPHANS, owner, *entries)
+        return cast(int | None, moved) or 0
 
     async def owners(self, model: str) -> set[str]:
         """Workers in whose hands the model's requests are, living or dead."""
@@ -194,21 +198,25 @@ class Ledger:
             )
         except ResponseError:
             return set()  # no queue yet, or something else in its place
-        names = {consumer["name"].decode() for consumer in cast(list[dict[str, bytes]], reply)}
+        consumers = cast(list[dict[str, bytes]], reply)
+        names = {consumer["name"].decode("utf-8", "replace") for consumer in consumers}
         return names - {ORPHANS}
 
     async def pending(self, model: str) -> set[str]:
         """Entries of the model's queue that are in this worker's name."""
-        reply = await patiently(
-            lambda: self._client.xpending_range(
-                self._keys.requests(model), GROUP, "-", "+", 10_000, self._worker
+        try:
+            reply = await patiently(
+                lambda: self._client.xpending_range(
+                    self._keys.requests(model), GROUP, "-", "+", 10_000, self._worker
+                )
             )
-        )
+        except ResponseError:
+            return set()
         return {item["message_id"].decode() for item in cast(list[dict[str, bytes]], reply)}
 
     async def settle(self, delivery: Delivery) -> None:
         """The request is done: acknowledge and delete it."""
-        await self._run(
+        await self._run_on_queue(
             scripts.SETTLE, [self._keys.requests(delivery.model)], GROUP, delivery.entry
         )
 
@@ -233,13 +241,14 @@ class Ledger:
     async def earlier(self, delivery: Delivery, session: str) -> list[str]:
         """Names of the session's requests that stand before this one in its queue."""
         keys = [self._keys.requests(delivery.model)]
-        reply = await self._run(scripts.EARLIER, keys, delivery.entry, session)
-        return [name.decode("utf-8", "replace") for name in cast(list[bytes], reply)]
+        reply = await self._run_on_queue(scripts.EARLIER, keys, delivery.entry, session)
+        return [name.decode("utf-8", "replace") for name in cast(list[bytes], reply or [])]
 
     async def is_added_later(self, delivery: Delivery, session: str, request: str) -> bool:
         """Whether the named request of the session stands after this one in the same queue."""
         keys = [self._keys.requests(delivery.model)]
-        return await self._run(scripts.LATER, keys, delivery.entry, session, request) == 1
+        found = await self._run_on_queue(scripts.LATER, keys, delivery.entry, session, request)
+        return found == 1
 
     async def enqueue(
         self, delivery: Delivery, session: str, request: str, *, interrupt: bool
@@ -292,6 +301,11 @@ class Ledger:
         keys = [self._keys.lease(session)]
         await self._run(scripts.RELEASE, keys, epoch, "1" if blameless else "0")
 
+    async def abandon(self, delivery: Delivery, session: str) -> None:
+        """Leave a session in which the request cannot be answered, so that others need not wait."""
+        keys = [self._keys.lease(session)]
+        await self._run(scripts.ABANDON, keys, delivery.entry, delivery.model, self._worker)
+
     async def touch(self, sessions: Sequence[str]) -> None:
         """Keep the keys of living sessions from expiring."""
         pipe = self._client.pipeline(transaction=False)
@@ -309,6 +323,15 @@ class Ledger:
             keys.session(session),
             keys.spoken(session),
         ]
+
+    async def _run_on_queue(self, script: Script, keys: Sequence[str], *args: Argument) -> Reply:
+        """Run it; ``None`` where the queue is gone, or something else stands in its place."""
+        try:
+            return await self._run(script, keys, *args)
+        except ResponseError as error:
+            if not str(error).startswith(("NOGROUP", "WRONGTYPE")):
+                raise
+            return None
 
     async def _run(self, script: Script, keys: Sequence[str], *args: Argument) -> Reply:
         return await patiently(lambda: script(self._client, keys, *args))

@@ -29,7 +29,7 @@ READ_AHEAD_FRAMES = 25
 
 HOUSEKEEPING_S = 1.0
 FRAMES_PER_S = 50
-WINDOW_SLACK = 256
+WINDOW_SLACK = 1024
 """Start and end entries that share the stream with the frames of the window."""
 
 
@@ -39,7 +39,7 @@ class Fate(Enum):
     ENDED = "the end entry stands"
     FENCED = "another owner holds the lease"
     FORGOTTEN = "the server forgot more than was kept"
-    REFUSED = "the audio key is not a stream"
+    REFUSED = "the audio key takes no entries"
     HANDED_OVER = "given up for another worker"
     FAILED = "the engine failed, another try is left"
 
@@ -118,7 +118,9 @@ class Outbox:
         return self._end is not None or self._fate is not None
 
     def start(self, fields: Mapping[str, str]) -> None:
-        """Open the turn with its start entry, unless an earlier owner did."""
+        """Open the turn with its start entry, unless an earlier owner did or its end is decided."""
+        if self.ending:
+            return
         self._record["voice"] = fields["voice"]
         if self._base == 0:
             flat: list[Argument] = ["event", "start"]
@@ -168,15 +170,19 @@ class Outbox:
             self._end = (reason, error)
             self.kick()
 
-    def cut(self, reason: Reason, error: str = "") -> None:
-        """End the turn now: frames that have not left never will."""
+    def cut(self, reason: Reason, error: str = "") -> bool:
+        """End the turn now: frames that have not left never will.
+
+        Returns whether this is how it ends; ``False`` when an end is decided and on its way.
+        """
         if self._fate is not None or (self._in_flight is not None and self._in_flight.ends):
-            return
+            return False
         self._end = (reason, error)
         while self._next > self._fresh:
             self._entries.pop()
         self._space.set()
         self.kick()
+        return True
 
     def settle(self, fate: Fate) -> None:
         """Publish nothing more."""

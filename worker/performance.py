@@ -105,9 +105,8 @@ class Performance:
 
     def _end(self, reason: Reason, error: str = "") -> None:
         """End now; frames that have not left never will."""
-        if self.reason == "completed":
+        if not self.turn.is_stopped and self.outbox.cut(reason, error):
             self.reason, self.error = reason, error
-        self.outbox.cut(self.reason, self.error)
         self.turn.stop()
 
     async def _limit_pause(self) -> None:

@@ -80,7 +80,9 @@ class _Lane:
             outbox.confirm(cast(Sequence[int], replies))
             return
         outbox.unanswered()
-        if "WRONGTYPE" in refused:
+        if "WRONGTYPE" in refused or refused.startswith("ERR "):
+            # A key of another type, a stream whose ids have come to their end: for good.
+            log.warning("append_impossible", session=outbox.opening.session, error=refused)
             outbox.settle(Fate.REFUSED)
         else:
             # The scripts are unknown, the slot moved, the server is a replica now, or is loading:

@@ -133,7 +133,7 @@ class Registry:
             list[tuple[bytes, float]],
             await self._execute("ZRANGE", self._keys.workers, "0", "-1", "WITHSCORES"),
         )
-        beats = {name.decode(): float(score) for name, score in scored}
+        beats = {name.decode("utf-8", "replace"): float(score) for name, score in scored}
         dead = {name for name, at in beats.items() if at < now_ms - self._dead_after_ms}
         missing: set[tuple[str, str]] = set()
         for model in self._models():
@@ -149,7 +149,9 @@ class Registry:
                 log.warning("worker_dead", dead=owner, model=model, requests=count)
         self._missing = missing
         if dead - {self._name}:
-            await self._execute("ZREM", self._keys.workers, *sorted(dead - {self._name}))
+            # By score, not by name: one that beats again in this moment stays.
+            late = f"({now_ms - self._dead_after_ms}"
+            await self._execute("ZREMRANGEBYSCORE", self._keys.workers, "-inf", late)
 
     async def _heal(self, key: str, kind: str) -> None:
         """What is of another type under one of our own names is debris."""

@@ -40,6 +40,7 @@ class Script:
             return await execute("EVAL", self.source, len(keys), *keys, *args)
 
 
+ABANDON = Script("abandon")
 ACQUIRE = Script("acquire")
 APPEND = Script("append")
 BEAT = Script("beat")

@@ -218,7 +218,7 @@ async def _obey_signals(service: Service) -> None:
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What went wrong first: task groups wrap it once for each level of tasks."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = cast(BaseExceptionGroup[BaseException], error).exceptions[0]
-    return error
+    error: BaseException = group.exceptions[0]
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    return _first(cast("BaseExceptionGroup[BaseException]", error))

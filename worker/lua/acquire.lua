@@ -36,8 +36,8 @@ end
 
 local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', 'epoch', 'attempts', 'progress', 'resume',
   'owner')
-local turn = tonumber(held[4] or '0')
-local epoch = math.max(now[1] * 1000000 + now[2], tonumber(held[5] or '0') + 1)
+local turn = tonumber(held[4] or '') or 0
+local epoch = math.max(now[1] * 1000000 + now[2], (tonumber(held[5] or '') or 0) + 1)
 epoch = string.format('%.0f', epoch)
 
 local function keep()
@@ -95,9 +95,10 @@ if claim ~= 'again' and redis.call('ZSCORE', spoken, request) then
   return {'known'}
 end
 
--- What stands before this request in its queue and was not spoken yet may still be on its way here.
+-- What stands before this request in its queue and was not spoken yet may still be on its way here; one
+-- whose lease alone was lost goes on as soon as its owner notices.
 for i = 8, #ARGV do
-  if not redis.call('ZSCORE', spoken, ARGV[i]) then return {'busy'} end
+  if ARGV[i] == unended or not redis.call('ZSCORE', spoken, ARGV[i]) then return {'busy'} end
 end
 
 -- Requests of one session may wait in several models' queues: the oldest comes first.

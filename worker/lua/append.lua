@@ -6,7 +6,8 @@
 -- ARGV  epoch, turn, n of the first entry, ttl_ms or "", count of entries to keep or "", resume point or "",
 --       count of session fields, session fields..., then for each entry: count of fields, fields...
 -- Returns the turn's last n (-1: none), -2 when another owner holds the lease, -3 when nobody does.
-local epoch = redis.call('HGET', KEYS[1], 'epoch')
+-- Debris in the lease's place is no lease.
+local epoch = redis.call('TYPE', KEYS[1]).ok == 'hash' and redis.call('HGET', KEYS[1], 'epoch')
 if epoch ~= ARGV[1] then return epoch and -2 or -3 end
 
 local turn, n, last = ARGV[2], tonumber(ARGV[3]), -1

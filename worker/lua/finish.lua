@@ -4,7 +4,8 @@
 -- ARGV  epoch, turn, n of the end entry, ttl_ms, "1" when the turn has a text stream, end fields...
 -- Returns n when the end stands, the turn's last n when entries before it are missing, -2 when
 -- another owner holds the lease, -3 when nobody does.
-local held = redis.call('HMGET', KEYS[1], 'epoch', 'active')
+-- Debris in the lease's place is no lease.
+local held = redis.call('TYPE', KEYS[1]).ok == 'hash' and redis.call('HMGET', KEYS[1], 'epoch', 'active') or {}
 if held[1] ~= ARGV[1] then return held[1] and -2 or -3 end
 
 local turn, n, last = ARGV[2], tonumber(ARGV[3]), -1

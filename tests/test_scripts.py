@@ -1,0 +1,720 @@
+"""Each server-side script's contract, on every server at hand. Their headers say what it is."""
+
+from typing import Any
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from schemas.keys import GROUP, ORPHANS, Keys
+from worker import scripts
+from worker.scripts import Script
+
+pytestmark = [pytest.mark.anyio, pytest.mark.matrix]
+
+TTL_MS = 60_000
+MODEL = "tone-test"
+FENCED, GONE = -2, -3
+
+
+class Session:
+    """One session's keys, and the scripts as workers call them."""
+
+    def __init__(self, redis: Redis, prefix: str) -> None:
+        self.redis: Any = redis
+        keys = Keys(prefix)
+        self.lease, self.audio = keys.lease("s"), keys.audio("s")
+        self.state, self.spoken = keys.session("s"), keys.spoken("s")
+        self.text, self.control = keys.text("s", "r"), keys.control("s")
+        self.keys = [self.lease, self.audio, self.state, self.spoken]
+
+    async def acquire(
+        self,
+        request: str = "r1",
+        *earlier: str,
+        entry: str = "1-0",
+        claim: str = "fresh",
+        worker: str = "w1",
+        model: str = MODEL,
+        least: int = 0,
+    ) -> tuple[str, ...]:
+        reply: Any = await scripts.ACQUIRE(
+            self.redis, self.keys, claim, request, entry, model, worker, TTL_MS, least, *earlier
+        )
+        return tuple(part.decode() if isinstance(part, bytes) else str(part) for part in reply)
+
+    async def epoch(self, request: str = "r1", **options: Any) -> str:
+        """Acquire a new turn and return its epoch."""
+        status, epoch, *_ = await self.acquire(request, **options)
+        assert status in ("new", "over")
+        return epoch
+
+    async def append(
+        self,
+        epoch: str,
+        n: int,
+        *entries: tuple[str, ...],
+        turn: int = 1,
+        keep: int | str = "",
+        resume: bytes = b"",
+        record: tuple[str, ...] = (),
+    ) -> Any:
+        args: list[Any] = [epoch, turn, n, TTL_MS, keep, resume, len(record), *record]
+        for entry in entries:
+            args += [len(entry), *entry]
+        return await scripts.APPEND(self.redis, self.keys, *args)
+
+    async def finish(
+        self, epoch: str, n: int, *, turn: int = 1, text: bool = False, reason: str = "completed"
+    ) -> Any:
+        fields = ["event", "end", "request", "r1", "reason", reason, "frames", n - 1]
+        keys = [*self.keys, self.text if text else self.lease]
+        return await scripts.FINISH(
+            self.redis, keys, epoch, turn, n, TTL_MS, "1" if text else "0", *fields
+        )
+
+    async def enqueue(
+        self, request: str, entry: str, *, interrupt: bool = False, model: str = MODEL
+    ) -> Any:
+        flag = "1" if interrupt else "0"
+        keys = [self.lease, self.state, self.spoken]
+        return await scripts.ENQUEUE(self.redis, keys, request, entry, model, flag, TTL_MS)
+
+    async def release(self, epoch: str, *, blameless: bool = True) -> Any:
+        flag = "1" if blameless else "0"
+        return await scripts.RELEASE(self.redis, [self.lease], epoch, flag)
+
+    async def abandon(self, entry: str = "1-0", worker: str = "w1") -> Any:
+        return await scripts.ABANDON(self.redis, [self.lease], entry, MODEL, worker)
+
+    async def stream(self) -> list[tuple[str, dict[str, str]]]:
+        return [
+            (entry.decode(), {k.decode(): v.decode() for k, v in fields.items()})
+            for entry, fields in await self.redis.xrange(self.audio)
+        ]
+
+    async def ids(self) -> list[str]:
+        return [entry for entry, _ in await self.stream()]
+
+    async def hash(self, key: str) -> dict[str, str]:
+        fields = await self.redis.hgetall(key)
+        return {name.decode(): value.decode() for name, value in fields.items()}
+
+    async def speak(self, request: str = "r1", turn: int = 1, **options: Any) -> None:
+        """A whole turn of one frame."""
+        epoch = await self.epoch(request, **options)
+        await self.append(epoch, 0, start(request), pcm(1), turn=turn)
+        assert await self.finish(epoch, 2, turn=turn) == 2
+
+
+def start(request: str = "r1") -> tuple[str, ...]:
+    return ("event", "start", "request", request)
+
+
+def pcm(n: int) -> tuple[str, ...]:
+    return ("pcm", f"frame {n}")
+
+
+@pytest.fixture
+def session(redis: Redis, prefix: str) -> Session:
+    return Session(redis, prefix)
+
+
+class TestAcquire:
+    async def test_new(self, session: Session) -> None:
+        status, epoch, turn, last, attempts, resume = await session.acquire()
+        assert (status, turn, last, attempts, resume) == ("new", "1", "-1", "1", "")
+        seconds, micros = await session.redis.time()
+        assert 0 <= seconds * 1_000_000 + micros - int(epoch) < 60_000_000
+        lease = await session.hash(session.lease)
+        assert (lease["active"], lease["owner"], lease["request"]) == ("1", "w1", "r1")
+        state = await session.hash(session.state)
+        assert (state["state"], state["worker"], state["turn"]) == ("speaking", "w1", "1")
+
+    async def test_turns_count_on(self, session: Session) -> None:
+        for turn in (1, 2, 3):
+            await session.speak(f"r{turn}", turn, entry=f"{turn}-0")
+        assert await session.ids() == [f"{t}-{n}" for t in (1, 2, 3) for n in range(3)]
+
+    async def test_turns_count_on_without_the_audio(self, session: Session) -> None:
+        await session.speak()
+        await session.redis.delete(session.audio)
+        assert (await session.acquire("r2", entry="2-0"))[2] == "2"
+
+    async def test_turns_count_on_without_the_lease(self, session: Session) -> None:
+        await session.speak()
+        await session.redis.delete(session.lease)
+        assert (await session.acquire("r2", entry="2-0"))[2] == "2"
+
+    async def test_the_caller_may_know_more_turns(self, session: Session) -> None:
+        assert (await session.acquire(least=7))[2] == "7"
+
+    async def test_every_acquisition_has_a_greater_epoch(self, session: Session) -> None:
+        epochs = [int(await session.epoch())]
+        epochs += [int(await session.epoch(claim="over")) for _ in range(5)]
+        assert epochs == sorted(set(epochs))
+
+    async def test_over(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1), pcm(2), resume=b"[points]")
+        status, _, turn, last, attempts, resume = await session.acquire(claim="over", worker="w2")
+        assert (status, turn, last, resume) == ("over", "1", "2", "[points]")
+        assert attempts == "1"  # it got further
+        assert (await session.hash(session.lease))["owner"] == "w2"
+
+    async def test_over_without_progress_counts_attempts(self, session: Session) -> None:
+        await session.epoch()
+        for expected in ("2", "3"):
+            assert (await session.acquire(claim="over"))[4] == expected
+        epoch = await session.epoch(claim="over")
+        await session.append(epoch, 0, start())
+        assert (await session.acquire(claim="over"))[4] == "1"
+        assert (await session.acquire(claim="over"))[4] == "2"
+
+    async def test_taken(self, session: Session) -> None:
+        await session.epoch(worker="w1")
+        assert await session.acquire(worker="w2") == ("taken",)
+        assert await session.acquire(worker="w2", claim="again") == ("taken",)
+
+    async def test_again_is_our_own_turn(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1), pcm(2))
+        await session.redis.xtrim(session.audio, maxlen=0)
+        status, _, turn, last, attempts, _ = await session.acquire(claim="again", least=1)
+        assert (status, turn, last, attempts) == ("over", "1", "-1", "1")
+
+    async def test_again_without_a_lease_goes_on_where_the_stream_ends(
+        self, session: Session
+    ) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1), pcm(2))
+        await session.redis.delete(session.lease)
+        status, _, turn, last, *_ = await session.acquire(claim="again", least=1)
+        assert (status, turn, last) == ("over", "1", "2")
+
+    async def test_again_with_nothing_left_is_a_new_turn_of_the_same_number(
+        self, session: Session
+    ) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1), pcm(2))
+        await session.redis.delete(session.lease, session.audio)
+        status, _, turn, last, *_ = await session.acquire(claim="again", least=1)
+        assert (status, turn, last) == ("new", "1", "-1")
+
+    async def test_busy_while_another_is_spoken(self, session: Session) -> None:
+        epoch = await session.epoch("r1")
+        assert await session.acquire("r2", entry="2-0") == ("busy",)
+        assert await session.acquire("r1", entry="1-0", model="other") == ("known",)
+        await session.append(epoch, 0, start())
+        await session.finish(epoch, 1)
+        assert (await session.acquire("r2", entry="2-0"))[0] == "new"
+
+    async def test_busy_while_one_before_it_is_on_its_way(self, session: Session) -> None:
+        assert await session.acquire("r2", "r1", entry="2-0") == ("busy",)
+        await session.speak("r1", entry="1-0")
+        assert (await session.acquire("r2", "r1", entry="2-0"))[0] == "new"
+
+    @pytest.mark.parametrize(
+        ("waits", "model", "status"),
+        [
+            ("1-0", "zzz", "busy"),
+            ("2-0", "aaa", "busy"),
+            ("2-0", "zzz", "new"),
+            ("2-1", "aaa", "new"),
+            ("10-0", "aaa", "new"),
+        ],
+    )
+    async def test_busy_while_an_older_one_waits_in_any_queue(
+        self, session: Session, waits: str, model: str, status: str
+    ) -> None:
+        await session.enqueue("other", waits, model=model)
+        assert (await session.acquire("r2", entry="2-0"))[0] == status
+
+    async def test_known(self, session: Session) -> None:
+        await session.speak()
+        await session.enqueue("r9", "9-0")
+        assert await session.acquire(entry="2-0") == ("known",)
+        assert await session.acquire(entry="1-0", claim="over") == ("known",)
+        # One that waits under a name that was taken does not wait any more.
+        await session.redis.hset(session.lease, f"w:3-0:{MODEL}", ".r1")
+        assert await session.acquire(entry="3-0") == ("known",)
+        assert [f for f in await session.hash(session.lease) if f[0] == "w"] == [f"w:9-0:{MODEL}"]
+
+    async def test_a_thousand_names_are_remembered(self, session: Session) -> None:
+        await session.redis.zadd(session.spoken, {f"old{n}": 0 for n in range(2000)})
+        await session.speak()
+        assert await session.redis.zcard(session.spoken) == 1024
+        assert await session.redis.zscore(session.spoken, "r1") == 1
+
+    async def test_a_lost_lease_leaves_the_turn_to_its_own_request(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1))
+        await session.redis.delete(session.lease)
+        status, _, turn, last, *_ = await session.acquire(claim="over")
+        assert (status, turn, last) == ("over", "1", "1")
+
+    async def test_a_lost_lease_has_its_turn_ended_before_the_next(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1))
+        await session.redis.delete(session.lease)
+        status, _, turn, last, *_ = await session.acquire("r2", entry="2-0")
+        assert (status, turn, last) == ("new", "2", "-1")
+        entry, end = (await session.stream())[-1]
+        assert entry == "1-2"
+        assert end.pop("t").isdecimal()
+        assert end == {
+            "event": "end",
+            "request": "r1",
+            "reason": "failed",
+            "frames": "1",
+            "error": "lease_lost",
+        }
+        assert await session.append(epoch, 2, pcm(2)) == FENCED
+
+    async def test_a_lost_lease_is_its_owners_to_mend_while_the_request_stands(
+        self, session: Session
+    ) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1))
+        await session.redis.delete(session.lease)
+        assert await session.acquire("r2", "r1", entry="2-0") == ("busy",)
+        assert (await session.acquire("r1", claim="again", least=1))[:1] == ("over",)
+
+    async def test_debris_is_cleared_away(self, session: Session) -> None:
+        for key in (session.lease, session.state, session.spoken):
+            await session.redis.set(key, "debris", ex=60)
+        assert (await session.acquire())[0] == "new"
+
+    async def test_a_foreign_key_in_place_of_the_audio_is_left_alone(
+        self, session: Session
+    ) -> None:
+        await session.redis.set(session.audio, "mine", ex=60)
+        with pytest.raises(Exception, match="WRONGTYPE"):
+            await session.acquire()
+        assert await session.redis.get(session.audio) == b"mine"
+
+
+class TestAppend:
+    async def test_writes_explicit_ids(self, session: Session) -> None:
+        epoch = await session.epoch()
+        assert await session.append(epoch, 0, start(), pcm(1)) == 1
+        assert await session.append(epoch, 2, ("pcm", "x", "text", "Hello.")) == 2
+        assert await session.ids() == ["1-0", "1-1", "1-2"]
+        assert (await session.stream())[2][1] == {"pcm": "x", "text": "Hello."}
+
+    async def test_again_writes_nothing_twice(self, session: Session) -> None:
+        epoch = await session.epoch()
+        for _ in range(3):
+            assert await session.append(epoch, 0, start(), pcm(1), pcm(2)) == 2
+        assert await session.append(epoch, 1, ("pcm", "other"), pcm(2), pcm(3)) == 3
+        assert await session.ids() == ["1-0", "1-1", "1-2", "1-3"]
+        assert (await session.stream())[1][1] == {"pcm": "frame 1"}
+
+    async def test_a_gap_is_refused(self, session: Session) -> None:
+        epoch = await session.epoch()
+        assert await session.append(epoch, 1, pcm(1)) == -1
+        await session.append(epoch, 0, start())
+        assert await session.append(epoch, 2, pcm(2)) == 0
+        assert await session.ids() == ["1-0"]
+
+    async def test_after_another_turn_begins_at_its_own_start(self, session: Session) -> None:
+        await session.speak()
+        epoch = await session.epoch("r2", entry="2-0")
+        assert await session.append(epoch, 1, pcm(1), turn=2) == -1
+        assert await session.append(epoch, 0, start("r2"), pcm(1), turn=2) == 1
+
+    async def test_a_stale_owner_is_fenced_off(self, session: Session) -> None:
+        old = await session.epoch(worker="w1")
+        new = await session.epoch(worker="w2", claim="over")
+        assert await session.append(old, 0, start()) == FENCED
+        assert await session.ids() == []
+        assert await session.append(new, 0, start()) == 0
+
+    async def test_a_forgotten_lease_says_so(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.redis.delete(session.lease)
+        assert await session.append(epoch, 0, start()) == GONE
+        assert not await session.redis.exists(session.audio)
+
+    async def test_keeps_keys_and_window_and_record(self, session: Session) -> None:
+        epoch = await session.epoch()
+        for key in session.keys:
+            await session.redis.pexpire(key, 5000)
+        frames = [pcm(n) for n in range(1, 1000)]
+        for at in range(0, 999, 111):
+            entries = [start(), *frames[:111]] if at == 0 else frames[at : at + 111]
+            await session.append(epoch, at + (at > 0), *entries)
+        record = ("frames", "999", "state", "paused")
+        assert await session.append(epoch, 1000, keep=300, record=record, resume=b"[x]") == 999
+        assert 300 <= await session.redis.xlen(session.audio) < 600
+        state = await session.hash(session.state)
+        assert (state["frames"], state["state"]) == ("999", "paused")
+        assert (await session.hash(session.lease))["resume"] == "[x]"
+        for key in session.keys:
+            assert await session.redis.pttl(key) > 5000
+
+    async def test_debris_in_place_of_the_record_does_not_silence_it(
+        self, session: Session
+    ) -> None:
+        epoch = await session.epoch()
+        await session.redis.set(session.state, "debris", ex=60)
+        assert await session.append(epoch, 0, start(), record=("state", "paused")) == 0
+
+
+class TestFinish:
+    async def test_writes_the_end_and_the_state(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1), resume=b"[x]")
+        assert await session.finish(epoch, 2) == 2
+        entry, end = (await session.stream())[-1]
+        assert (entry, end["event"], end["frames"]) == ("1-2", "end", "1")
+        lease = await session.hash(session.lease)
+        assert lease["active"] == "0"
+        assert not {"resume", "owner"} & lease.keys()
+        state = await session.hash(session.state)
+        assert (state["state"], state["frames"]) == ("idle", "1")
+
+    async def test_again_says_the_same(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start())
+        for _ in range(3):
+            assert await session.finish(epoch, 1) == 1
+        assert await session.ids() == ["1-0", "1-1"]
+
+    async def test_of_an_unspoken_turn_is_number_one(self, session: Session) -> None:
+        epoch = await session.epoch()
+        assert await session.finish(epoch, 1, reason="rejected") == 1
+        assert await session.finish(epoch, 1, reason="rejected") == 1
+        assert await session.ids() == ["1-1"]
+
+    async def test_with_entries_missing_is_refused(self, session: Session) -> None:
+        epoch = await session.epoch()
+        assert await session.finish(epoch, 5) == -1
+        await session.append(epoch, 0, start(), pcm(1))
+        assert await session.finish(epoch, 5) == 1
+        assert await session.ids() == ["1-0", "1-1"]
+        assert (await session.hash(session.lease))["active"] == "1"
+
+    async def test_of_a_stale_owner_is_refused(self, session: Session) -> None:
+        old = await session.epoch()
+        await session.epoch(claim="over", worker="w2")
+        assert await session.finish(old, 1) == FENCED
+        await session.redis.delete(session.lease)
+        assert await session.finish(old, 1) == GONE
+        assert not await session.redis.exists(session.audio)
+
+    async def test_takes_the_text_stream_with_it(self, session: Session) -> None:
+        for text, left in ((False, 1), (True, 0)):
+            await session.redis.xadd(session.text, {"text": "x"})
+            await session.redis.expire(session.text, 60)
+            epoch = await session.epoch(str(text), entry="1-0")
+            turn = int((await session.hash(session.lease))["turn"])
+            await session.finish(epoch, 1, turn=turn, text=text)
+            assert await session.redis.exists(session.text) == left
+
+    async def test_leaves_the_session_queued_while_others_wait(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.enqueue("r2", "2-0")
+        await session.finish(epoch, 1)
+        assert (await session.hash(session.state))["state"] == "queued"
+
+
+class TestRelease:
+    async def test_leaves_the_turn_to_the_next_owner(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1))
+        assert await session.release(epoch) == 1
+        assert await session.append(epoch, 2, pcm(2)) == FENCED
+        assert "owner" not in await session.hash(session.lease)
+        status, _, turn, last, attempts, _ = await session.acquire(claim="over", worker="w2")
+        assert (status, turn, last, attempts) == ("over", "1", "1", "1")
+
+    @pytest.mark.parametrize(("blameless", "attempts"), [(True, "1"), (False, "2")])
+    async def test_counts_against_the_request_or_not(
+        self, session: Session, blameless: bool, attempts: str
+    ) -> None:
+        epoch = await session.epoch()
+        await session.release(epoch, blameless=blameless)
+        assert (await session.acquire(claim="over"))[4] == attempts
+
+    async def test_of_a_stale_owner_does_nothing(self, session: Session) -> None:
+        old = await session.epoch()
+        new = await session.epoch(claim="over", worker="w2")
+        assert await session.release(old) == 0
+        assert await session.release("1") == 0
+        assert await session.append(new, 0, start()) == 0
+
+    async def test_twice_counts_once(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.release(epoch)
+        assert await session.release(epoch) == 0
+        assert (await session.acquire(claim="over"))[4] == "1"
+
+
+async def test_debris_in_the_leases_place_is_no_lease(session: Session) -> None:
+    epoch = await session.epoch()
+    await session.redis.set(session.lease, "debris", ex=60)
+    assert await session.append(epoch, 0, start()) == GONE
+    assert await session.finish(epoch, 1) == GONE
+    assert await session.release(epoch) == 0
+    assert await session.abandon() == 0
+    assert await session.ids() == []
+
+
+class TestAbandon:
+    async def test_gives_up_the_turn(self, session: Session) -> None:
+        epoch = await session.epoch()
+        assert await session.abandon() == 1
+        assert await session.append(epoch, 0, start()) == FENCED
+        assert (await session.hash(session.lease))["active"] == "0"
+        assert await session.abandon() == 0
+
+    async def test_gives_up_the_waiting(self, session: Session) -> None:
+        await session.enqueue("r1", "1-0")
+        await session.enqueue("r2", "2-0")
+        await session.abandon()
+        waiting = [f for f in await session.hash(session.lease) if f.startswith("w:")]
+        assert waiting == [f"w:2-0:{MODEL}"]
+
+    async def test_leaves_the_turns_of_others_alone(self, session: Session) -> None:
+        epoch = await session.epoch(worker="w2")
+        assert await session.abandon() == 0
+        assert await session.append(epoch, 0, start()) == 0
+
+
+class TestEnqueue:
+    async def test_says_how_many_wait_before(self, session: Session) -> None:
+        await session.epoch("r0", entry="5-0")
+        assert await session.enqueue("r1", "10-0") == 0
+        assert await session.enqueue("r2", "10-1") == 1
+        assert await session.enqueue("r3", "9-5") == 0
+        assert await session.enqueue("r4", "100-0", model="other", interrupt=True) == 3
+        assert await session.enqueue("r2", "10-1") == 2  # again, and not beside itself
+        lease = await session.hash(session.lease)
+        assert lease["w:100-0:other"] == "!r4"
+        assert lease[f"w:10-0:{MODEL}"] == ".r1"
+
+    async def test_shows_a_session_that_nobody_speaks_as_queued(self, session: Session) -> None:
+        await session.enqueue("r1", "1-0")
+        assert (await session.hash(session.state))["state"] == "queued"
+        await session.redis.delete(session.lease)
+        epoch = await session.epoch("r1")
+        await session.enqueue("r2", "2-0")
+        assert (await session.hash(session.state))["state"] == "speaking"
+        await session.finish(epoch, 1)
+
+    async def test_of_a_name_that_was_taken_is_refused(self, session: Session) -> None:
+        await session.speak()
+        assert await session.enqueue("r1", "2-0") == -1
+        assert not [f for f in await session.hash(session.lease) if f.startswith("w:")]
+
+    async def test_of_the_very_turn_that_is_spoken_waits(self, session: Session) -> None:
+        await session.epoch("r1", entry="1-0")
+        assert await session.enqueue("r1", "1-0") == 0
+        assert await session.enqueue("r1", "2-0") == -1
+
+    async def test_the_waiting_is_over_with_the_acquisition(self, session: Session) -> None:
+        await session.enqueue("r1", "1-0")
+        await session.epoch("r1", entry="1-0")
+        assert not [f for f in await session.hash(session.lease) if f.startswith("w:")]
+
+
+class Queue:
+    """One model's request stream, with its group."""
+
+    def __init__(self, redis: Redis, prefix: str) -> None:
+        self.redis: Any = redis
+        keys = Keys(prefix)
+        self.key, self.wake = keys.requests(MODEL), keys.wake(MODEL)
+
+    async def add(self, session: str, request: str | None = None, count: int = 1) -> list[str]:
+        named = {} if request is None else {"request": request}
+        return [
+            (await self.redis.xadd(self.key, {"session": session, "text": "x", **named})).decode()
+            for _ in range(count)
+        ]
+
+    async def deliver(self, worker: str, count: int = 100) -> None:
+        await self.redis.xreadgroup(GROUP, worker, {self.key: ">"}, count=count)
+
+    async def pending(self, worker: str) -> list[str]:
+        found = await self.redis.xpending_range(self.key, GROUP, "-", "+", 1000, worker)
+        return [item["message_id"].decode() for item in found]
+
+    async def orphan(self, owner: str, *entries: str) -> Any:
+        keys = [self.key, self.wake]
+        return await scripts.ORPHAN(self.redis, keys, GROUP, ORPHANS, owner, *entries)
+
+    async def take(self, worker: str) -> str | None:
+        reply: Any = await scripts.TAKE(self.redis, [self.key], GROUP, ORPHANS, worker)
+        return reply[0][0].decode() if reply else None
+
+    async def deliveries(self, entry: str) -> int:
+        (found,) = await self.redis.xpending_range(self.key, GROUP, entry, entry, 1)
+        return found["times_delivered"]
+
+
+@pytest.fixture
+async def queue(redis: Redis, prefix: str) -> Queue:
+    queue = Queue(redis, prefix)
+    await queue.redis.xgroup_create(queue.key, GROUP, "0", mkstream=True)
+    return queue
+
+
+class TestOrphans:
+    async def test_what_is_handed_back_is_anybodys(self, queue: Queue) -> None:
+        entries = await queue.add("s", count=3)
+        await queue.deliver("w1")
+        assert await queue.orphan("w1", *entries[:2]) == 2
+        assert await queue.pending("w1") == entries[2:]
+        assert await queue.take("w2") == entries[0]
+        assert await queue.take("w3") == entries[1]
+        assert await queue.take("w2") is None
+        assert await queue.pending("w2") == entries[:1]
+
+    async def test_handing_back_is_no_delivery_and_taking_is_one(self, queue: Queue) -> None:
+        (entry,) = await queue.add("s")
+        await queue.deliver("w1")
+        await queue.orphan("w1", entry)
+        assert await queue.deliveries(entry) == 1
+        await queue.take("w2")
+        assert await queue.deliveries(entry) == 2
+
+    async def test_only_what_is_the_owners_is_handed_back(self, queue: Queue) -> None:
+        (entry,) = await queue.add("s")
+        await queue.deliver("w1")
+        assert await queue.orphan("w2", entry) == 0
+        assert await queue.orphan("w1", "9-9") == 0
+        assert await queue.pending("w1") == [entry]
+        assert not await queue.redis.exists(queue.wake)
+
+    async def test_of_the_dead_are_all_handed_back_and_their_owner_forgotten(
+        self, queue: Queue
+    ) -> None:
+        entries = await queue.add("s", count=250)
+        await queue.deliver("w1", 249)
+        await queue.deliver("w2", 1)
+        assert await queue.orphan("w1") == 249
+        names = {c["name"] for c in await queue.redis.xinfo_consumers(queue.key, GROUP)}
+        assert names == {b"w2", ORPHANS.encode()}
+        assert await queue.pending("w2") == entries[249:]
+        assert await queue.orphan("w1") == 0
+
+    async def test_wakes_whoever_is_idle(self, queue: Queue) -> None:
+        (entry,) = await queue.add("s")
+        await queue.deliver("w1")
+        await queue.orphan("w1", entry)
+        first = await queue.redis.get(queue.wake)
+        assert first
+        assert 0 < await queue.redis.pttl(queue.wake) <= 60_000
+        await queue.take("w1")
+        await anyio.sleep(0.001)
+        await queue.orphan("w1", entry)
+        assert await queue.redis.get(queue.wake) != first
+
+    async def test_one_that_was_deleted_hides_no_other(self, queue: Queue) -> None:
+        entries = await queue.add("s", count=4)
+        await queue.deliver("w1")
+        await queue.orphan("w1", *entries)
+        await queue.redis.xdel(queue.key, *entries[:2])
+        assert [await queue.take("w2") for _ in range(3)] == [*entries[2:], None]
+        assert await queue.pending(ORPHANS) == []
+        assert await queue.pending("w2") == entries[2:]
+
+
+async def test_settle_takes_a_request_off_for_good(queue: Queue) -> None:
+    entries = await queue.add("s", count=2)
+    await queue.deliver("w1")
+    for deleted in (1, 0):
+        assert await scripts.SETTLE(queue.redis, [queue.key], GROUP, entries[0]) == deleted
+    assert await queue.pending("w1") == entries[1:]
+    assert await queue.redis.xlen(queue.key) == 1
+
+
+class TestPlaces:
+    """What stands before a request of the same session, and what after it."""
+
+    async def test_earlier_are_those_before_it(self, queue: Queue) -> None:
+        (unnamed,) = await queue.add("s")
+        await queue.add("other", "x")
+        await queue.add("s", "r2")
+        (mine,) = await queue.add("s", "r3")
+        await queue.add("s", "r4")
+        found: Any = await scripts.EARLIER(queue.redis, [queue.key], mine, "s")
+        assert found == [b"r2", unnamed.encode()]
+
+    async def test_later_is_one_after_it(self, queue: Queue) -> None:
+        await queue.add("s", "r1")
+        (mine,) = await queue.add("s", "r2")
+        await queue.add("s", "r3")
+        await queue.add("other", "r4")
+        (unnamed,) = await queue.add("s")
+        for name, found in {"r1": 0, "r2": 0, "r3": 1, "r4": 0, "r9": 0, unnamed: 1}.items():
+            assert await scripts.LATER(queue.redis, [queue.key], mine, "s", name) == found, name
+
+    async def test_however_many_stand_between(self, queue: Queue) -> None:
+        (first,) = await queue.add("s", "first")
+        await queue.add("other", count=200)
+        (last,) = await queue.add("s", "last")
+        assert await scripts.EARLIER(queue.redis, [queue.key], last, "s") == [b"first"]
+        assert await scripts.LATER(queue.redis, [queue.key], first, "s", "last") == 1
+
+
+class TestBeat:
+    @pytest.fixture
+    def key(self, prefix: str) -> str:
+        return Keys(prefix).worker("w1")
+
+    async def beat(self, redis: Redis, key: str, instance: str, *fields: str) -> Any:
+        return await scripts.BEAT(redis, [key], instance, 1500, *fields)
+
+    async def test_says_the_servers_time(self, redis: Any, key: str) -> None:
+        now_ms = int(await self.beat(redis, key, "a", "state", "ready"))
+        seconds, micros = await redis.time()
+        assert abs(seconds * 1000 + micros / 1000 - now_ms) < 10_000
+        record = await redis.hgetall(key)
+        assert record == {
+            b"instance": b"a",
+            b"beat_ms": str(now_ms).encode(),
+            b"state": b"ready",
+        }
+        assert 0 < await redis.pttl(key) <= 1500
+
+    async def test_replaces_what_was_said_before(self, redis: Any, key: str) -> None:
+        await self.beat(redis, key, "a", "state", "ready", "rtf", "0.1")
+        await self.beat(redis, key, "a", "state", "draining")
+        assert await redis.hget(key, "rtf") is None
+        assert await redis.hget(key, "state") == b"draining"
+
+    async def test_a_name_that_is_taken_is_refused(self, redis: Any, key: str) -> None:
+        await self.beat(redis, key, "a", "state", "ready")
+        assert await self.beat(redis, key, "b", "state", "starting") is None
+        assert await redis.hget(key, "state") == b"ready"
+
+    async def test_debris_is_cleared_away(self, redis: Any, key: str) -> None:
+        await redis.set(key, "debris", ex=60)
+        assert await self.beat(redis, key, "a", "state", "ready")
+
+    async def test_who_departs_takes_only_his_own(self, redis: Any, key: str) -> None:
+        await self.beat(redis, key, "a", "state", "ready")
+        assert await scripts.DEPART(redis, [key], "b") == 0
+        assert await redis.exists(key)
+        assert await scripts.DEPART(redis, [key], "a") == 1
+        assert await scripts.DEPART(redis, [key], "a") == 0
+        assert await self.beat(redis, key, "b", "state", "ready")
+
+
+async def test_a_server_that_forgot_the_scripts_learns_them_again(
+    session: Session, redis: Redis
+) -> None:
+    await redis.script_flush()
+    assert (await session.acquire())[0] == "new"
+
+
+async def test_every_script_says_what_its_keys_and_arguments_are() -> None:
+    for script in vars(scripts).values():
+        if isinstance(script, Script):
+            header = script.source.partition("\nlocal")[0]
+            assert header.startswith("-- "), script.name
+            assert "-- KEYS  " in script.source, script.name
+            assert "-- ARGV  " in script.source, script.name

@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Self, cast
 
@@ -41,7 +42,7 @@ def at_hand() -> list[str]:
         "valkey": True,
         "redis": shutil.which("redis-server") is not None,
         "external": "VOICEFLEET_TEST_REDIS_URL" in os.environ,
-        "docker": shutil.which("docker") is not None,
+        "docker": _docker_answers(),
     }
     return [name for name in BACKENDS if found[name]]
 
@@ -187,6 +188,15 @@ def _container() -> Generator[str]:
         yield url
     finally:
         _docker("rm", "--force", container)
+
+
+@cache
+def _docker_answers() -> bool:
+    """Whether there is an engine behind the client."""
+    command = ["docker", "version", "--format", "{{.Server.Version}}"]
+    if shutil.which(command[0]) is None:
+        return False
+    return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
 
 
 def _docker(*arguments: str) -> str:

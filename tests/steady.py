@@ -1,4 +1,4 @@
-"""A worker that has to go on, whatever is put into Redis, and what is looked at to say that it does.
+"""A worker that must go on, whatever is put into Redis, and what is looked at to say that it does.
 
 async with steady(url) as fleet:      # one worker, for all tests of a module
     await fleet.refuse("s1", "speed", speed=9)

@@ -15,11 +15,11 @@ from worker.clock import ServerClock
 from worker.outbox import (
     FREE_RUN_FRAMES,
     READ_AHEAD_FRAMES,
-    WINDOW_SLACK,
     Fate,
     Opening,
     Outbox,
     Retention,
+    entries_to_keep,
 )
 from worker.turn import TurnFrame
 
@@ -408,10 +408,9 @@ class TestAnswers:
         flush(outbox, server)
         server.forget(4)
         await outbox.put(frames(11, 1))
-        kicks: list[str] = []
-        outbox.kick = lambda: kicks.append("kick")
-        assert sent(flush(outbox, server)) == [11]
-        assert kicks  # at once, not at the next tick
+        calls = collect(outbox)
+        assert sent(calls) == [11]
+        assert outbox.confirm(server.run(calls))  # at once, not at the next tick
         assert sent(flush(outbox, server)) == [7, 8, 9, 10, 11]
         assert sorted(server.stream) == list(range(12))
 
@@ -544,7 +543,7 @@ class TestHousekeeping:
         (second,) = flush(outbox, server)
         assert second.entries == []
         assert second.ttl == 120_000
-        assert second.keep == 60 * 50 + WINDOW_SLACK
+        assert second.keep == entries_to_keep(60 * 50)
         assert second.record["frames"] == 5
         assert flush(outbox, server) == []
 
@@ -566,7 +565,7 @@ class TestHousekeeping:
             clock.now += 1.0
             (call,) = flush(outbox, server)
             within = 1000 * min(second + 1, 60)
-            assert int(call.keep) == max(3000, within) + WINDOW_SLACK
+            assert int(call.keep) == entries_to_keep(max(3000, within))
 
     async def test_first_audio_is_counted_from_the_request(self, clock: SimpleNamespace) -> None:
         outbox, server = box(), Server()

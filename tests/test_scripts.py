@@ -17,6 +17,10 @@ MODEL = "tone-test"
 FENCED, GONE = -2, -3
 
 
+async def run(redis: Any, script: Script, keys: list[str], *args: object) -> Any:
+    return await redis.eval(script.source, len(keys), *keys, *args)
+
+
 class Session:
     """One session's keys, and the scripts as workers call them."""
 
@@ -38,8 +42,18 @@ class Session:
         model: str = MODEL,
         least: int = 0,
     ) -> tuple[str, ...]:
-        reply: Any = await scripts.ACQUIRE(
-            self.redis, self.keys, claim, request, entry, model, worker, TTL_MS, least, *earlier
+        reply: Any = await run(
+            self.redis,
+            scripts.ACQUIRE,
+            self.keys,
+            claim,
+            request,
+            entry,
+            model,
+            worker,
+            TTL_MS,
+            least,
+            *earlier,
         )
         return tuple(part.decode() if isinstance(part, bytes) else str(part) for part in reply)
 
@@ -62,15 +76,15 @@ class Session:
         args: list[Any] = [epoch, turn, n, TTL_MS, keep, resume, len(record), *record]
         for entry in entries:
             args += [len(entry), *entry]
-        return await scripts.APPEND(self.redis, self.keys, *args)
+        return await run(self.redis, scripts.APPEND, self.keys, *args)
 
     async def finish(
         self, epoch: str, n: int, *, turn: int = 1, text: bool = False, reason: str = "completed"
     ) -> Any:
         fields = ["event", "end", "request", "r1", "reason", reason, "frames", n - 1]
         keys = [*self.keys, self.text if text else self.lease]
-        return await scripts.FINISH(
-            self.redis, keys, epoch, turn, n, TTL_MS, "1" if text else "0", *fields
+        return await run(
+            self.redis, scripts.FINISH, keys, epoch, turn, n, TTL_MS, "1" if text else "0", *fields
         )
 
     async def enqueue(
@@ -78,14 +92,14 @@ class Session:
     ) -> Any:
         flag = "1" if interrupt else "0"
         keys = [self.lease, self.state, self.spoken]
-        return await scripts.ENQUEUE(self.redis, keys, request, entry, model, flag, TTL_MS)
+        return await run(self.redis, scripts.ENQUEUE, keys, request, entry, model, flag, TTL_MS)
 
     async def release(self, epoch: str, *, blameless: bool = True) -> Any:
         flag = "1" if blameless else "0"
-        return await scripts.RELEASE(self.redis, [self.lease], epoch, flag)
+        return await run(self.redis, scripts.RELEASE, [self.lease], epoch, flag)
 
     async def abandon(self, entry: str = "1-0", worker: str = "w1") -> Any:
-        return await scripts.ABANDON(self.redis, [self.lease], entry, MODEL, worker)
+        return await run(self.redis, scripts.ABANDON, [self.lease], entry, MODEL, worker)
 
     async def stream(self) -> list[tuple[str, dict[str, str]]]:
         return [
@@ -543,10 +557,10 @@ class Queue:
 
     async def orphan(self, owner: str, *entries: str) -> Any:
         keys = [self.key, self.wake]
-        return await scripts.ORPHAN(self.redis, keys, GROUP, ORPHANS, owner, *entries)
+        return await run(self.redis, scripts.ORPHAN, keys, GROUP, ORPHANS, owner, *entries)
 
     async def take(self, worker: str) -> str | None:
-        reply: Any = await scripts.TAKE(self.redis, [self.key], GROUP, ORPHANS, worker)
+        reply: Any = await run(self.redis, scripts.TAKE, [self.key], GROUP, ORPHANS, worker)
         return reply[0][0].decode() if reply else None
 
     async def deliveries(self, entry: str) -> int:
@@ -626,7 +640,7 @@ async def test_settle_takes_a_request_off_for_good(queue: Queue) -> None:
     entries = await queue.add("s", count=2)
     await queue.deliver("w1")
     for deleted in (1, 0):
-        assert await scripts.SETTLE(queue.redis, [queue.key], GROUP, entries[0]) == deleted
+        assert await run(queue.redis, scripts.SETTLE, [queue.key], GROUP, entries[0]) == deleted
     assert await queue.pending("w1") == entries[1:]
     assert await queue.redis.xlen(queue.key) == 1
 
@@ -640,7 +654,7 @@ class TestPlaces:
         await queue.add("s", "r2")
         (mine,) = await queue.add("s", "r3")
         await queue.add("s", "r4")
-        found: Any = await scripts.EARLIER(queue.redis, [queue.key], mine, "s")
+        found: Any = await run(queue.redis, scripts.EARLIER, [queue.key], mine, "s")
         assert found == [b"r2", unnamed.encode()]
 
     async def test_later_is_one_after_it(self, queue: Queue) -> None:
@@ -650,14 +664,16 @@ class TestPlaces:
         await queue.add("other", "r4")
         (unnamed,) = await queue.add("s")
         for name, found in {"r1": 0, "r2": 0, "r3": 1, "r4": 0, "r9": 0, unnamed: 1}.items():
-            assert await scripts.LATER(queue.redis, [queue.key], mine, "s", name) == found, name
+            assert await run(queue.redis, scripts.LATER, [queue.key], mine, "s", name) == found, (
+                name
+            )
 
     async def test_however_many_stand_between(self, queue: Queue) -> None:
         (first,) = await queue.add("s", "first")
         await queue.add("other", count=200)
         (last,) = await queue.add("s", "last")
-        assert await scripts.EARLIER(queue.redis, [queue.key], last, "s") == [b"first"]
-        assert await scripts.LATER(queue.redis, [queue.key], first, "s", "last") == 1
+        assert await run(queue.redis, scripts.EARLIER, [queue.key], last, "s") == [b"first"]
+        assert await run(queue.redis, scripts.LATER, [queue.key], first, "s", "last") == 1
 
 
 class TestBeat:
@@ -666,7 +682,7 @@ class TestBeat:
         return Keys(prefix).worker("w1")
 
     async def beat(self, redis: Redis, key: str, instance: str, *fields: str) -> Any:
-        return await scripts.BEAT(redis, [key], instance, 1500, *fields)
+        return await run(redis, scripts.BEAT, [key], instance, 1500, *fields)
 
     async def test_says_the_servers_time(self, redis: Any, key: str) -> None:
         now_ms = int(await self.beat(redis, key, "a", "state", "ready"))
@@ -697,10 +713,10 @@ class TestBeat:
 
     async def test_who_departs_takes_only_his_own(self, redis: Any, key: str) -> None:
         await self.beat(redis, key, "a", "state", "ready")
-        assert await scripts.DEPART(redis, [key], "b") == 0
+        assert await run(redis, scripts.DEPART, [key], "b") == 0
         assert await redis.exists(key)
-        assert await scripts.DEPART(redis, [key], "a") == 1
-        assert await scripts.DEPART(redis, [key], "a") == 0
+        assert await run(redis, scripts.DEPART, [key], "a") == 1
+        assert await run(redis, scripts.DEPART, [key], "a") == 0
         assert await self.beat(redis, key, "b", "state", "ready")
 
 

@@ -7,10 +7,10 @@ from enum import Enum
 
 import anyio
 import structlog
-from redis.exceptions import ResponseError
 
 from schemas.audio import Reason
 from schemas.request import InvalidRequest, Request
+from wire.link import ReplyError
 from worker.ledger import Acquired, Claim, Delivery
 from worker.outbox import Fate
 from worker.performance import ENDINGS, Performance
@@ -60,7 +60,7 @@ class Assignment:
         """See the delivery through. A request's failure is its own: nothing is raised for it."""
         try:
             left = await self._run()
-        except ResponseError as error:
+        except ReplyError as error:
             # Something of another type stands where one of our keys belongs.
             log.warning("session_unusable", error=str(error), entry=self.delivery.entry)
             if self.session is not None:

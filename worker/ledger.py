@@ -3,19 +3,17 @@
 The cold half of the Redis side: a few calls a turn. Frames go through ``worker.publisher``.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Literal, cast
 
-import anyio
 import msgspec
 import structlog
-from redis.exceptions import RedisError, ResponseError
 
 from schemas.fields import Fields
 from schemas.keys import GROUP, ORPHANS, Keys
-from wire.connect import Client
-from wire.link import Argument, Reply
+from wire.link import Argument, Reply, ReplyError
+from wire.switchboard import Switchboard
 from worker import scripts
 from worker.scripts import Script
 
@@ -25,43 +23,6 @@ DEAD_LETTERS = 10_000
 
 Claim = Literal["fresh", "over", "again"]
 Standing = Literal["new", "over", "taken", "busy", "known"]
-
-
-TRANSIENT = (
-    "LOADING",
-    "READONLY",
-    "CLUSTERDOWN",
-    "MASTERDOWN",
-    "TRYAGAIN",
-    "NOREPLICAS",
-    "OOM",
-    "MISCONF",
-    "BUSY ",
-)
-
-
-FIRST_RETRY_S = 0.05
-LAST_RETRY_S = 0.8
-
-
-async def patiently(call: Callable[[], Awaitable[Reply]]) -> Reply:
-    """Make a call again until the server answers it.
-
-    Raises:
-        ResponseError: The server refused the command itself.
-    """
-    wait_s = FIRST_RETRY_S
-    while True:
-        try:
-            return await call()
-        except (RedisError, OSError) as error:
-            transient = str(error).startswith(TRANSIENT)
-            if isinstance(error, ResponseError) and not transient:
-                raise
-            if wait_s == FIRST_RETRY_S:
-                log.warning("redis_away", error=str(error))
-        await anyio.sleep(wait_s)
-        wait_s = min(wait_s * 2, LAST_RETRY_S)
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -145,12 +106,12 @@ class Lease(msgspec.Struct, frozen=True):
 class Ledger:
     """Calls on one fleet's keys, in one worker's name.
 
-    Every call waits out a server that is away, loading or failing over; what raises
-    ``redis.exceptions.ResponseError`` is a refusal that trying again would not change.
+    Every call waits out a server that is away, loading or failing over; ``ReplyError`` is a refusal
+    that trying again would not change.
     """
 
-    def __init__(self, client: Client, keys: Keys, worker: str, ttl_ms: int) -> None:
-        self._client = client
+    def __init__(self, switchboard: Switchboard, keys: Keys, worker: str, ttl_ms: int) -> None:
+        self._switchboard = switchboard
         self._keys = keys
         self._worker = worker
         self._ttl_ms = ttl_ms
@@ -160,10 +121,9 @@ class Ledger:
     async def create_group(self, model: str) -> None:
         """Make the model's queue and group, from its first entry: nothing sent is missed."""
         try:
-            await self._execute(
-                "XGROUP", "CREATE", self._keys.requests(model), GROUP, "0", "MKSTREAM"
-            )
-        except ResponseError as error:
+            key = self._keys.requests(model)
+            await self._switchboard.call(key, "XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM")
+        except ReplyError as error:
             if not str(error).startswith(("BUSYGROUP", "WRONGTYPE")):
                 raise
 
@@ -192,27 +152,24 @@ class Ledger:
 
     async def owners(self, model: str) -> set[str]:
         """Workers in whose hands the model's requests are, living or dead."""
+        key = self._keys.requests(model)
         try:
-            reply = await patiently(
-                lambda: self._client.xinfo_consumers(self._keys.requests(model), GROUP)
-            )
-        except ResponseError:
+            reply = await self._switchboard.call(key, "XINFO", "CONSUMERS", key, GROUP)
+        except ReplyError:
             return set()  # no queue yet, or something else in its place
-        consumers = cast(list[dict[str, bytes]], reply)
-        names = {consumer["name"].decode("utf-8", "replace") for consumer in consumers}
-        return names - {ORPHANS}
+        consumers = cast(list[dict[bytes, bytes]], reply)
+        return {consumer[b"name"].decode("utf-8", "replace") for consumer in consumers} - {ORPHANS}
 
     async def pending(self, model: str) -> set[str]:
         """Entries of the model's queue that are in this worker's name."""
+        key = self._keys.requests(model)
         try:
-            reply = await patiently(
-                lambda: self._client.xpending_range(
-                    self._keys.requests(model), GROUP, "-", "+", 10_000, self._worker
-                )
+            reply = await self._switchboard.call(
+                key, "XPENDING", key, GROUP, "-", "+", 10_000, self._worker
             )
-        except ResponseError:
+        except ReplyError:
             return set()
-        return {item["message_id"].decode() for item in cast(list[dict[str, bytes]], reply)}
+        return {item[0].decode() for item in cast(list[list[bytes]], reply)}
 
     async def settle(self, delivery: Delivery) -> None:
         """The request is done: acknowledge and delete it."""
@@ -229,12 +186,12 @@ class Ledger:
             fields += ["session", session]
         fields += ["request", request, "reason", reason, "error", error, "worker", self._worker]
         try:
-            await self._execute(
-                "XADD", self._keys.dead, "MAXLEN", "~", str(DEAD_LETTERS), "*", *fields
+            key = self._keys.dead
+            await self._switchboard.call(
+                key, "XADD", key, "MAXLEN", "~", DEAD_LETTERS, "*", *fields
             )
-        except ResponseError as failure:
-            if not str(failure).startswith("WRONGTYPE"):
-                raise
+        except ReplyError as failure:
+            log.warning("dead_letter_lost", entry=delivery.entry, error=str(failure))
 
     # One session.
 
@@ -308,11 +265,9 @@ class Ledger:
 
     async def touch(self, sessions: Sequence[str]) -> None:
         """Keep the keys of living sessions from expiring."""
-        pipe = self._client.pipeline(transaction=False)
         for session in sessions:
-            for key in self.session_keys(session):
-                pipe.execute_command("PEXPIRE", key, self._ttl_ms)
-        await cast(Awaitable[object], pipe.execute(raise_on_error=False))
+            keys = self.session_keys(session)
+            await self._switchboard.batch(keys[0], [("PEXPIRE", key, self._ttl_ms) for key in keys])
 
     def session_keys(self, session: str) -> list[str]:
         """KEYS of the session scripts: lease, audio, session, spoken."""
@@ -328,15 +283,10 @@ class Ledger:
         """Run it; ``None`` where the queue is gone, or something else stands in its place."""
         try:
             return await self._run(script, keys, *args)
-        except ResponseError as error:
+        except ReplyError as error:
             if not str(error).startswith(("NOGROUP", "WRONGTYPE")):
                 raise
             return None
 
     async def _run(self, script: Script, keys: Sequence[str], *args: Argument) -> Reply:
-        return await patiently(lambda: script(self._client, keys, *args))
-
-    async def _execute(self, *command: str) -> Reply:
-        return await patiently(
-            lambda: cast(Awaitable[Reply], self._client.execute_command(*command))
-        )
+        return await script(self._switchboard, keys, *args)

@@ -29,8 +29,8 @@ READ_AHEAD_FRAMES = 25
 
 HOUSEKEEPING_S = 1.0
 FRAMES_PER_S = 50
-WINDOW_SLACK = 1024
-"""Start and end entries that share the stream with the frames of the window."""
+START_AND_END_SHARE = 0.2
+"""Entries that are no frames, for each frame of the window, where turns are short."""
 
 
 class Fate(Enum):
@@ -99,6 +99,7 @@ class Outbox:
         self._left = deque([(time.monotonic(), self._base)])
         self._housekeeping_at = time.monotonic() + HOUSEKEEPING_S
         self._in_flight: _InFlight | None = None
+        self._wanted = False
         self._paused = False
         self._end: tuple[Reason, str] | None = None
         self._fate: Fate | None = None
@@ -126,8 +127,8 @@ class Outbox:
             flat: list[Argument] = ["event", "start"]
             for name, value in fields.items():
                 flat += [name, value]
+            # No kick: it leaves with the first frames, or at the next tick.
             self._entries.append(flat)
-            self.kick()
 
     async def put(self, frames: Sequence[TurnFrame]) -> None:
         """Add frames in order; waits while the turn is ahead by its lead. Ignored after the end."""
@@ -201,7 +202,10 @@ class Outbox:
 
     def collect(self, tick: int) -> list[Command]:
         """What may leave at this tick: an append, the end, both, or nothing."""
-        if self._fate is not None or self._in_flight is not None:
+        if self._fate is not None:
+            return []
+        if self._in_flight is not None:
+            self._wanted = True
             return []
         until = self._fresh + self._due(tick)
         now = time.monotonic()
@@ -217,15 +221,20 @@ class Outbox:
         if until > self._fresh:
             self._pacer.published(until - max(self._fresh, 1), tick)
             self._fresh = until
-            self._space.set()
+            if self._unsent < self._capacity:
+                self._space.set()
         self._cursor = until
         self._in_flight = _InFlight(until, ends)
         return commands
 
-    def confirm(self, replies: Sequence[int]) -> None:
-        """Take in what the server said to what was collected, in order."""
+    def confirm(self, replies: Sequence[int]) -> bool:
+        """Take in what the server said to what was collected, in order.
+
+        Returns whether there is something to collect that did not leave meanwhile.
+        """
         sent, self._in_flight = self._in_flight, None
         assert sent is not None
+        wanted, self._wanted = self._wanted, False
         last = replies[-1]
         if min(replies) == -2:
             self.settle(Fate.FENCED)
@@ -242,7 +251,8 @@ class Outbox:
             # The server forgot a tail, in a failover say: send again what it lacks.
             self._confirmed = last
             self._cursor = last + 1
-            self.kick()
+            return True
+        return wanted
 
     def unanswered(self) -> None:
         """Nobody knows what became of what was collected: it is sent again."""
@@ -331,7 +341,7 @@ class Outbox:
         while self._left[0][0] < now - window_s:
             self._left.popleft()
         faster_than_real_time = until - self._left[0][1]
-        return max(int(window_s * FRAMES_PER_S), faster_than_real_time) + WINDOW_SLACK
+        return entries_to_keep(max(int(window_s * FRAMES_PER_S), faster_than_real_time))
 
     def _forget_old(self) -> None:
         """Let go of what the server will not forget any more."""
@@ -339,6 +349,11 @@ class Outbox:
         while self._base < oldest:
             self._entries.popleft()
             self._base += 1
+
+
+def entries_to_keep(frames: int) -> int:
+    """How many entries of a stream are sure to hold its last ``frames`` frames."""
+    return int(frames * (1 + START_AND_END_SHARE)) + FRAMES_PER_S
 
 
 def _nothing() -> None:

@@ -1,13 +1,14 @@
 """The publisher: one pipelined flush a tick for all turns of the worker.
 
 First frames, pauses and ends do not wait for the tick: whoever has something that may leave kicks
-its lane. One batch is in flight on a lane at a time, so a slow server makes batches larger, never
-the queue longer.
+its lane, which writes to the connection there and then. A turn has one batch in flight at most, so
+a slow server makes batches larger, never the queue longer.
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import anyio
@@ -28,47 +29,78 @@ RETRY_S = 0.05
 class _Lane:
     """The connection to one server and the turns whose sessions it owns."""
 
-    def __init__(self, address: Address, ticks: TickClock) -> None:
+    def __init__(self, address: Address, ticks: TickClock, timeout_s: float) -> None:
         self.address = address
-        self.ticks = ticks
         self.outboxes: set[Outbox] = set()
-        self.kicked = anyio.Event()
+        self._ticks = ticks
+        self._timeout_s = timeout_s
+        self._link: Link | None = None
+        self._oldest_unanswered: float | None = None
+        self._batches = 0
+        self._occupied = anyio.Event()
 
-    def kick(self) -> None:
-        self.kicked.set()
+    def add(self, outbox: Outbox) -> None:
+        outbox.kick = partial(self._send, (outbox,))
+        self.outboxes.add(outbox)
+        self._occupied.set()
+        outbox.kick()
 
-    async def flush_until_lost(self, link: Link) -> None:
-        while not link.closed:
-            await self._next()
-            self.kicked = anyio.Event()
-            await self._flush(link)
+    async def serve(self, link: Link) -> None:
+        """Flush each tick while anyone speaks, until the connection is lost."""
+        self._link = link
+        self._batches, self._oldest_unanswered = 0, None
+        try:
+            while not link.closed:
+                self._send(self.outboxes)
+                if self.outboxes:
+                    due = self._ticks.at(self._ticks.tick() + 1)
+                    await anyio.sleep(max(0.0, due - time.monotonic()))
+                else:
+                    self._occupied = anyio.Event()
+                    await self._occupied.wait()
+                # A half-open connection swallows what is written and answers nothing.
+                since = self._oldest_unanswered
+                if since is not None and time.monotonic() - since > self._timeout_s:
+                    raise LinkClosedError("no answer in time")
+        finally:
+            self._link = None
+            link.close()
 
-    async def _next(self) -> None:
-        """Wait for a kick, or for the next tick while anyone speaks."""
-        if not self.outboxes:
-            await self.kicked.wait()
-            return
-        due = self.ticks.at(self.ticks.tick() + 1) - time.monotonic()
-        with anyio.move_on_after(due):
-            await self.kicked.wait()
+    def wake(self) -> None:
+        """Look at the connection now."""
+        self._occupied.set()
 
-    async def _flush(self, link: Link) -> None:
-        tick = self.ticks.tick()
+    def _send(self, outboxes: Iterable[Outbox]) -> None:
+        """Write what may leave now, all of it at once."""
+        link = self._link
+        if link is None or link.closed:
+            return  # the next connection begins with a flush
+        tick = self._ticks.tick()
         commands: list[Command] = []
         senders: list[tuple[Outbox, int]] = []
-        for outbox in self.outboxes:
+        for outbox in outboxes:
             wanted = outbox.collect(tick)
             if wanted:
                 senders.append((outbox, len(wanted)))
                 commands += wanted
-        if not commands:
-            return
-        try:
-            replies = await link.batch(commands)
-        except BaseException:
+        if commands:
+            self._batches += 1
+            if self._oldest_unanswered is None:
+                self._oldest_unanswered = time.monotonic()
+            link.submit(commands, partial(self._answered, link, senders))
+
+    def _answered(
+        self,
+        link: Link,
+        senders: Sequence[tuple[Outbox, int]],
+        replies: list[Reply] | LinkClosedError,
+    ) -> None:
+        self._batches -= 1
+        self._oldest_unanswered = time.monotonic() if self._batches else None
+        if isinstance(replies, LinkClosedError):
             for outbox, _ in senders:
                 outbox.unanswered()
-            raise
+            return
         at = 0
         for outbox, count in senders:
             self._report(link, outbox, replies[at : at + count])
@@ -77,11 +109,12 @@ class _Lane:
     def _report(self, link: Link, outbox: Outbox, replies: Sequence[Reply]) -> None:
         refused = next((str(reply) for reply in replies if isinstance(reply, ReplyError)), None)
         if refused is None:
-            outbox.confirm(cast(Sequence[int], replies))
+            if outbox.confirm(cast(Sequence[int], replies)):
+                self._send((outbox,))
             return
         outbox.unanswered()
         if "WRONGTYPE" in refused or refused.startswith("ERR "):
-            # A key of another type, a stream whose ids have come to their end: for good.
+            # The audio key is another type's, or holds ids beyond ours: no new connection mends it.
             log.warning("append_impossible", session=outbox.opening.session, error=refused)
             outbox.settle(Fate.REFUSED)
         else:
@@ -122,11 +155,10 @@ class Publisher:
         address = self._topology.owner(outbox.opening.keys[1])
         lane = self._lanes.get(address)
         if lane is None:
-            lane = self._lanes[address] = _Lane(address, self._ticks)
+            timeout_s = self._topology.endpoint.timeout_s
+            lane = self._lanes[address] = _Lane(address, self._ticks, timeout_s)
             self._tasks.start_soon(self._serve, lane)
-        lane.outboxes.add(outbox)
-        outbox.kick = lane.kick
-        lane.kick()
+        lane.add(outbox)
 
     async def _serve(self, lane: _Lane) -> None:
         """Keep one lane's connection up; when its sessions move, move them."""
@@ -134,15 +166,11 @@ class Publisher:
         lost = False
         while True:
             try:
-                link = await self._topology.open_link(lane.address, on_lost=lane.kick)
-                try:
-                    for script in (scripts.APPEND, scripts.FINISH):
-                        await link.call("SCRIPT", "LOAD", script.source)
-                    lane.kick()
-                    lost = False
-                    await lane.flush_until_lost(link)
-                finally:
-                    link.close()
+                link = await self._topology.open_link(lane.address, on_lost=lane.wake)
+                for script in (scripts.APPEND, scripts.FINISH):
+                    await link.call("SCRIPT", "LOAD", script.source)
+                lost = False
+                await lane.serve(link)
             except (LinkClosedError, ReplyError) as error:
                 if not lost:
                     log.warning("publisher_lost", server=str(lane.address), error=str(error))

@@ -6,7 +6,7 @@ costs a pause, never a frame.
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import anyio
@@ -16,12 +16,12 @@ from anyio.abc import TaskStatus
 from schemas import records
 from schemas.keys import Keys
 from schemas.records import ModelRecord, WorkerRecord
-from wire.connect import Client
-from wire.link import Reply
+from wire.link import Argument
+from wire.switchboard import Switchboard
 from worker import scripts
 from worker.clock import ServerClock
 from worker.config import WorkerConfig
-from worker.ledger import Ledger, patiently
+from worker.ledger import Ledger
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -42,7 +42,7 @@ class Registry:
 
     def __init__(
         self,
-        client: Client,
+        switchboard: Switchboard,
         keys: Keys,
         config: WorkerConfig,
         name: str,
@@ -51,7 +51,7 @@ class Registry:
         describe: Callable[[], WorkerRecord],
         models: Callable[[], Mapping[str, ModelRecord]],
     ) -> None:
-        self._client = client
+        self._switchboard = switchboard
         self._keys = keys
         self._name = name
         self._clock = clock
@@ -87,8 +87,8 @@ class Registry:
         flat = [part for pair in record.items() for part in pair]
         keys = [self._keys.worker(self._name)]
         asked = time.monotonic()
-        reply = await patiently(
-            lambda: scripts.BEAT(self._client, keys, self._instance, self._dead_after_ms, *flat)
+        reply = await scripts.BEAT(
+            self._switchboard, keys, self._instance, self._dead_after_ms, *flat
         )
         if reply is None:
             return None
@@ -99,20 +99,19 @@ class Registry:
             # Who was away himself cannot know whether the others were: give them time to beat.
             self._judges_from = answered + self._dead_after_ms / 1000
         self._last_beat = answered
-        await self._heal(self._keys.workers, "zset")
-        await self._execute("ZADD", self._keys.workers, str(now_ms), self._name)
+        await self._renew(self._keys.workers, "zset", "ZADD", now_ms, self._name)
         for model, described in self._models().items():
             key = self._keys.model(model)
-            await self._heal(key, "hash")
             fields = [part for pair in records.encode(described).items() for part in pair]
-            await self._execute("HSET", key, *fields)
-            await self._execute("PEXPIRE", key, str(self._dead_after_ms))
+            await self._renew(key, "hash", "HSET", *fields)
+            await self._switchboard.call(key, "PEXPIRE", key, self._dead_after_ms)
         return now_ms
 
     async def depart(self) -> None:
         """Leave the fleet in good order."""
-        await scripts.DEPART(self._client, [self._keys.worker(self._name)], self._instance)
-        await self._execute("ZREM", self._keys.workers, self._name)
+        await scripts.DEPART(self._switchboard, [self._keys.worker(self._name)], self._instance)
+        workers = self._keys.workers
+        await self._switchboard.call(workers, "ZREM", workers, self._name)
 
     async def _enter(self) -> None:
         deadline = time.monotonic() + self._dead_after_ms / 1000 + self._interval_s
@@ -129,11 +128,12 @@ class Registry:
         if self._last_beat < self._judges_from:
             return
         now_ms = self._clock.now_ms()
-        scored = cast(
-            list[tuple[bytes, float]],
-            await self._execute("ZRANGE", self._keys.workers, "0", "-1", "WITHSCORES"),
-        )
-        beats = {name.decode("utf-8", "replace"): float(score) for name, score in scored}
+        workers = self._keys.workers
+        scored = await self._switchboard.call(workers, "ZRANGE", workers, 0, -1, "WITHSCORES")
+        beats = {
+            name.decode("utf-8", "replace"): score
+            for name, score in cast(list[tuple[bytes, float]], scored)
+        }
         dead = {name for name, at in beats.items() if at < now_ms - self._dead_after_ms}
         missing: set[tuple[str, str]] = set()
         for model in self._models():
@@ -151,16 +151,12 @@ class Registry:
         if dead - {self._name}:
             # By score, not by name: one that beats again in this moment stays.
             late = f"({now_ms - self._dead_after_ms}"
-            await self._execute("ZREMRANGEBYSCORE", self._keys.workers, "-inf", late)
+            await self._switchboard.call(workers, "ZREMRANGEBYSCORE", workers, "-inf", late)
 
-    async def _heal(self, key: str, kind: str) -> None:
-        """What is of another type under one of our own names is debris."""
-        found = await self._execute("TYPE", key)
-        if found not in (kind.encode(), b"none", kind, "none"):
+    async def _renew(self, key: str, kind: str, command: str, *args: Argument) -> None:
+        """Write to a key of ours. What is of another type under its name is debris."""
+        found = await self._switchboard.call(key, "TYPE", key)
+        if found not in (kind.encode(), b"none"):
             log.warning("wrong_type_removed", key=key)
-            await self._execute("DEL", key)
-
-    async def _execute(self, *command: str) -> Reply:
-        return await patiently(
-            lambda: cast(Awaitable[Reply], self._client.execute_command(*command))
-        )
+            await self._switchboard.call(key, "DEL", key)
+        await self._switchboard.call(key, command, key, *args)

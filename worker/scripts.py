@@ -5,14 +5,11 @@ what makes a retry after a lost reply harmless.
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
-from typing import cast
 
-from redis.exceptions import NoScriptError
-
-from wire.connect import Client
-from wire.link import Argument, Command, Reply
+from wire.link import Argument, Command, Reply, ReplyError
+from wire.switchboard import Switchboard
 
 
 class Script:
@@ -27,17 +24,20 @@ class Script:
         """The EVALSHA command, for a link; the server may not know the script (NOSCRIPT)."""
         return ["EVALSHA", self.sha, len(keys), *keys, *args]
 
-    async def __call__(self, client: Client, keys: Sequence[str], *args: Argument) -> Reply:
+    async def __call__(
+        self, switchboard: Switchboard, keys: Sequence[str], *args: Argument
+    ) -> Reply:
         """Run it, loading it first where the server does not know it.
 
-        Raises:
-            redis.exceptions.RedisError: The server refused it or cannot be reached.
+        Waits and raises as ``Switchboard.call``.
         """
-        execute = cast(Callable[..., Awaitable[Reply]], client.execute_command)
+        tail = (len(keys), *keys, *args)
         try:
-            return await execute("EVALSHA", self.sha, len(keys), *keys, *args)
-        except NoScriptError:
-            return await execute("EVAL", self.source, len(keys), *keys, *args)
+            return await switchboard.call(keys[0], "EVALSHA", self.sha, *tail)
+        except ReplyError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+            return await switchboard.call(keys[0], "EVAL", self.source, *tail)
 
 
 ABANDON = Script("abandon")

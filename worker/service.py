@@ -16,6 +16,7 @@ from schemas.request import SAMPLE_RATES
 from wire.connect import Topology, connect
 from wire.endpoint import Endpoint, resolve
 from wire.link import LinkClosedError
+from wire.switchboard import Switchboard
 from worker import __version__, voicepacks
 from worker.clock import ServerClock
 from worker.config import Config
@@ -56,7 +57,8 @@ class Service:
         )
         served = config.worker.models
         clock = ServerClock()
-        ledger = Ledger(topology.client, keys, name, int(config.worker.audio_ttl_s * 1000))
+        switchboard = self._switchboard = Switchboard(topology)
+        ledger = Ledger(switchboard, keys, name, int(config.worker.audio_ttl_s * 1000))
         self._rooms = Rooms(
             name=name,
             keys=keys,
@@ -75,7 +77,7 @@ class Service:
         )
         self._intake = Intake(self._rooms, topology)
         self._registry = Registry(
-            topology.client,
+            switchboard,
             keys,
             config.worker,
             name,
@@ -105,6 +107,7 @@ class Service:
                 await self._drain()
             await self._registry.depart()
             tasks.cancel_scope.cancel()
+        self._switchboard.close()
 
     def drain(self) -> None:
         """Take no new request; finish or hand over what is spoken; end. Again: hand over now."""

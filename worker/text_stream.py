@@ -7,6 +7,7 @@ from typing import cast
 from schemas.fields import FieldError
 from schemas.request import TextPiece
 from wire.link import Command, Reply, ReplyError
+from wire.switchboard import is_passing
 from worker.text.feed import TextFeed
 from worker.watch import KeyWatch, Subscription
 
@@ -29,6 +30,8 @@ class _Reader:
 
     def take(self, reply: Reply) -> None:
         if isinstance(reply, ReplyError):
+            if is_passing(reply):
+                return  # read again on the next connection
             self._feed.fail(f"text stream: {reply}")
             return
         entries = cast(list[tuple[bytes, list[bytes]]], reply)

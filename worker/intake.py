@@ -26,6 +26,7 @@ class Intake:
         self._rooms = rooms
         self._topology = topology
         self._assignments: set[Assignment] = set()
+        self._readers: list[QueueReader] = []
         self._closed = anyio.Event()
         self._left = anyio.Event()
 
@@ -44,12 +45,13 @@ class Intake:
         async with anyio.create_task_group() as readers:
             for model in self._rooms.residency.served:
                 readers.start_soon(self._read, model, tasks)
-            await self._closed.wait()
-            self._rooms.slots.announce()  # whoever waits for a slot need not wait any more
 
     def close(self) -> None:
         """Take no further request; those that wait for their session go to other workers."""
         self._closed.set()
+        self._rooms.slots.announce()  # whoever waits for a slot need not wait any more
+        for reader in self._readers:
+            reader.wake()
         for assignment in self._assignments:
             if not assignment.is_speaking:
                 assignment.hand_over()
@@ -67,15 +69,25 @@ class Intake:
     async def _read(self, model: str, tasks: TaskGroup) -> None:
         slots = self._rooms.slots
         reader = QueueReader(self._rooms, self._topology, model, partial(self._entries_of, model))
+        self._readers.append(reader)
         await self._rooms.ledger.create_group(model)
-        async with reader.open():
+        async with reader.open(), anyio.create_task_group() as beside:
+            beside.start_soon(self._stop_when_taken, reader, model)
             while not self._closed.is_set():
                 if not slots.is_free(model):
                     await slots.wait_change()
                     continue
-                delivery = await reader.next(self._closed.wait, partial(slots.wait_taken, model))
+                delivery = await reader.next()
                 if delivery is not None:
                     await self._accept(delivery, tasks)
+            beside.cancel_scope.cancel()
+
+    async def _stop_when_taken(self, reader: QueueReader, model: str) -> None:
+        """Have the reader stop when the last slot is taken by a turn it did not read."""
+        while True:
+            await self._rooms.slots.wait_taken(model)
+            reader.wake()
+            await self._rooms.slots.wait_change()
 
     async def _accept(self, delivery: Delivery, tasks: TaskGroup) -> None:
         slot = None if self._closed.is_set() else self._rooms.slots.try_take(delivery.model)

@@ -1,6 +1,7 @@
 """Reads one model's queue: one request at a time, and none that nobody waits for."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -18,9 +19,6 @@ log = structlog.stdlib.get_logger(__name__)
 BLOCK_MS = 5_000
 RING_AGAIN_S = 0.002
 RETRY_S = 0.2
-
-Wake = Callable[[], Awaitable[object]]
-"""Returns when a blocked read should return empty-handed."""
 
 
 class QueueReader:
@@ -46,9 +44,10 @@ class QueueReader:
         self._bell: Link | None = None
         self._client_id = 0
         self._is_up = True
+        self._reading = False
+        self._woken = False
         self._orphans = True
         self._wake_value: Reply = None
-        self._orphaned = anyio.Event()
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
@@ -60,8 +59,9 @@ class QueueReader:
         finally:
             self._close()
 
-    async def next(self, *wakes: Wake) -> Delivery | None:
-        """The next request; ``None`` when one of ``wakes`` came first, or nothing for long."""
+    async def next(self) -> Delivery | None:
+        """The next request; ``None`` after ``wake``, or when none came for long."""
+        self._woken = False
         if self._orphans:
             self._orphans = False
             orphan = await self._rooms.ledger.take_orphan(self._model)
@@ -69,56 +69,55 @@ class QueueReader:
                 self._orphans = True  # there may be more
                 return orphan
         try:
-            return await self._read((*wakes, self._orphaned.wait))
+            link = self._link
+            if link is None or link.closed or self._bell is None or self._bell.closed:
+                link = await self._connect()
+            return None if self._woken else await self._read(link)
         except LinkClosedError as error:
-            if self._is_up:
-                log.warning("queue_lost", model=self._model, error=str(error))
-            self._is_up = False
+            self._warn("queue_lost", str(error))
         except ReplyError as error:
-            await self._mend(error)
+            self._warn("queue_refused", str(error))
+            if str(error).startswith("NOGROUP"):
+                await self._rooms.ledger.create_group(self._model)
         self._close()
         await anyio.sleep(RETRY_S)
         return None
 
-    async def _read(self, wakes: tuple[Wake, ...]) -> Delivery | None:
-        link = self._link
-        if link is None or link.closed or self._bell is None or self._bell.closed:
-            link = await self._connect()
-        reply: Reply = None
-        error: LinkClosedError | ReplyError | None = None
-        async with anyio.create_task_group() as bells:
-            for wake in wakes:
-                bells.start_soon(self._ring, wake)
-            try:
-                reply = await link.call(
-                    *("XREADGROUP", "GROUP", GROUP, self._rooms.name, "COUNT", 1),
-                    *("BLOCK", BLOCK_MS, "STREAMS", self._key, ">"),
-                    timeout_s=BLOCK_MS / 1000 + self._topology.endpoint.timeout_s,
-                )
-            except (LinkClosedError, ReplyError) as failure:
-                error = failure
-            bells.cancel_scope.cancel()
-        if error is not None:
-            raise error
+    def wake(self) -> None:
+        """Have ``next`` return soon."""
+        self._woken = True
+        self._ring()
+
+    async def _read(self, link: Link) -> Delivery | None:
+        self._reading = True
+        try:
+            reply = await link.call(
+                *("XREADGROUP", "GROUP", GROUP, self._rooms.name, "COUNT", 1),
+                *("BLOCK", BLOCK_MS, "STREAMS", self._key, ">"),
+                timeout_s=BLOCK_MS / 1000 + self._topology.endpoint.timeout_s,
+            )
+        finally:
+            self._reading = False
+        self._is_up = True
         if reply is None:
             return None
-        ((entry, flat),) = next(
-            iter(cast(dict[bytes, list[tuple[bytes, list[bytes]]]], reply).values())
-        )
+        (entries,) = cast(dict[bytes, list[tuple[bytes, list[bytes]]]], reply).values()
+        ((entry, flat),) = entries
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         return Delivery(self._model, entry.decode(), fields, "fresh")
 
-    async def _ring(self, wake: Wake) -> None:
-        """End the blocked read once ``wake`` returns; it may not be blocked quite yet."""
-        await wake()
-        while self._bell is not None and not self._bell.closed:
-            try:
-                await self._bell.call("CLIENT", "UNBLOCK", self._client_id)
-            except (LinkClosedError, ReplyError):
-                break
-            await anyio.sleep(RING_AGAIN_S)
-        if self._link is not None:
-            self._link.close()
+    def _ring(self) -> None:
+        """End the blocked read."""
+        if not (self._reading and self._woken):
+            return
+        if self._bell is not None:
+            self._bell.submit([("CLIENT", "UNBLOCK", self._client_id)], self._rung)
+
+    def _rung(self, replies: list[Reply] | LinkClosedError) -> None:
+        if replies == [0]:  # the read is not blocked quite yet
+            asyncio.get_running_loop().call_later(RING_AGAIN_S, self._ring)
+        elif replies != [1] and self._link is not None:
+            self._link.close()  # the server will not: the read ends so
 
     async def _connect(self) -> Link:
         self._close()
@@ -127,7 +126,6 @@ class QueueReader:
         self._link = link = await self._topology.open_link(owner)
         self._bell = await self._topology.open_link(owner)
         self._client_id = cast(int, await link.call("CLIENT", "ID"))
-        self._is_up = True
         ledger = self._rooms.ledger
         stranded = await ledger.pending(self._model) - self._mine()
         if stranded:
@@ -135,21 +133,16 @@ class QueueReader:
             await ledger.hand_back(self._model, stranded)
         return link
 
-    async def _mend(self, error: ReplyError) -> None:
-        message = str(error)
-        log.warning("queue_refused", model=self._model, error=message)
-        if message.startswith("NOGROUP"):
-            await self._rooms.ledger.create_group(self._model)
-        elif "WRONGTYPE" in message:
-            # Somebody's key where the queue belongs: theirs to remove, ours to wait for.
-            with anyio.move_on_after(1):
-                await self._orphaned.wait()
+    def _warn(self, event: str, error: str) -> None:
+        """Once for each time that the queue goes away."""
+        if self._is_up:
+            log.warning(event, model=self._model, error=error)
+        self._is_up = False
 
     def _on_wake(self, reply: Reply) -> None:
         if reply is not None and reply != self._wake_value:
             self._orphans = True
-            self._orphaned.set()
-            self._orphaned = anyio.Event()
+            self.wake()
         self._wake_value = reply
 
     def _close(self) -> None:

@@ -1,5 +1,6 @@
 """One worker process: wires the rooms, owns their tasks, drains."""
 
+import gc
 import os
 import signal
 import socket
@@ -100,6 +101,7 @@ class Service:
             tasks.start_soon(self._keep_sessions)
             async with anyio.create_task_group() as turns:
                 self._state = "ready"
+                _settle_memory()
                 await self._registry.beat()
                 log.info("ready", models=list(rooms.residency.served), slots=rooms.slots.total)
                 turns.start_soon(self._intake.run, turns)
@@ -202,6 +204,17 @@ async def run(config: Config) -> int:
     except BaseExceptionGroup as group:
         raise _first(group) from group
     return 0
+
+
+def _settle_memory() -> None:
+    """Take what was loaded out of the garbage collector's sight.
+
+    Measured with 200 sessions: a full collection stopped the loop for 50 to 100 ms, five times in
+    ten seconds, which is heard as late frames.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 async def _connected(endpoint: Endpoint, stack: AsyncExitStack) -> Topology:

@@ -33,8 +33,11 @@ async def worker(
     """
     # The client's commands do without the worker's side, and start faster so.
     from worker.configure import load  # noqa: PLC0415
-    from worker.service import run  # noqa: PLC0415
+    from worker.logs import configure  # noqa: PLC0415
+    from worker.service import run, worker_name  # noqa: PLC0415
 
     flags = {"redis.url": redis_url, "worker.name": name, "logging.level": log_level}
     said = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    return await run(load(config, environ=os.environ, overrides=(*set, *said)))
+    settings = load(config, environ=os.environ, overrides=(*set, *said))
+    configure(settings.logging, worker=worker_name(settings))
+    return await run(settings)

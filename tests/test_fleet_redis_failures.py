@@ -10,6 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
 
+from schemas.audio import End
 from tests.fleet import HANG_S, Heard, Orchestrator, serving, worker_process
 from wire.embedded import EmbeddedServer
 
@@ -177,6 +178,28 @@ async def test_a_turn_outlives_a_paused_server(fleet: Orchestrator, server: Embe
         await fleet.hear("s", until=60)
         await fleet.redis.client_pause(800, all=True)
         assert (await fleet.hear("s", timeout_s=HANG_S)).pcm == calm.pcm
+
+
+async def test_a_turn_that_nobody_can_end_holds_up_no_session(
+    redis: Redis, redis_url: str, prefix: str
+) -> None:
+    fleet = Orchestrator(redis, prefix)
+    async with serving(redis_url, prefix):
+        await fleet.add("s", "First.", request="r1", lead_ms=0)
+        await fleet.hear("s")
+        # What a failover leaves that kept a dead worker's lease and frames, and lost the request.
+        await redis.hset(
+            fleet.keys.lease("s"),
+            mapping={"active": 1, "turn": 2, "request": "r2", "entry": "1-1", "owner": "ghost"},
+        )
+        await redis.xadd(fleet.keys.audio("s"), {"event": "start", "request": "r2"}, id="2-0")
+        await fleet.add("s", "Third.", request="r3", lead_ms=0)
+        async for _, entry in fleet.entries("s", "2-0"):
+            assert isinstance(entry, End)
+            assert (entry.id.turn, entry.request, entry.reason) == (2, "r2", "failed")
+            break
+        third = await fleet.hear("s", 3)
+        assert (third.end.request, third.end.reason) == ("r3", "completed")
 
 
 async def test_an_expiring_session_is_kept_alive_while_it_is_paused(

@@ -11,7 +11,7 @@ import structlog
 from schemas.audio import Reason
 from schemas.request import InvalidRequest, Request
 from wire.link import ReplyError
-from worker.ledger import Acquired, Claim, Delivery
+from worker.ledger import Acquired, Claim, Delivery, Lease
 from worker.outbox import Fate
 from worker.performance import ENDINGS, Performance
 from worker.rooms import Rooms
@@ -64,7 +64,7 @@ class Assignment:
             # Something of another type stands where one of our keys belongs.
             log.warning("session_unusable", error=str(error), entry=self.delivery.entry)
             if self.session is not None:
-                await self._rooms.ledger.abandon(self.delivery, self.session)
+                await self._abandon(self.session)
             await self._bury(self._name, "failed", f"redis: {error}")
             left = _Left.SETTLE
         except Exception:
@@ -123,12 +123,11 @@ class Assignment:
                     fate = await performance.run(unspoken)
                 finally:
                     self._performance = None
-                    self._release_slot()
                 if fate is Fate.FORGOTTEN:
                     log.warning("server_forgot", last=performance.outbox.frames)
                     claim, least_turn = "again", acquired.turn
-                    self._take_slot()
                     continue
+                self._release_slot()
                 return await self._conclude(request, view, performance, acquired, fate)
         return _Left.HAND_BACK
 
@@ -141,6 +140,7 @@ class Assignment:
         ledger = self._rooms.ledger
         queued = False
         while True:
+            changed = view.lease_changed  # what changes while we ask is not to be missed
             if not queued or self._is_next(view):
                 if queued and self._unspoken(request, view) is None and not self._take_slot():
                     return _Left.HAND_BACK
@@ -172,8 +172,17 @@ class Assignment:
                 if before >= limit and self._rejection is None:
                     self._rejection = f"max_waiting_turns: {limit} requests wait in this session"
                 await view.seen()
-                view.refresh()
-            await view.lease_changed()
+            elif view.lease.active:
+                await self._free_session(request.session, view.lease)
+            await changed.wait()
+
+    async def _free_session(self, session: str, lease: Lease) -> None:
+        """Do not wait for a turn that nobody can end: its owner is dead and its request is gone."""
+        ledger = self._rooms.ledger
+        if await ledger.is_queued(lease.model, lease.entry) or await ledger.is_alive(lease.owner):
+            return
+        log.warning("turn_lost", lost=lease.request, owner=lease.owner)
+        await ledger.abandon(session, lease.entry, lease.model, lease.owner)
 
     def _is_next(self, view: SessionWatch) -> bool:
         """Whether nobody speaks the session, and no other waits that was added before."""
@@ -242,7 +251,7 @@ class Assignment:
                 )
                 return _Left.SETTLE if again.standing == "known" else _Left.DROP
             case Fate.REFUSED:
-                await ledger.abandon(self.delivery, request.session)
+                await self._abandon(request.session)
                 await self._bury(request.name, "failed", "the audio key takes no entries")
                 return _Left.SETTLE
             case Fate.HANDED_OVER | Fate.FAILED | Fate.FORGOTTEN:
@@ -250,6 +259,11 @@ class Assignment:
                 blameless = fate is not Fate.FAILED
                 await ledger.release(request.session, acquired.epoch, blameless=blameless)
                 return _Left.HAND_BACK
+
+    async def _abandon(self, session: str) -> None:
+        """No answer can be given there: let others not wait for it."""
+        rooms, delivery = self._rooms, self.delivery
+        await rooms.ledger.abandon(session, delivery.entry, delivery.model, rooms.name)
 
     async def _bury(self, request: str, reason: str, error: str) -> None:
         await self._rooms.ledger.bury_letter(self.delivery, self.session, request, reason, error)

@@ -76,6 +76,9 @@ class Lease(msgspec.Struct, frozen=True):
     active: bool = False
     epoch: str = ""
     request: str = ""
+    entry: str = ""
+    model: str = ""
+    owner: str = ""
     waiters: tuple[Waiter, ...] = ()
 
     @classmethod
@@ -93,7 +96,10 @@ class Lease(msgspec.Struct, frozen=True):
         return cls(
             active=fields.get(b"active") == b"1",
             epoch=epoch.decode() if epoch.isdigit() else "",
-            request=fields.get(b"request", b"").decode("utf-8", "replace"),
+            **{
+                name: fields.get(name.encode(), b"").decode("utf-8", "replace")
+                for name in ("request", "entry", "model", "owner")
+            },
             waiters=tuple(sorted(waiters)),
         )
 
@@ -170,6 +176,19 @@ class Ledger:
         except ReplyError:
             return set()
         return {item[0].decode() for item in cast(list[list[bytes]], reply)}
+
+    async def is_queued(self, model: str, entry: str) -> bool:
+        """Whether a request is still on the model's queue."""
+        key = self._keys.requests(model)
+        try:
+            return bool(await self._switchboard.call(key, "XRANGE", key, entry, entry))
+        except ReplyError:
+            return False  # no entry id, or something else in the queue's place
+
+    async def is_alive(self, worker: str) -> bool:
+        """Whether a worker is there, by its record."""
+        key = self._keys.worker(worker)
+        return bool(worker) and await self._switchboard.call(key, "EXISTS", key) == 1
 
     async def settle(self, delivery: Delivery) -> None:
         """The request is done: acknowledge and delete it."""
@@ -258,10 +277,9 @@ class Ledger:
         keys = [self._keys.lease(session)]
         await self._run(scripts.RELEASE, keys, epoch, "1" if blameless else "0")
 
-    async def abandon(self, delivery: Delivery, session: str) -> None:
-        """Leave a session in which the request cannot be answered, so that others need not wait."""
-        keys = [self._keys.lease(session)]
-        await self._run(scripts.ABANDON, keys, delivery.entry, delivery.model, self._worker)
+    async def abandon(self, session: str, entry: str, model: str, owner: str) -> None:
+        """Give up an owner's turn that will never end, so that others need not wait for it."""
+        await self._run(scripts.ABANDON, [self._keys.lease(session)], entry, model, owner)
 
     async def touch(self, sessions: Sequence[str]) -> None:
         """Keep the keys of living sessions from expiring."""

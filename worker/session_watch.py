@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
-from functools import partial
 from typing import cast
 
 import anyio
@@ -34,7 +33,8 @@ class SessionWatch:
     """One turn's view of its session.
 
     Both keys are levels: what they say now is what holds, whoever looks and whenever. ``changed``
-    is called after every reply; it must return at once.
+    is called after every reply; it must return at once. ``lease_changed`` is set by the next
+    reading of the lease, a change or a second's reconciliation, and is then another event.
     """
 
     def __init__(self, delivery: Delivery, session: str, request: str) -> None:
@@ -47,8 +47,7 @@ class SessionWatch:
         self.changed: Callable[[], None] = _nothing
         self._covered: set[str] = set()
         self._seen: tuple[anyio.Event, ...] = ()
-        self._lease_changed = anyio.Event()
-        self._refresh: Callable[[], None] = _nothing
+        self.lease_changed = anyio.Event()
 
     @asynccontextmanager
     async def open(self, watch: KeyWatch, keys: Keys) -> AsyncGenerator[None]:
@@ -59,21 +58,12 @@ class SessionWatch:
             watch.subscribe(lease_key, lambda: ("HGETALL", lease_key), self._on_lease) as lease,
         ):
             self._seen = (wish.seen, lease.seen)
-            self._refresh = partial(watch.refresh, lease)
             yield
 
     async def seen(self) -> None:
         """Wait until both keys have been read once."""
         for event in self._seen:
             await event.wait()
-
-    async def lease_changed(self) -> None:
-        """Wait for the next reading of the lease: a change, or a second's reconciliation."""
-        await self._lease_changed.wait()
-
-    def refresh(self) -> None:
-        """Read the lease now, so that ``lease_changed`` comes soon."""
-        self._refresh()
 
     def verdict(self) -> Verdict:
         """What both keys say. Being fenced off outranks stop, stop interrupt, interrupt pause."""
@@ -116,8 +106,8 @@ class SessionWatch:
     def _on_lease(self, reply: Reply) -> None:
         if not isinstance(reply, ReplyError):
             self.lease = Lease.decode(cast(dict[bytes, bytes], reply))
-        self._lease_changed.set()
-        self._lease_changed = anyio.Event()
+        self.lease_changed.set()
+        self.lease_changed = anyio.Event()
         self.changed()
 
 

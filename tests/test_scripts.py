@@ -181,7 +181,9 @@ class TestAcquire:
         for expected in ("2", "3"):
             assert (await session.acquire(claim="over"))[4] == expected
         epoch = await session.epoch(claim="over")
-        await session.append(epoch, 0, start())
+        await session.append(epoch, 0, start())  # opens the turn, and is not heard
+        epoch = (await session.acquire(claim="over"))[1]
+        await session.append(epoch, 1, pcm(1))
         assert (await session.acquire(claim="over"))[4] == "1"
         assert (await session.acquire(claim="over"))[4] == "2"
 

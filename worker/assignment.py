@@ -231,15 +231,14 @@ class Assignment:
             case Fate.ENDED:
                 turn.finished()
                 self._rooms.stats.add(outbox.first_audio_ms, turn.engine_s, turn.audio_s)
-                log.info(
-                    "turn",
-                    reason=reason,
-                    error=error or None,
-                    frames=outbox.frames,
-                    first_audio_ms=outbox.first_audio_ms,
-                    rtf=round(turn.engine_s / turn.audio_s, 4) if turn.audio_s else None,
-                    taken_over=acquired.standing == "over" or None,
-                )
+                figures = {
+                    "error": error or None,
+                    "first_audio_ms": outbox.first_audio_ms,
+                    "rtf": round(turn.engine_s / turn.audio_s, 4) if turn.audio_s else None,
+                    "taken_over": acquired.standing == "over" or None,
+                }
+                said = {name: figure for name, figure in figures.items() if figure is not None}
+                log.info("turn", reason=reason, frames=outbox.frames, **said)
                 if reason in ("rejected", "failed"):
                     await self._bury(request.name, reason, error)
                 return _Left.SETTLE

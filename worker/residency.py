@@ -196,7 +196,7 @@ class Residency:
         except EngineError as error:
             tenancy.error = EngineLoadError(str(error))
         except Exception as error:
-            log.exception("model could not be loaded", model=model_id)
+            log.exception("model_load_failed", model=model_id)
             tenancy.error = EngineLoadError(f"{model_id}: {type(error).__name__}: {error}")
         finally:
             if tenancy.resident is None:
@@ -220,7 +220,7 @@ class Residency:
                 await engine.unload()
             raise
         log.info(
-            "model loaded",
+            "model_loaded",
             model=pack.model_id,
             load_ms=round(1000 * (loaded - begun)),
             warm_up_ms=round(1000 * (anyio.current_time() - loaded)),
@@ -267,9 +267,9 @@ class Residency:
         try:
             with CancelScope(shield=True):
                 await resident.engine.unload()
-            log.info("model unloaded", model=resident.model_id)
+            log.info("model_unloaded", model=resident.model_id)
         except Exception:
-            log.exception("model did not unload cleanly", model=resident.model_id)
+            log.exception("model_unload_failed", model=resident.model_id)
         finally:
             self._places_taken -= 1
             self._notify()

@@ -46,7 +46,7 @@ end
 
 local function speak(status, turn, last, attempts, resume)
   redis.call('HSET', lease, 'active', '1', 'epoch', epoch, 'turn', turn, 'request', request, 'entry', entry,
-    'model', model, 'owner', worker, 'attempts', attempts, 'progress', last)
+    'model', model, 'owner', worker, 'attempts', attempts, 'progress', math.max(last, 0))
   redis.call('HDEL', lease, waiter)
   redis.call('ZADD', spoken, turn, request)
   redis.call('ZREMRANGEBYRANK', spoken, 0, -1025)
@@ -63,8 +63,8 @@ if held[1] == '1' then
     if last_turn ~= turn then last = -1 end
     local attempts = tonumber(held[6] or '0')
     if claim == 'over' then
-      -- A turn that got further since its last owner took it is no poison.
-      attempts = last > tonumber(held[7] or '-1') and 1 or attempts + 1
+      -- A turn of which another frame was heard since its last owner took it is no poison.
+      attempts = last > tonumber(held[7] or '0') and 1 or attempts + 1
     end
     return speak('over', turn, last, attempts, held[8])
   end

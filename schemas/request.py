@@ -124,8 +124,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         text = f.text(fields, "text")
         if stream and text is not None:
             raise FieldError("text", "is not allowed with stream 1: send it in the text stream")
-        if not stream and text is None:
-            raise FieldError("text", "is missing; give text, or stream 1")
+        if not stream and not text:
+            raise FieldError("text", "is missing or empty; give text, or stream 1")
         if text is not None and len(text) > MAX_TEXT:
             raise FieldError("text", f"has {len(text)} characters; at most {MAX_TEXT} are allowed")
         instruct = f.text(fields, "instruct")

@@ -40,8 +40,7 @@ async def test_text_is_spoken_as_it_is_written(
             heard: list[Frame] = []
 
             async def listen() -> None:
-                async for frame in turn:
-                    heard.append(frame)
+                heard.extend([frame async for frame in turn])
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(listen)

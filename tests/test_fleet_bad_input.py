@@ -50,10 +50,11 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("fields", "complaint"),
         [
-            ({}, "text: is missing; give text, or stream 1"),
-            ({"stream": "0"}, "text: is missing; give text, or stream 1"),
+            ({}, "text: is missing or empty; give text, or stream 1"),
+            ({"stream": "0"}, "text: is missing or empty; give text, or stream 1"),
             ({"text": TEXT, "stream": "1"}, "text: is not allowed with stream 1"),
             ({"text": "", "stream": "1"}, "text: is not allowed with stream 1"),
+            ({"text": ""}, "text: is missing or empty"),
             (
                 {"text": SECRET.ljust(10_001, "x")},
                 "text: has 10001 characters; at most 10000 are allowed",
@@ -181,7 +182,7 @@ class TestAccepted:
         assert (await fleet.hear(session)).end.reason == "stopped"
 
     @pytest.mark.parametrize(
-        "text", ["", " \t\n", "...", "?!—", "🎉🎉", "***", "\u200b\ufeff", "\0"]
+        "text", [" \t\n", "...", "?!—", "🎉🎉", "***", "\u200b\ufeff", "\0"]
     )
     async def test_a_text_with_nothing_to_say(self, fleet: Steady, text: str) -> None:
         session = fleet.new_session()

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from schemas.audio import End
 from tests.fleet import HANG_S, Heard, Orchestrator, serving, worker_process
+from tests.key_leaks import KeyLeaks
 from wire.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
@@ -31,10 +32,11 @@ async def server(tmp_path: Path) -> AsyncGenerator[EmbeddedServer]:
 
 
 @pytest.fixture
-async def fleet(server: EmbeddedServer) -> AsyncGenerator[Orchestrator]:
+async def fleet(server: EmbeddedServer, leaks: KeyLeaks) -> AsyncGenerator[Orchestrator]:
+    leaks.watch(server.url)
     retry = Retry(ConstantBackoff(0.05), 200)
     async with from_url(server.url, retry=retry) as redis:
-        yield Orchestrator(redis, "tts")
+        yield Orchestrator(redis, leaks.prefix)
 
 
 async def undisturbed(fleet: Orchestrator) -> Heard:
@@ -50,7 +52,7 @@ async def last_number(fleet: Orchestrator, session: str) -> int:
 async def test_a_restart_with_its_data_is_a_pause(
     fleet: Orchestrator, server: EmbeddedServer
 ) -> None:
-    async with serving(server.url, "tts"):
+    async with serving(server.url, fleet.keys.prefix):
         calm = await undisturbed(fleet)
         await fleet.add("s", TEXT, seed=11)
         await fleet.hear("s", until=60)
@@ -68,7 +70,7 @@ async def test_a_restart_with_its_data_is_a_pause(
 async def test_every_connection_killed_is_hardly_a_pause(
     fleet: Orchestrator, server: EmbeddedServer
 ) -> None:
-    async with serving(server.url, "tts"):
+    async with serving(server.url, fleet.keys.prefix):
         calm = await undisturbed(fleet)
         await fleet.add("s", TEXT, seed=11)
         for until in (30, 60, 90, 120):
@@ -86,7 +88,7 @@ async def test_every_connection_killed_is_hardly_a_pause(
 async def test_control_set_while_the_watch_is_down_is_obeyed(
     fleet: Orchestrator, server: EmbeddedServer
 ) -> None:
-    async with serving(server.url, "tts"):
+    async with serving(server.url, fleet.keys.prefix):
         await fleet.add("s", TEXT)
         await fleet.hear("s", until=20)
         pipe = fleet.redis.pipeline(transaction=True)
@@ -99,7 +101,7 @@ async def test_control_set_while_the_watch_is_down_is_obeyed(
 async def test_forgotten_scripts_are_loaded_again(
     fleet: Orchestrator, server: EmbeddedServer
 ) -> None:
-    async with serving(server.url, "tts"):
+    async with serving(server.url, fleet.keys.prefix):
         calm = await undisturbed(fleet)
         await fleet.add("s", TEXT, seed=11)
         for until in (30, 60):
@@ -117,7 +119,7 @@ async def test_a_forgotten_tail_is_published_again(
     A stream cannot be shortened at its end, so it is written anew without its tail. 90 frames are
     more than the resend window below: the turn is made again from there.
     """
-    async with serving(server.url, "tts", resend_window_s=1.0):
+    async with serving(server.url, fleet.keys.prefix, resend_window_s=1.0):
         calm = await undisturbed(fleet)
         await fleet.add("s", TEXT, seed=11)
         await fleet.hear("s", until=130)
@@ -142,7 +144,7 @@ async def test_a_forgotten_tail_is_published_again(
 async def test_a_server_that_forgot_everything_hears_the_turn_anew(
     fleet: Orchestrator, server: EmbeddedServer
 ) -> None:
-    async with serving(server.url, "tts"):
+    async with serving(server.url, fleet.keys.prefix):
         calm = await undisturbed(fleet)
         await fleet.add("s", TEXT, seed=11)
         await fleet.hear("s", until=100)
@@ -172,7 +174,7 @@ async def test_a_worker_starts_before_its_server(tmp_path: Path) -> None:
 
 
 async def test_a_turn_outlives_a_paused_server(fleet: Orchestrator, server: EmbeddedServer) -> None:
-    async with serving(server.url, "tts"):
+    async with serving(server.url, fleet.keys.prefix):
         calm = await undisturbed(fleet)
         await fleet.add("s", TEXT, seed=11)
         await fleet.hear("s", until=60)

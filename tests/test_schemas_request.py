@@ -85,7 +85,7 @@ def test_unknown_fields_are_ignored() -> None:
 ALLOWED = {
     "session": ["s", NAME, "x" * 128],
     "request": ["r", NAME, "x" * 128],
-    "text": ["", "x", " ", "...", "🎉", "x" * 10_000, "🎉" * 10_000],
+    "text": ["x", " ", "...", "🎉", "x" * 10_000, "🎉" * 10_000],
     "voice": ["v", "x" * 128],
     "mode": list(MODES),
     "instruct": ["", "x" * 1000],

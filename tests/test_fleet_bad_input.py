@@ -181,9 +181,7 @@ class TestAccepted:
         await fleet.control(session, "stop")
         assert (await fleet.hear(session)).end.reason == "stopped"
 
-    @pytest.mark.parametrize(
-        "text", [" \t\n", "...", "?!—", "🎉🎉", "***", "\u200b\ufeff", "\0"]
-    )
+    @pytest.mark.parametrize("text", [" \t\n", "...", "?!—", "🎉🎉", "***", "\u200b\ufeff", "\0"])
     async def test_a_text_with_nothing_to_say(self, fleet: Steady, text: str) -> None:
         session = fleet.new_session()
         await fleet.add(session, text)

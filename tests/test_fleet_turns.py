@@ -255,6 +255,17 @@ class TestStreamedText:
             assert heard.frames[0].text == "Early bird."
 
 
+async def test_a_session_of_many_short_turns_does_not_grow(
+    fleet: Orchestrator, redis_url: str, prefix: str
+) -> None:
+    async with serving(redis_url, prefix, audio_window_s=0.5, resend_window_s=0.5):
+        for turn in range(1, 13):
+            await fleet.add("s", "Quite short.", lead_ms=0)
+            await fleet.hear("s", turn)
+        turns_of_40_frames = await fleet.redis.xlen(fleet.keys.audio("s"))
+        assert 25 <= turns_of_40_frames < 200
+
+
 async def test_the_window_is_trimmed_while_a_session_lives(
     fleet: Orchestrator, redis_url: str, prefix: str
 ) -> None:

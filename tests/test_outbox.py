@@ -50,8 +50,8 @@ class Call:
                 self.entries.append(list(args[at + 1 : at + 1 + width]))
                 at += 1 + width
         else:
-            self.ttl, self.has_text = args[3:5]
-            self.end = dict(zip(args[5::2], args[6::2], strict=True))
+            self.ttl, self.has_text, self.keep = args[3:6]
+            self.end = dict(zip(args[6::2], args[7::2], strict=True))
 
     @property
     def numbers(self) -> list[int]:

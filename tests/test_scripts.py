@@ -84,7 +84,16 @@ class Session:
         fields = ["event", "end", "request", "r1", "reason", reason, "frames", n - 1]
         keys = [*self.keys, self.text if text else self.lease]
         return await run(
-            self.redis, scripts.FINISH, keys, epoch, turn, n, TTL_MS, "1" if text else "0", *fields
+            self.redis,
+            scripts.FINISH,
+            keys,
+            epoch,
+            turn,
+            n,
+            TTL_MS,
+            "1" if text else "0",
+            1000,
+            *fields,
         )
 
     async def enqueue(

@@ -24,6 +24,7 @@ import yaml
 from msgspec import inspect
 
 from schemas.fields import MODEL, excerpt
+from schemas.keys import ORPHANS
 from wire.endpoint import BadUrlError, parse
 from worker.config import Config
 
@@ -295,6 +296,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     )
     if not _WORKER_NAME.fullmatch(worker.name):
         yield "worker.name", "is not up to 128 characters of A-Z a-z 0-9 _ . : @ -"
+    if worker.name == ORPHANS:
+        yield "worker.name", f"{ORPHANS} is the name of those whose worker is gone"
     for model in worker.models:
         if not MODEL.fullmatch(model):
             problem = f"{excerpt(model)} is not a model id (a-z 0-9 _ . -, at most 64)"

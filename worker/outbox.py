@@ -215,7 +215,7 @@ class Outbox:
             commands.append(self._append(until, now, housekeeping=housekeeping))
         ends = self._end is not None and until == self._next
         if ends:
-            commands.append(self._finish())
+            commands.append(self._finish(until, now))
         if not commands:
             return commands
         if until > self._fresh:
@@ -315,7 +315,7 @@ class Outbox:
             args += entry
         return scripts.APPEND.command(opening.keys, args)
 
-    def _finish(self) -> Command:
+    def _finish(self, until: int, now: float) -> Command:
         opening = self.opening
         assert self._end is not None
         reason, error = self._end
@@ -326,6 +326,7 @@ class Outbox:
             number,
             int(self._retention.audio_ttl_s * 1000),
             "0" if opening.text_key is None else "1",
+            self._window(until, now),
             *("event", "end", "request", opening.request, "reason", reason, "frames", number - 1),
         ]
         if error:

@@ -100,7 +100,6 @@ class KeyWatch:
         self._topology = topology
         self._sentries: dict[Address, _Sentry] = {}
         self._tasks: TaskGroup | None = None
-        self._stopping = False
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Own the connections until cancelled."""

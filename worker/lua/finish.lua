@@ -1,7 +1,8 @@
 -- End the turn that holds the lease: its end entry and the session's new state, as one.
 --
 -- KEYS  lease, audio, session, spoken, text
--- ARGV  epoch, turn, n of the end entry, ttl_ms, "1" when the turn has a text stream, end fields...
+-- ARGV  epoch, turn, n of the end entry, ttl_ms, "1" when the turn has a text stream, count of entries to
+--       keep, end fields...
 -- Returns n when the end stands, the turn's last n when entries before it are missing, -2 when
 -- another owner holds the lease, -3 when nobody does.
 -- Debris in the lease's place is no lease.
@@ -18,7 +19,7 @@ if last >= n then return n end
 -- A turn that ends unspoken has no start: its end is n = 1.
 if last ~= n - 1 and not (n == 1 and last == -1) then return last end
 
-redis.call('XADD', KEYS[2], turn .. '-' .. n, unpack(ARGV, 6, #ARGV))
+redis.call('XADD', KEYS[2], turn .. '-' .. n, unpack(ARGV, 7, #ARGV))
 redis.call('HSET', KEYS[1], 'active', '0')
 redis.call('HDEL', KEYS[1], 'resume', 'owner')
 
@@ -30,5 +31,7 @@ end
 redis.pcall('HSET', KEYS[3], 'state', state, 'frames', n - 1, 'updated_ms',
   string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000)))
 if ARGV[5] == '1' then redis.call('DEL', KEYS[5]) end
+-- Turns may be too short for any other time to trim.
+redis.call('XTRIM', KEYS[2], 'MAXLEN', '~', ARGV[6])
 for i = 1, 4 do redis.call('PEXPIRE', KEYS[i], ARGV[4]) end
 return n

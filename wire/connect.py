@@ -85,6 +85,11 @@ class Topology:
         self.client = client
         self._primary: Address = endpoint.seeds[0]
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether keys of different slots may lie on different servers."""
+        return isinstance(self.client, RedisCluster)
+
     def owner(self, key: str) -> Address:
         """The primary that serves ``key``, as far as is known."""
         if isinstance(self.client, RedisCluster):

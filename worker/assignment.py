@@ -149,7 +149,6 @@ class Assignment:
                     request.session,
                     request.name,
                     claim=claim,
-                    earlier=await ledger.earlier(self.delivery, request.session),
                     least_turn=least_turn,
                 )
                 match acquired.standing:

@@ -214,7 +214,7 @@ class Ledger:
 
     # One session.
 
-    async def earlier(self, delivery: Delivery, session: str) -> list[str]:
+    async def _earlier(self, delivery: Delivery, session: str) -> list[str]:
         """Names of the session's requests that stand before this one in its queue."""
         keys = [self._keys.requests(delivery.model)]
         reply = await self._run_on_queue(scripts.EARLIER, keys, delivery.entry, session)
@@ -249,13 +249,17 @@ class Ledger:
         request: str,
         *,
         claim: Claim,
-        earlier: Sequence[str] = (),
         least_turn: int = 0,
     ) -> Acquired:
-        """Take the session's lease for this request, if it is its turn after ``earlier``."""
+        """Take the session's lease for this request, if it is its turn."""
+        keys, earlier = self.session_keys(session), list[str]()
+        if self._switchboard.topology.is_sharded:
+            earlier = await self._earlier(delivery, session)
+        else:
+            keys.append(self._keys.requests(delivery.model))
         reply = await self._run(
             scripts.ACQUIRE,
-            self.session_keys(session),
+            keys,
             claim,
             request,
             delivery.entry,

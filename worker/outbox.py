@@ -200,6 +200,10 @@ class Outbox:
 
     # The publisher's side.
 
+    def close_lane(self) -> None:
+        """Nobody collects any more. Frees the frames now: ``kick`` leads back here in a circle."""
+        self.kick = _nothing
+
     def collect(self, tick: int) -> list[Command]:
         """What may leave at this tick: an append, the end, both, or nothing."""
         if self._fate is not None:

@@ -146,6 +146,7 @@ class Publisher:
         try:
             yield
         finally:
+            outbox.close_lane()
             for lane in self._lanes.values():
                 lane.outboxes.discard(outbox)
 

@@ -13,11 +13,16 @@ from wire.switchboard import Switchboard
 
 
 class Script:
-    """One script of ``worker/lua``; its header says what KEYS, ARGV and the reply are."""
+    """One script of ``worker/lua``; its header says what KEYS, ARGV and the reply are.
 
-    def __init__(self, name: str) -> None:
+    ``after`` names files that stand before it, with what several scripts share.
+    """
+
+    def __init__(self, name: str, *, after: Sequence[str] = ()) -> None:
         self.name = name
-        self.source = resources.files("worker").joinpath("lua", f"{name}.lua").read_text("utf-8")
+        folder = resources.files("worker").joinpath("lua")
+        parts = (folder.joinpath(f"{part}.lua") for part in (*after, name))
+        self.source = "".join(part.read_text("utf-8") for part in parts)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def command(self, keys: Sequence[str], args: Sequence[Argument]) -> Command:
@@ -41,14 +46,14 @@ class Script:
 
 
 ABANDON = Script("abandon")
-ACQUIRE = Script("acquire")
+ACQUIRE = Script("acquire", after=["queue"])
 APPEND = Script("append")
 BEAT = Script("beat")
 DEPART = Script("depart")
-EARLIER = Script("earlier")
+EARLIER = Script("earlier", after=["queue"])
 ENQUEUE = Script("enqueue")
 FINISH = Script("finish")
-LATER = Script("later")
+LATER = Script("later", after=["queue"])
 ORPHAN = Script("orphan")
 RELEASE = Script("release")
 SETTLE = Script("settle")

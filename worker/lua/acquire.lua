@@ -3,10 +3,11 @@
 -- The lease's epoch is the fence: whoever holds the newest one may append, nobody else. Epochs are
 -- server microseconds, so that they grow even after the server has forgotten the last one.
 --
--- KEYS  lease, audio, session, spoken
+-- KEYS  lease, audio, session, spoken, and the queue where it is on the same server
 -- ARGV  claim ("fresh": a turn nobody speaks yet; "over": from an owner that is dead or gave it up;
 --       "again": our own turn, after the server forgot some of it),
---       request, entry, model, worker, ttl_ms, least turn, names of requests that stand before...
+--       request, entry, model, worker, ttl_ms, least turn, names of requests that stand before,
+--       where the queue is elsewhere...
 -- Returns {status, epoch, turn, last, attempts, resume}; the status is "new", "over", "taken" (another
 -- worker speaks this entry), "busy" (another turn comes first) or "known" (this name was taken before).
 local lease, audio, session, spoken = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -41,7 +42,7 @@ local epoch = math.max(now[1] * 1000000 + now[2], (tonumber(held[5] or '') or 0)
 epoch = string.format('%.0f', epoch)
 
 local function keep()
-  for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ttl) end
+  for i = 1, 4 do redis.call('PEXPIRE', KEYS[i], ttl) end
 end
 
 local function speak(status, turn, last, attempts, resume)
@@ -97,8 +98,12 @@ end
 
 -- What stands before this request in its queue and was not spoken yet may still be on its way here; one
 -- whose lease alone was lost goes on as soon as its owner notices.
-for i = 8, #ARGV do
-  if ARGV[i] == unended or not redis.call('ZSCORE', spoken, ARGV[i]) then return {'busy'} end
+local earlier = {unpack(ARGV, 8)}
+if KEYS[5] and redis.call('TYPE', KEYS[5]).ok == 'stream' then
+  earlier = names_before(KEYS[5], entry, string.match(audio, '{(.*)}'))
+end
+for _, name in ipairs(earlier) do
+  if name == unended or not redis.call('ZSCORE', spoken, name) then return {'busy'} end
 end
 
 -- Requests of one session may wait in several models' queues: the oldest comes first.

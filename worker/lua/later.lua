@@ -6,11 +6,7 @@ local after = '(' .. ARGV[1]
 while true do
   local page = redis.call('XRANGE', KEYS[1], after, '+', 'COUNT', 64)
   for _, item in ipairs(page) do
-    local fields, session, name = item[2], nil, item[1]
-    for i = 1, #fields, 2 do
-      if fields[i] == 'session' then session = fields[i + 1] end
-      if fields[i] == 'request' then name = fields[i + 1] end
-    end
+    local session, name = whose(item)
     if session == ARGV[2] and name == ARGV[3] then return 1 end
   end
   if #page < 64 then return 0 end

@@ -24,6 +24,7 @@ async def last_number(fleet: Orchestrator, session: str) -> int:
     return int(newest[0][0].split(b"-")[1])
 
 
+@pytest.mark.matrix
 async def test_stop_ends_the_turn_and_frees_the_slot(
     fleet: Orchestrator, redis_url: str, prefix: str
 ) -> None:
@@ -63,6 +64,7 @@ async def test_stop_set_before_the_request_answers_it_unspoken(
         assert (await fleet.hear("s", 3)).end.reason == "completed"
 
 
+@pytest.mark.matrix
 async def test_pause_holds_every_frame_and_resume_goes_on_with_the_next(
     fleet: Orchestrator, redis_url: str, prefix: str
 ) -> None:

@@ -59,6 +59,7 @@ async def test_a_killed_worker_is_taken_over_from_the_next_frame(
         await fleet.settled()
 
 
+@pytest.mark.matrix
 async def test_streamed_text_is_taken_over_too(fleet: Orchestrator, redis_url: str) -> None:
     async with (
         worker_process(fleet, redis_url, "a") as a,

@@ -20,6 +20,7 @@ def fleet(redis: Redis, prefix: str) -> Orchestrator:
     return Orchestrator(redis, prefix)
 
 
+@pytest.mark.matrix
 async def test_a_request_is_spoken_and_settled(
     fleet: Orchestrator, redis_url: str, prefix: str
 ) -> None:
@@ -115,6 +116,7 @@ async def test_a_duplicate_is_spoken_once(fleet: Orchestrator, redis_url: str, p
         assert await fleet.redis.xlen(fleet.keys.audio("s")) == len(first.entries + second.entries)
 
 
+@pytest.mark.matrix
 async def test_a_session_speaks_in_order_across_workers(
     fleet: Orchestrator, redis_url: str, prefix: str
 ) -> None:
@@ -164,6 +166,7 @@ async def test_an_expired_request_is_answered_unspoken(
         assert (await fleet.hear("timely")).end.reason == "completed"
 
 
+@pytest.mark.matrix
 async def test_interrupt_drops_what_is_spoken_and_what_waits(
     fleet: Orchestrator, redis_url: str, prefix: str
 ) -> None:
@@ -197,6 +200,7 @@ async def test_too_many_waiting_turns_are_rejected_in_their_order(
 
 
 class TestStreamedText:
+    @pytest.mark.matrix
     async def test_is_spoken_while_it_is_written(
         self, fleet: Orchestrator, redis_url: str, prefix: str
     ) -> None:

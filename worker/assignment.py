@@ -247,6 +247,9 @@ class Assignment:
                 again = await ledger.acquire(
                     self.delivery, request.session, request.name, claim="fresh"
                 )
+                if again.standing in ("new", "over"):  # given up by others meanwhile: for anyone
+                    await ledger.release(request.session, again.epoch, blameless=True)
+                    return _Left.HAND_BACK
                 return _Left.SETTLE if again.standing == "known" else _Left.DROP
             case Fate.REFUSED:
                 await self._abandon(request.session)

@@ -44,6 +44,7 @@ class SessionWatch:
         self.epoch = ""
         self.wish: Wish = Level.RESUME
         self.lease = Lease()
+        self._problem: str | None = None
         self.changed: Callable[[], None] = _nothing
         self._covered: set[str] = set()
         self._seen: tuple[anyio.Event, ...] = ()
@@ -94,13 +95,15 @@ class SessionWatch:
         self.changed()
 
     def _on_control(self, reply: Reply) -> None:
-        if isinstance(reply, ReplyError):
-            log.warning("control_unreadable", session=self._session, error=str(reply))
-        else:
+        problem = str(reply) if isinstance(reply, ReplyError) else None
+        if problem is None:
             try:
                 self.wish = control.decode(cast(bytes | None, reply))
             except FieldError as error:
-                log.warning("control_unknown", session=self._session, error=str(error))
+                problem = str(error)
+        if problem is not None and problem != self._problem:
+            log.warning("control_unknown", session=self._session, error=problem)
+        self._problem = problem
         self.changed()
 
     def _on_lease(self, reply: Reply) -> None:

@@ -24,6 +24,7 @@ from producer.server import Server
 from producer.subscription import Subscription
 from schemas import AudioEntry, EntryId, FieldError
 from schemas.audio import decode
+from schemas.fields import paired
 from wire.link import Argument, Link, LinkClosedError, Reply, ReplyError
 
 logger = logging.getLogger("voicefleet.producer")
@@ -228,7 +229,7 @@ class Reader:
         for raw_id, flat in entries:
             try:
                 parts = cast(list[bytes], flat)
-                fields = dict(zip(parts[::2], parts[1::2], strict=True))
+                fields = paired(parts)
                 entry = decode(cast(bytes, raw_id), fields)
             except FieldError as error:
                 self._fail([key], ForeignEntry(f"{key} {cast(bytes, raw_id)!r}: {error}"))

@@ -15,6 +15,11 @@ Fields = Mapping[bytes, bytes]
 """The fields of a stream entry or hash as they come from the server."""
 
 
+def paired(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """A stream entry's fields, which the server sends as names and values in turn."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
 class FieldError(ValueError):
     """A field whose value the protocol does not allow.
 

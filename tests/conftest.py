@@ -14,6 +14,7 @@ from hypothesis import settings
 from redis.asyncio import Redis, from_url
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
+from tests.fleet import Orchestrator
 from tests.key_leaks import KeyLeaks
 from tests.servers import BACKENDS, Servers, UnavailableError, at_hand
 from wire.endpoint import RedisConfig, resolve
@@ -107,6 +108,12 @@ async def redis(redis_url: str) -> AsyncGenerator[Redis]:
     """A raw client of ``redis_url``, bytes in and out."""
     async with from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def fleet(redis: Redis, prefix: str) -> Orchestrator:
+    """An orchestrator of raw commands on ``redis_url``, with keys of the test's own."""
+    return Orchestrator(redis, prefix)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import time
 
 import anyio
 import pytest
-from redis.asyncio import Redis
 
 from schemas.audio import Frame
 from tests.fleet import HANG_S, Orchestrator, serving
@@ -12,11 +11,6 @@ from tests.fleet import HANG_S, Orchestrator, serving
 pytestmark = pytest.mark.anyio
 
 TEXT = "One two three four five six. Seven eight nine ten eleven twelve. " * 3
-
-
-@pytest.fixture
-def fleet(redis: Redis, prefix: str) -> Orchestrator:
-    return Orchestrator(redis, prefix)
 
 
 async def last_number(fleet: Orchestrator, session: str) -> int:

@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 import anyio
 import pytest
-from redis.asyncio import Redis
 
 from tests.fleet import HANG_S, Orchestrator, serving, worker_process
 from worker.engines.protocol import CannotSpeakError, Chunk, EngineError, Segment, TurnSpec
@@ -15,11 +14,6 @@ pytestmark = pytest.mark.anyio
 
 POISON_SEED = 666
 TEXT = "One two three four. Five six seven eight. Nine ten eleven twelve."
-
-
-@pytest.fixture
-def fleet(redis: Redis, prefix: str) -> Orchestrator:
-    return Orchestrator(redis, prefix)
 
 
 class Poisoned:

@@ -5,7 +5,6 @@ import time
 
 import anyio
 import pytest
-from redis.asyncio import Redis
 
 from tests.fleet import Heard, Orchestrator, WorkerProcess, worker_process
 
@@ -16,11 +15,6 @@ TEXT = (
     "Thirteen fourteen fifteen sixteen. Seventeen eighteen nineteen twenty."
 )
 PAUSE_S = 3.0
-
-
-@pytest.fixture
-def fleet(redis: Redis, prefix: str) -> Orchestrator:
-    return Orchestrator(redis, prefix)
 
 
 async def undisturbed(fleet: Orchestrator, text: str, **fields: object) -> Heard:

@@ -3,7 +3,6 @@
 import time
 
 import pytest
-from redis.asyncio import Redis
 
 from schemas.audio import Frame
 from tests.fleet import Orchestrator, serving
@@ -13,11 +12,6 @@ pytestmark = pytest.mark.anyio
 
 SLOW = ToneConfig(rtf=0.2, chunk_ms=40)
 TEXT = "One two three four five six. Seven eight nine ten eleven twelve."
-
-
-@pytest.fixture
-def fleet(redis: Redis, prefix: str) -> Orchestrator:
-    return Orchestrator(redis, prefix)
 
 
 @pytest.mark.matrix

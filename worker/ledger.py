@@ -10,7 +10,7 @@ from typing import Literal, cast
 import msgspec
 import structlog
 
-from schemas.fields import Fields
+from schemas.fields import Fields, paired
 from schemas.keys import GROUP, ORPHANS, Keys
 from wire.link import Argument, Reply, ReplyError
 from wire.switchboard import Switchboard
@@ -139,8 +139,7 @@ class Ledger:
             scripts.TAKE, [self._keys.requests(model)], GROUP, ORPHANS, self._worker
         )
         for entry, fields in cast(list[tuple[bytes, list[bytes]]], reply or []):
-            pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-            return Delivery(model, entry.decode(), pairs, "over")
+            return Delivery(model, entry.decode(), paired(fields), "over")
         return None
 
     async def hand_back(self, model: str, entries: Iterable[str]) -> int:

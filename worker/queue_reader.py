@@ -8,6 +8,7 @@ from typing import cast
 import anyio
 import structlog
 
+from schemas.fields import paired
 from schemas.keys import GROUP
 from wire.connect import Topology
 from wire.link import Link, LinkClosedError, Reply, ReplyError
@@ -103,8 +104,7 @@ class QueueReader:
             return None
         (entries,) = cast(dict[bytes, list[tuple[bytes, list[bytes]]]], reply).values()
         ((entry, flat),) = entries
-        fields = dict(zip(flat[::2], flat[1::2], strict=True))
-        return Delivery(self._model, entry.decode(), fields, "fresh")
+        return Delivery(self._model, entry.decode(), paired(flat), "fresh")
 
     def _ring(self) -> None:
         """End the blocked read."""

@@ -4,10 +4,9 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import cast
 
-from schemas.fields import FieldError
+from schemas.fields import FieldError, paired
 from schemas.request import TextPiece
 from wire.link import Command, Reply, ReplyError
-from wire.switchboard import is_passing
 from worker.text.feed import TextFeed
 from worker.watch import KeyWatch, Subscription
 
@@ -30,8 +29,6 @@ class _Reader:
 
     def take(self, reply: Reply) -> None:
         if isinstance(reply, ReplyError):
-            if is_passing(reply):
-                return  # read again on the next connection
             self._feed.fail(f"text stream: {reply}")
             return
         entries = cast(list[tuple[bytes, list[bytes]]], reply)
@@ -40,8 +37,7 @@ class _Reader:
                 continue  # two reads crossed
             self._last = entry
             try:
-                pairs = dict(zip(flat[::2], flat[1::2], strict=True))
-                self._feed.push(TextPiece.decode(pairs))
+                self._feed.push(TextPiece.decode(paired(flat)))
             except FieldError as error:
                 self._feed.fail(f"text stream: {error}")
                 return

@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from wire.connect import Address, Topology
 from wire.link import Command, Link, LinkClosedError, Reply, ReplyError
+from wire.switchboard import is_passing
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -32,7 +33,7 @@ RETRY_S = 0.1
 class Subscription:
     """One watched read. ``read`` makes the command anew each time; a first reply sets ``seen``.
 
-    ``on_reply`` gets every reply, errors included (``ReplyError``), changed or not.
+    ``on_reply`` gets every reply, changed or not, and refusals (``ReplyError``) that will not pass.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class _Sentry:
         if isinstance(replies, LinkClosedError):
             return  # the next connection reads everything again
         for subscription, reply in zip(subscriptions, replies, strict=True):
-            if isinstance(reply, ReplyError) and str(reply).startswith(("MOVED", "ASK", "LOADING")):
+            if isinstance(reply, ReplyError) and is_passing(reply):
                 self.lost.set()
             elif subscription in self.subscriptions.get(subscription.key.encode(), ()):
                 subscription.deliver(reply)

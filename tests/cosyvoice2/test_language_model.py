@@ -1,4 +1,4 @@
-"""The language model against upstream's: logits, tokens, and rows that do not know of each other."""
+"""The language model against upstream's, and slots that do not know of each other."""
 
 from typing import Any
 
@@ -9,8 +9,10 @@ torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 
 from tests.cosyvoice2 import oracle
 from worker.engines.cosyvoice2 import sampling
+from worker.engines.cosyvoice2.decoding import Decoder
+from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.language_model import Decoder, LanguageModel
+from worker.engines.cosyvoice2.language_model import LanguageModel
 
 SIZES = TINY.language_model
 
@@ -50,23 +52,32 @@ def prompt(seed: int = 0) -> tuple[Any, Any, Any]:
     return draw(7, SIZES.vocabulary), draw(11, SIZES.vocabulary), draw(30, SIZES.speech_tokens)
 
 
+def decoder_of(model: LanguageModel, slots: int = 3) -> Decoder:
+    return Decoder(model, slots, length=512, max_tokens=128, graphs=Graphs(enabled=False))
+
+
+def begin(decoder: Decoder, slot: int, seed: int) -> Any:
+    """An utterance of its own for each seed; returns what it begins with."""
+    prompt_text, text, speech = prompt(seed)
+    embeddings = decoder.model.sequence(torch.cat((prompt_text, text)), speech)
+    decoder.begin(slot, sampling.draws(seed, 0, decoder.max_tokens))
+    decoder.read(slot, embeddings)
+    return embeddings
+
+
 @torch.inference_mode()
 def test_logits_of_prefill_and_every_step(reference: Any, model: LanguageModel) -> None:
-    prompt_text, text, speech = prompt()
-    embeddings = model.sequence(torch.cat((prompt_text, text)), speech)
-    decoder = Decoder(model, slots=3, length=256, max_tokens=64)
-    decoder.begin(1, torch.rand(64, 2))
-    decoder.read(1, embeddings, 0, 128)
+    decoder = decoder_of(model)
+    x = begin(decoder, 1, 0)[None]
     seen: list[Any] = []
     hook = model.llm_decoder.register_forward_hook(lambda _m, _i, out: seen.append(out[1].clone()))
-    cache, x = None, embeddings[None]
+    cache = None
     for step in range(40):
-        decoder.allow(torch.full((3,), step + 1))
-        decoder.step(128)
+        decoder.burst({1: step + 1}, 1)
         hidden, cache = reference.llm.forward_one_step(x, masks=None, cache=cache)
         expected = reference.llm_decoder(hidden[:, -1])[0]
         assert relative(seen[-1], expected) < 1e-5
-        token = decoder.tokens(torch.zeros(3, dtype=torch.int64), step + 1)[1, -1]
+        ((token,), _) = decoder.collect()[1]
         x = reference.speech_embedding.weight[token].reshape(1, 1, -1)
     hook.remove()
 
@@ -89,27 +100,23 @@ def test_tokens_with_equal_draws(
     reference: Any, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With repeats, which are drawn again from all other tokens as upstream's newest code does."""
-    uniform = torch.from_numpy(sampling.draws(5, 0, 96))
-    draws = Draws(uniform)
+    from cosyvoice.utils.common import nucleus_sampling, random_sampling
+
+    decoder = decoder_of(model)
+    draws = Draws(torch.from_numpy(sampling.draws(5, 0, 128)))
     monkeypatch.setattr(torch.Tensor, "multinomial", lambda w, n, replacement: draws(w, n))
-    prompt_text, text, speech = prompt(1)
-    decoder = Decoder(model, slots=2, length=256, max_tokens=96)
-    decoder.begin(0, uniform)
-    decoder.read(0, model.sequence(torch.cat((prompt_text, text)), speech), 0, 128)
-    decoder.rule(0, quiet_until=96, mute=(True, False, False))
+    x = begin(decoder, 0, 5)[None]
+    decoder.rule(0, quiet_until=128, mute=(True, False, False))
     repeated = 0
     out: list[int] = []
-    cache, x = None, model.sequence(torch.cat((prompt_text, text)), speech)[None]
+    cache = None
     s = SIZES.sampling
     for step in range(90):
-        decoder.allow(torch.full((2,), step + 1))
-        decoder.step(256)
-        token = int(decoder.tokens(torch.zeros(2, dtype=torch.int64), step + 1)[0, -1])
+        decoder.burst({0: step + 1}, 1)
+        ((token,), _) = decoder.collect()[0]
         hidden, cache = reference.llm.forward_one_step(x, masks=None, cache=cache)
         logp = reference.llm_decoder(hidden[:, -1]).log_softmax(dim=-1)[0]
         draws.step, draws.calls = step, 0
-        from cosyvoice.utils.common import nucleus_sampling, random_sampling
-
         expected = nucleus_sampling(logp, top_p=s.top_p, top_k=s.top_k)
         if (torch.tensor(out[-s.window :]) == expected).sum() >= s.window * s.tau:
             logp[expected] = -float("inf")
@@ -121,57 +128,79 @@ def test_tokens_with_equal_draws(
     assert repeated > 0, "the test has to see a repeat"
 
 
+def run(decoder: Decoder, limits: dict[int, int]) -> dict[int, list[int]]:
+    """Decode in bursts until every slot stands at its limit."""
+    tokens: dict[int, list[int]] = {slot: [] for slot in limits}
+    while True:
+        decoder.burst(limits, 7)
+        news = decoder.collect()
+        if not news:
+            return tokens
+        for slot, (new, _) in news.items():
+            tokens[slot] += new
+
+
 @torch.inference_mode()
 def test_a_slot_does_not_know_of_its_company(model: LanguageModel) -> None:
     """Bit for bit, in any slot, whoever else speaks and however long they have spoken."""
+    alone = decoder_of(model, 4)
+    begin(alone, 0, 3)
+    expected = run(alone, {0: 60})[0]
+    keys = alone.cache.keys[:, 0, :, :100].clone()
 
-    def speak(decoder: Decoder, slot: int, seed: int, tokens: int) -> list[int]:
-        prompt_text, text, speech = prompt(seed)
-        decoder.begin(slot, torch.from_numpy(sampling.draws(seed, 0, 128)))
-        decoder.read(slot, model.sequence(torch.cat((prompt_text, text)), speech), 0, 128)
-        limits = torch.zeros(4, dtype=torch.int64)
-        limits[slot] = tokens
-        decoder.allow(limits)
-        return []
-
-    alone = Decoder(model, slots=4, length=512, max_tokens=128)
-    speak(alone, 0, 3, 60)
-    for _ in range(60):
-        alone.step(128)
-    zero = torch.zeros(4, dtype=torch.int64)
-    expected = alone.tokens(zero, 60)[0]
-    kept_keys = alone.cache.keys[:, 0, :, :100].clone()
-
-    crowd = Decoder(model, slots=4, length=512, max_tokens=128)
+    crowd = decoder_of(model, 4)
     for slot in (0, 1, 3):
-        speak(crowd, slot, 10 + slot, 100)
-        crowd.allow(torch.full((4,), 100))
-        for _ in range(17):
-            crowd.step(256)
-    speak(crowd, 2, 3, 60)
-    limits = torch.full((4,), 100)
-    limits[2] = 60
-    crowd.allow(limits)
-    for _ in range(75):
-        crowd.step(512)
-    assert torch.equal(crowd.tokens(zero, 60)[2], expected)
-    assert torch.equal(crowd.cache.keys[:, 2, :, :100], kept_keys)
+        begin(crowd, slot, 10 + slot)
+        run(crowd, {slot: 50})
+    begin(crowd, 2, 3)
+    crowd.rule(3, quiet_until=0, mute=(False,) * 3)
+    assert run(crowd, {0: 120, 1: 90, 2: 60})[2] == expected
+    assert torch.equal(crowd.cache.keys[:, 2, :, :100], keys)
 
 
 @torch.inference_mode()
-def test_a_stopped_slot_stays_as_it_is(model: LanguageModel) -> None:
-    decoder = Decoder(model, slots=2, length=256, max_tokens=64)
-    prompt_text, text, speech = prompt(4)
-    decoder.begin(0, torch.from_numpy(sampling.draws(4, 0, 64)))
-    decoder.read(0, model.sequence(torch.cat((prompt_text, text)), speech), 0, 128)
+def test_a_long_company_changes_nothing(model: LanguageModel) -> None:
+    """Where attention has to look farther because of another slot."""
+    alone, crowd = decoder_of(model, 2), decoder_of(model, 2)
+    begin(alone, 0, 3)
+    begin(crowd, 0, 3)
+    long = model.text(torch.arange(300))
+    crowd.begin(1, sampling.draws(9, 0, 128))
+    crowd.read(1, long)
+    assert run(crowd, {0: 60, 1: 100})[0] == run(alone, {0: 60})[0]
+
+
+@torch.inference_mode()
+def test_a_stopped_slot_stands_still(model: LanguageModel) -> None:
+    decoder = decoder_of(model)
+    begin(decoder, 0, 4)
     decoder.rule(0, quiet_until=0, mute=(False,) * 3, fill_at=5)
-    decoder.allow(torch.full((2,), 60))
-    for _ in range(20):
-        decoder.step(128)
-    count, stopped, *tokens = decoder.tokens(torch.zeros(2, dtype=torch.int64), 20)[0].tolist()
-    assert (count, stopped) == (6, 1)
+    decoder.burst({0: 60}, 12)
+    tokens, stopped = decoder.collect()[0]
+    assert stopped
+    assert len(tokens) == 6
     assert tokens[5] == SIZES.fill_token
-    assert set(tokens[6:]) == {-1}
+    decoder.burst({0: 60}, 12)
+    assert decoder.collect() == {}
+
+
+@torch.inference_mode()
+def test_more_can_be_read_in_the_middle(reference: Any, model: LanguageModel) -> None:
+    """Streamed text: what is read later continues the sequence."""
+    decoder = decoder_of(model)
+    x = begin(decoder, 2, 6)
+    decoder.rule(2, quiet_until=0, mute=(False,) * 3, fill_at=4)
+    decoder.burst({2: 60}, 8)
+    tokens, _ = decoder.collect()[2]
+    more = model.text(torch.arange(9))
+    decoder.read(2, more)
+    seen: list[Any] = []
+    hook = model.llm_decoder.register_forward_hook(lambda _m, _i, out: seen.append(out[2].clone()))
+    decoder.burst({2: 6}, 1)
+    hook.remove()
+    whole = torch.cat((x, model.speech(torch.tensor(tokens[:-1])), more))
+    hidden, _ = reference.llm.forward_one_step(whole[None], masks=None)
+    assert relative(seen[-1], reference.llm_decoder(hidden[:, -1])[0]) < 1e-5
 
 
 def test_sampling_follows_the_distribution() -> None:

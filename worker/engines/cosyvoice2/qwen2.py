@@ -187,14 +187,15 @@ class Qwen2(nn.Module):
             x: Embeddings; what pads them at the end is written too, and never seen.
             slot: ``[1]`` int64.
             start: ``[1]`` int64: how many positions of the slot are filled.
-            cache: Written at ``start .. start + T``, which must be inside its length.
+            cache: Written at ``start .. start + T``; what goes beyond its end is written to its
+                last position.
             reach: Positions of the cache that are looked at; at least ``start + T``.
 
         Returns:
             Hidden states ``[1, T, width]``.
         """
         steps = torch.arange(x.shape[1], device=x.device)
-        positions = start + steps
+        positions = (start + steps).clamp_(max=cache.length - 1)
         cos, sin = self.rotary.cos[positions][None, None], self.rotary.sin[positions][None, None]
         seen = torch.arange(reach, device=x.device)[None, :] <= positions[:, None]
         slots = slot.expand(x.shape[1])

@@ -1,0 +1,256 @@
+"""Decoding speech tokens in all sessions at once, in bursts that the host does not watch."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from worker.engines.cosyvoice2 import sampling
+from worker.engines.cosyvoice2.graphs import Graphs
+from worker.engines.cosyvoice2.language_model import CONTROL_TOKENS, LanguageModel
+from worker.engines.cosyvoice2.qwen2 import KVCache
+from worker.engines.cosyvoice2.transfer import Transfer
+
+REACH = 256
+"""The shortest stretch of the cache that attention looks at; it doubles as sequences grow."""
+
+PROMPT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""Lengths to which what is read is padded where there are graphs."""
+
+LARGEST_BURST = 16
+
+
+class Decoder:
+    """Speech tokens of ``slots`` sessions, step by step and all together.
+
+    All state lies on the device in tensors that never move, so that a step can be captured in a
+    CUDA graph. The host writes into a slot when an utterance begins, says how far each slot may
+    run, starts a burst of steps, and reads what came of it afterwards. Every step computes every
+    slot, taken or not: on a device that streams the weights for each step that is nearly free, and
+    a slot's tokens are the same to the last bit whoever speaks beside it.
+
+    Args:
+        model: Loaded.
+        slots: Sessions side by side.
+        length: Positions of a slot's cache: prompt, text and speech of an utterance.
+        max_tokens: Longest utterance, in speech tokens.
+        graphs: Runs the steps.
+    """
+
+    def __init__(
+        self, model: LanguageModel, slots: int, length: int, max_tokens: int, graphs: Graphs
+    ) -> None:
+        self.model = model
+        self.slots = slots
+        self.length = length
+        self.max_tokens = max_tokens
+        self._graphs = graphs
+        weight = model.speech_embedding.weight
+        self._device, self._dtype = weight.device, weight.dtype
+        # The last position takes what pads a prompt; nothing looks at it.
+        self.cache = KVCache(model.sizes, slots, length + 1, self._dtype, self._device)
+        model.body.rotary.prepare(length + 1, self._dtype, self._device)
+        window = model.sizes.sampling.window
+        self._window = torch.arange(window, device=self._device)
+        self._rows = torch.arange(slots, device=self._device)
+
+        self._last = self._integers(slots)
+        self._position = self._integers(slots)
+        self._count = self._integers(slots)
+        self._limit = self._integers(slots)
+        self._since = self._integers(slots)
+        self._stopped = torch.ones(slots, dtype=torch.bool, device=self._device)
+        # A slot's next input is the embedding that ends what was read, then its own last token's.
+        self._fresh = torch.zeros(slots, dtype=torch.bool, device=self._device)
+        self._pending = torch.zeros(slots, weight.shape[1], dtype=self._dtype, device=self._device)
+        # A window of nothing stands before the first token, and a place for slots that stand still
+        # behind the last.
+        self._history = self._integers(slots, window + max_tokens + 1).fill_(-1)
+        self._draws = torch.zeros(slots, max_tokens + 1, sampling.DRAWS, device=self._device)
+        self._fill_at = torch.full_like(self._count, -1)
+        self._quiet_until = self._integers(slots)
+        self._mute = torch.zeros(slots, CONTROL_TOKENS, dtype=torch.bool, device=self._device)
+        self._codes = torch.zeros(
+            slots, model.sizes.speech_tokens, dtype=torch.bool, device=self._device
+        )
+        self._slot, self._start = self._integers(1), self._integers(1)
+        self._prompts: dict[int, Tensor] = {}
+
+        self._host_position = [0] * slots
+        self._host_count = [0] * slots
+        self._under_way: Transfer | None = None
+
+    def begin(self, slot: int, uniform: NDArray[np.float32]) -> None:
+        """Make a slot ready for a new utterance with its draws ``[tokens, 2]``."""
+        self._draws[slot, : len(uniform)] = torch.from_numpy(uniform).to(self._device)
+        self._history[slot] = -1
+        for state in (self._count, self._position, self._limit, self._since, self._quiet_until):
+            state[slot] = 0
+        self._fill_at[slot] = -1
+        self._mute[slot] = False
+        self._host_position[slot] = self._host_count[slot] = 0
+        self.stop(slot)
+
+    def stop(self, slot: int) -> None:
+        """Let a slot stand still until something is read into it."""
+        self._stopped[slot] = True
+
+    def rule(self, slot: int, *, quiet_until: int, mute: Sequence[bool], fill_at: int = -1) -> None:
+        """Until ``quiet_until`` tokens stand, muted control tokens (end, 2nd, fill) do not come.
+
+        Token number ``fill_at`` will be the fill token whatever the model says; -1: none.
+        """
+        self._quiet_until[slot] = quiet_until
+        self._mute[slot] = torch.tensor(mute, device=self._device)
+        self._fill_at[slot] = fill_at
+
+    def read(self, slot: int, embeddings: Tensor) -> None:
+        """Read ``embeddings [n, width]`` from where the slot stands; its next step goes on there.
+
+        All but the last go into the cache now; the last is the input of the next step, whose
+        output is the next token.
+        """
+        before = len(embeddings) - 1
+        start = self._host_position[slot]
+        for at in range(0, before, PROMPT_BUCKETS[-1]):
+            piece = embeddings[at : min(at + PROMPT_BUCKETS[-1], before)]
+            self._extend(slot, start + at, piece)
+        self._pending[slot] = embeddings[-1]
+        self._position[slot] = self._host_position[slot] = start + before
+        self._fresh[slot] = True
+        self._stopped[slot] = False
+
+    def burst(self, limits: Mapping[int, int], steps: int) -> None:
+        """Start ``steps`` steps in which each slot runs until it has its limit of tokens.
+
+        Slots without a limit stand still. The outcome waits for ``collect``.
+        """
+        farthest = max(
+            self._host_position[slot] + min(steps, limit - self._host_count[slot])
+            for slot, limit in limits.items()
+        )
+        reach = self._reach(farthest + 1)
+        self._prepare(reach)
+        self._limit.copy_(self._from_host([limits.get(slot, 0) for slot in range(self.slots)]))
+        self._since.copy_(self._count)
+        for _ in range(steps):
+            self._graphs.run(("decode", reach), lambda: self._step(reach), self._rest)
+        index = self._since[:, None] + self._window_of(steps)
+        new = self._history.gather(1, index.clamp_(max=self._history.shape[1] - 1))
+        outcome = (self._count[:, None], self._stopped[:, None].long(), new)
+        self._under_way = Transfer(torch.cat(outcome, dim=1))
+
+    def collect(self) -> dict[int, tuple[list[int], bool]]:
+        """New tokens of each slot since the burst began, and whether it has stopped.
+
+        The token that stopped it, one of the control tokens, is the last of them.
+        """
+        if self._under_way is None:
+            return {}
+        rows = cast(list[list[int]], self._under_way.wait().tolist())
+        self._under_way = None
+        outcome: dict[int, tuple[list[int], bool]] = {}
+        for slot, (count, stopped, *tokens) in enumerate(rows):
+            new = count - self._host_count[slot]
+            if new > 0:
+                self._host_count[slot] += new
+                self._host_position[slot] += new
+                outcome[slot] = tokens[:new], bool(stopped)
+        return outcome
+
+    def warm_up(self, reach: int) -> None:
+        """Capture the steps up to ``reach`` positions, and the prompts."""
+        size = self._reach(1)
+        while size <= self._reach(min(reach, self.length)):
+            self._prepare(size)
+            size *= 2
+        if self._graphs.enabled:
+            for bucket in PROMPT_BUCKETS:
+                if bucket < self.length:
+                    self._prepare_prompt(bucket)
+
+    def _extend(self, slot: int, start: int, embeddings: Tensor) -> None:
+        """Put ``embeddings [n, width]`` into the cache from position ``start`` on."""
+        n = len(embeddings)
+        bucket = n
+        if self._graphs.enabled:
+            bucket = next(size for size in PROMPT_BUCKETS if size >= n)
+            self._prepare_prompt(bucket)
+        else:
+            self._prompts = {n: self._static_prompt(n)}
+        self._slot.fill_(slot)
+        self._start.fill_(start)
+        self._prompts[bucket][0, :n] = embeddings
+        # A prompt that begins a sequence sees itself alone.
+        reach = self._reach(start + bucket) if start else bucket
+        key = ("prompt", bucket, reach)
+        if start:
+            self._read_prompt(bucket, reach)
+        else:
+            self._graphs.run(key, lambda: self._read_prompt(bucket, reach), self._rest)
+
+    def _prepare_prompt(self, bucket: int) -> None:
+        if bucket not in self._prompts:
+            self._prompts[bucket] = self._static_prompt(bucket)
+        work = lambda: self._read_prompt(bucket, bucket)  # noqa: E731
+        self._graphs.prepare(("prompt", bucket, bucket), work, self._rest)
+
+    def _read_prompt(self, bucket: int, reach: int) -> None:
+        x = self._prompts[bucket]
+        self.model.body.extend(x, self._slot, self._start, self.cache, reach)
+
+    def _static_prompt(self, bucket: int) -> Tensor:
+        width = self.model.sizes.width
+        return torch.zeros(1, bucket, width, dtype=self._dtype, device=self._device)
+
+    def _prepare(self, reach: int) -> None:
+        if not self._graphs.has(("decode", reach)):
+            self._graphs.prepare(("decode", reach), lambda: self._step(reach), self._rest)
+
+    def _rest(self) -> None:
+        """Let no slot run, and let a prompt be read to where nobody looks."""
+        self._limit.zero_()
+        self._start.fill_(self.length)
+
+    def _step(self, reach: int) -> None:
+        """One token in every slot that may run."""
+        model, sizes = self.model, self.model.sizes
+        x = torch.where(self._fresh[:, None], self._pending, model.speech_embedding(self._last))
+        hidden = model.body.decode(x, self._position, self.cache, reach)
+        token = self._choose(model.llm_decoder(hidden).float())
+        run = ~self._stopped & (self._count < self._limit)
+        place = torch.where(run, self._count, self.max_tokens) + len(self._window)
+        self._history.scatter_(1, place[:, None], token[:, None])
+        self._last.copy_(torch.where(run, token, self._last))
+        self._fresh &= ~run
+        self._position += run
+        self._count += run
+        self._stopped |= run & (token >= sizes.speech_tokens)
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        recent = self._history.gather(1, self._count[:, None] + self._window)
+        uniform = self._draws[self._rows, self._count]
+        muted = self._mute & (self._count < self._quiet_until)[:, None]
+        forbidden = torch.cat((self._codes, muted), dim=1)
+        token = sampling.choose(logits, recent, uniform, forbidden, self.model.sizes.sampling)
+        return torch.where(self._count == self._fill_at, self.model.sizes.fill_token, token)
+
+    def _reach(self, positions: int) -> int:
+        reach = REACH
+        while reach < positions:
+            reach *= 2
+        return min(reach, self.length + 1)
+
+    def _window_of(self, steps: int) -> Tensor:
+        window = len(self._window)
+        return torch.arange(window, window + steps, device=self._device)
+
+    def _from_host(self, values: list[int]) -> Tensor:
+        tensor = torch.tensor(values)
+        return tensor.pin_memory() if self._device.type == "cuda" else tensor
+
+    def _integers(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64, device=self._device)

@@ -172,6 +172,13 @@ class Decoder:
                 if bucket < self.length:
                     self._prepare_prompt(bucket)
 
+    def rehearse(self) -> None:
+        """One step in which every slot stands still, for its time."""
+        self._limit.zero_()
+        reach = self._reach(1)
+        self._prepare(reach)
+        self._graphs.run(("decode", reach), lambda: self._step(reach), self._rest)
+
     def _extend(self, slot: int, start: int, embeddings: Tensor) -> None:
         """Put ``embeddings [n, width]`` into the cache from position ``start`` on."""
         n = len(embeddings)

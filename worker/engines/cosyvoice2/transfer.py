@@ -20,6 +20,11 @@ class Transfer:
             # A static tensor is overwritten by the next step.
             self._host = tensor.clone()
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has arrived."""
+        return self._event is None or bool(self._event.query())
+
     def wait(self) -> Tensor:
         """The tensor, on the host."""
         if self._event is not None:

@@ -1,0 +1,104 @@
+"""The arguments of a component in a HyperPyYAML file, looked at one by one.
+
+A reader asks for what it knows, says which values it supports, and at the end that this was all.
+What does not fit is gathered, so that one error can name it all.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from worker.engines.cosyvoice2.hyper_yaml import (
+    Component,
+    HyperYamlError,
+    Reference,
+    Value,
+    resolve,
+)
+
+T = TypeVar("T")
+
+
+class Arguments:
+    """The arguments of one component, looked at one by one; what stays unread is a problem."""
+
+    def __init__(
+        self, path: str, given: Mapping[str, Value], names: Mapping[str, Value], problems: list[str]
+    ) -> None:
+        self._path = path
+        self._given = given
+        self._names = names
+        self._problems = problems
+        self._read: set[str] = set()
+
+    def value(self, key: str, kind: type[T], fallback: T) -> T:
+        """The argument as a ``kind``. Where it is missing or wrong: a problem, and the fallback."""
+        if key not in self._given:
+            self._problem(key, "is missing")
+            return fallback
+        value = self._resolved(key)
+        if isinstance(value, bool) and kind is not bool:
+            self._problem(key, f"is {value!r}, not {kind}")
+            return fallback
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            self._problem(key, f"is {value!r}: {error}")
+            return fallback
+
+    def only(self, key: str, *supported: object) -> None:
+        """The argument, where it is given, has to be one of these."""
+        if key in self._given and (value := self._resolved(key)) not in supported:
+            what = " or ".join(repr(value) for value in supported)
+            self._problem(key, f"is {value!r}, but this engine implements only {what}")
+
+    def component(self, key: str, target: str) -> "Arguments":
+        """A nested component, which has to be the one that is implemented."""
+        found = self._resolved(key)
+        path = f"{self._path}{key}."
+        if isinstance(found, Component) and found.target == target and not found.positional:
+            return Arguments(path, found.arguments, self._names, self._problems)
+        if key not in self._given:
+            self._problem(key, "is missing")
+        else:
+            said = found.target if isinstance(found, Component) else type(found).__name__
+            self._problem(key, f"is {said!r}, but this engine implements only {target!r}")
+        return Arguments(path, {}, self._names, [])
+
+    def mapping(self, key: str) -> "Arguments":
+        """A nested mapping, perhaps wrapped as ``!new:omegaconf.DictConfig {content: ...}``."""
+        found = self._resolved(key)
+        if isinstance(found, Component):
+            found = found.arguments.get("content", found.arguments)
+        if not isinstance(found, dict):
+            self._problem(key, "is missing" if key not in self._given else "is not a mapping")
+            return Arguments(f"{self._path}{key}.", {}, self._names, [])
+        arguments = {str(name): value for name, value in cast("dict[Any, Any]", found).items()}
+        return Arguments(f"{self._path}{key}.", arguments, self._names, self._problems)
+
+    def done(self, *training: str) -> None:
+        """No argument is left but those that only training looks at."""
+        for key in self._given:
+            if key not in self._read and key not in training:
+                self._problem(key, "is an option that this engine does not know")
+
+    def _resolved(self, key: str) -> Value:
+        self._read.add(key)
+        try:
+            return _resolve_all(self._given.get(key), self._names)
+        except HyperYamlError as error:
+            self._problem(key, str(error))
+            return None
+
+    def _problem(self, key: str, what: str) -> None:
+        self._problems.append(f"{self._path}{key} {what}")
+
+
+def _resolve_all(value: Value, names: Mapping[str, Value]) -> Value:
+    """References inside a list as well; those inside components wait for their own turn."""
+    if isinstance(value, Reference):
+        value = resolve(value, names)
+    if isinstance(value, list):
+        return [_resolve_all(item, names) for item in cast("list[Any]", value)]
+    return value

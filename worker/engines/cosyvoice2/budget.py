@@ -1,0 +1,136 @@
+"""What a device can carry: slots, caches and batches, from its memory and its measured speed."""
+
+from dataclasses import dataclass
+
+import torch
+
+from worker.config import CosyVoice2Config
+from worker.engines.cosyvoice2.flow_blocks import page_bytes, state_bytes
+from worker.engines.cosyvoice2.hyperparameters import Hyperparameters
+from worker.engines.cosyvoice2.qwen2 import KVCache
+
+MIB = 2**20
+
+MAX_TOKENS = 1500
+"""The longest utterance in speech tokens: 60 s. Upstream allows 20 for each text token."""
+
+POSITIONS = 2560
+"""Of a decoder slot: a recording of 30 s, its text, 80 tokens of text, and the utterance."""
+
+BLOCKS_PER_SLOT = 12
+"""Blocks that a session has at once: a prompt's rest and 11 s of speech. Prompts are shared."""
+
+PROMPT_BLOCKS = 64
+"""For the prompts of voices in use."""
+
+CPU_SLOTS = 4
+"""A step computes every slot, and a processor feels each of them."""
+
+CPU_CACHE_MB = 2048
+
+CUDA_BATCHES = (1, 4, 16)
+CPU_BATCHES = (1, 2, 4)
+
+HEADROOM = 0.8
+"""Of the device's time that is planned for: the rest is for prompts, for bursts of turns that begin
+together, and for what was not measured."""
+
+FREE_SHARE = 0.8
+"""Of the memory left by weights and decoder that the flow's caches take: graphs take the rest."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``slots`` of the decoder with ``positions`` each; ``pages`` and ``states`` of the flow."""
+
+    slots: int
+    positions: int
+    pages: int
+    states: int
+    max_blocks: int
+    batches: tuple[int, ...]
+    slot_bytes: int
+    page_bytes: int
+
+    @property
+    def session_bytes(self) -> int:
+        """Of a session that speaks utterances of usual length."""
+        return self.slot_bytes + BLOCKS_PER_SLOT * self.page_bytes
+
+
+def plan(
+    sizes: Hyperparameters,
+    config: CosyVoice2Config,
+    dtype: torch.dtype,
+    device: torch.device,
+    free_bytes: int,
+) -> Budget:
+    """Share out ``free_bytes`` of memory, those that the weights leave."""
+    on_cpu = device.type == "cpu"
+    slots = config.slots or (min(CPU_SLOTS, config.max_slots) if on_cpu else config.max_slots)
+    slot = KVCache.bytes_per_slot(sizes.language_model, POSITIONS, dtype)
+    page = page_bytes(sizes.flow, dtype)
+    wanted = slots * BLOCKS_PER_SLOT + PROMPT_BLOCKS
+    if config.flow_cache_mb:
+        room = config.flow_cache_mb * MIB
+    elif on_cpu:
+        room = min(CPU_CACHE_MB * MIB, free_bytes // 4)
+    else:
+        room = int(FREE_SHARE * (free_bytes - slots * slot))
+    batches = CPU_BATCHES if on_cpu else CUDA_BATCHES
+    if config.flow_batch:
+        batches = (*(size for size in batches if size < config.flow_batch), config.flow_batch)
+    encoder = sizes.flow.encoder
+    return Budget(
+        slots=slots,
+        positions=POSITIONS,
+        pages=max(1, min(wanted, room // page)),
+        states=slots + PROMPT_BLOCKS,
+        max_blocks=-(-(POSITIONS + encoder.lookahead) // encoder.chunk),
+        batches=batches,
+        slot_bytes=slot,
+        page_bytes=page + state_bytes(sizes.flow, dtype),
+    )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured seconds: of a decoding step of all slots, and of a batch of ``rows`` blocks."""
+
+    step_s: float
+    batch_s: float
+    rows: int
+    token_rate: int
+    block_s: float
+
+    @property
+    def decoding_share(self) -> float:
+        """Of the device's time: a step serves all sessions."""
+        return self.token_rate * self.step_s
+
+    @property
+    def rendering_share(self) -> float:
+        """Of the device's time, for each session."""
+        return self.batch_s / self.rows / self.block_s
+
+    @property
+    def sessions(self) -> int:
+        """How many can be kept from running dry; at least one is always offered."""
+        return max(1, int((HEADROOM - self.decoding_share) / self.rendering_share))
+
+
+def free_memory(device: torch.device) -> tuple[int, int]:
+    """Free and total bytes of the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    return _host_memory()
+
+
+def _host_memory() -> tuple[int, int]:
+    """Of this machine, as Linux tells it."""
+    sizes: dict[str, int] = {}
+    with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
+        for line in lines:
+            name, _, rest = line.partition(":")
+            sizes[name] = int(rest.split()[0]) * 1024
+    return sizes.get("MemAvailable", 0), sizes.get("MemTotal", 0)

@@ -1,0 +1,248 @@
+"""What the flow remembers of its utterances, on the device.
+
+A *page* holds the keys and values of one block for every attention layer, Euler step and guidance
+row: large, one for each block, and never written again once its block is done, so that utterances
+of a voice share those of its prompt. A *state* holds the two frames before the next block for every
+causal convolution: small, one for each utterance.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worker.engines.cosyvoice2.estimator import GUIDANCE_ROWS
+from worker.engines.cosyvoice2.flow_past import CONTEXT, FlowPast, additive
+from worker.engines.cosyvoice2.hyperparameters import FlowSizes
+
+SPARE_PAGE = 0
+"""Stands where a row has no page, and takes what rows without an utterance write."""
+
+START_STATE = 0
+"""All zeros: what lies before an utterance. Never written."""
+
+SPARE_STATE = 1
+"""Takes what rows without an utterance write."""
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """All that one step reads, in buffers that stay where they are.
+
+    ``integers`` is i64 ``[batch, n]``: its columns are what the properties name, so that one copy
+    brings them to the device. ``speaker`` is ``[batch, bands]``, ``prompt`` the prompt's mel
+    ``[batch, frames, bands]`` (zeros where the block is not the prompt's), ``positions`` what the
+    encoder's layers know of distances. The pages of a row stand at the right, its own last: then
+    every row is as far from its past as any other.
+    """
+
+    integers: Tensor
+    speaker: Tensor
+    prompt: Tensor
+    positions: list[Tensor]
+    block_tokens: int
+    lookahead: int
+
+    FIXED = 5
+    """Columns besides tokens and pages."""
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return len(self.integers)
+
+    @property
+    def tokens(self) -> Tensor:
+        """The block's tokens and the look-ahead, ``[batch, block + lookahead]``."""
+        return self.integers[:, : self.block_tokens + self.lookahead]
+
+    @property
+    def present(self) -> Tensor:
+        """How many of them are there, ``[batch]``."""
+        return self._column(0)
+
+    @property
+    def index(self) -> Tensor:
+        """Which block of its utterance it is, counted from the prompt's start, ``[batch]``."""
+        return self._column(1)
+
+    @property
+    def held(self) -> Tensor:
+        """How many pages are the row's, its own included, ``[batch]``."""
+        return self._column(2)
+
+    @property
+    def source(self) -> Tensor:
+        """The state before the block, ``[batch]``."""
+        return self._column(3)
+
+    @property
+    def target(self) -> Tensor:
+        """Where to put the state behind it, ``[batch]``."""
+        return self._column(4)
+
+    @property
+    def pages(self) -> Tensor:
+        """``[batch, pages]``, spare ones at the left."""
+        return self.integers[:, self.block_tokens + self.lookahead + self.FIXED :]
+
+    def _column(self, index: int) -> Tensor:
+        return self.integers[:, self.block_tokens + self.lookahead + index]
+
+
+class LeftContext:
+    """The two frames before each convolution of a pass, and those to keep behind it.
+
+    Args:
+        pool: ``[convolutions, states, rows, 2, channels]``.
+        source: i64 ``[batch]``, the states to read. They are read at once, whatever follows.
+    """
+
+    def __init__(self, pool: Tensor, source: Tensor) -> None:
+        self._pool = pool
+        self._before = pool.index_select(1, source).flatten(1, 2).unbind(0)
+        self._kept: list[Tensor] = []
+        self._after: Tensor | None = None
+
+    def extend(self, x: Tensor) -> Tensor:
+        """As :meth:`Past.extend`."""
+        before = self._before[len(self._kept)]
+        self._kept.append(x[:, -CONTEXT:])
+        if len(self._kept) == len(self._before):
+            # Stacked as soon as they are all there: the views keep whole activations alive.
+            self._after = torch.stack(self._kept)
+        return torch.cat([before, x], 1)
+
+    def commit(self, target: Tensor) -> None:
+        """Write what was kept into the states ``target``."""
+        assert self._after is not None
+        self._kept.clear()
+        shape = (self._pool.shape[0], len(target), *self._pool.shape[2:])
+        self._pool.index_copy_(1, target, self._after.view(shape))
+
+
+class CachedPast:
+    """The past of some layers, of which each row has a few pages.
+
+    Args:
+        left: For the convolutions among them.
+        pool: ``[layers, pages, frames, 2, heads, width]``.
+        pages: i64 ``[batch, n]`` in order of time, the page of the block itself last.
+        mask: What :attr:`Past.mask` is.
+    """
+
+    def __init__(self, left: LeftContext, pool: Tensor, pages: Tensor, mask: Tensor) -> None:
+        self.mask = mask
+        self._left = left
+        self._pool = pool
+        self._own = pages[:, -1]
+        self._pages = pages.flatten()
+        self._layer = 0
+
+    def extend(self, x: Tensor) -> Tensor:
+        """As :meth:`Past.extend`."""
+        return self._left.extend(x)
+
+    def join(self, kv: Tensor) -> Tensor:
+        """As :meth:`Past.join`: write the block's page, then read all of them."""
+        layer = self._pool[self._layer]
+        self._layer += 1
+        layer.index_copy_(0, self._own, kv)
+        return layer.index_select(0, self._pages).view(len(kv), -1, *kv.shape[2:])
+
+
+class StepPast:
+    """The past of one step's batch."""
+
+    def __init__(self, past: FlowPast, lefts: Sequence[LeftContext], target: Tensor) -> None:
+        self.past = past
+        self._lefts = lefts
+        self._target = target
+
+    def commit(self) -> None:
+        """Move the rows' states behind the block. Until then only pages have been written."""
+        for left in self._lefts:
+            left.commit(self._target)
+
+
+class FlowCache:
+    """Pages and states.
+
+    Args:
+        sizes: The model's.
+        dtype: The model's.
+        device: Where to keep them; ``meta`` to know their sizes only.
+        pages: How many pages there are besides the spare one.
+        states: How many states besides the two that are spoken for.
+    """
+
+    def __init__(
+        self, sizes: FlowSizes, dtype: torch.dtype, device: torch.device, pages: int, states: int
+    ) -> None:
+        pages, states = pages + 1, states + 2
+        encoder, estimator = sizes.encoder, sizes.estimator
+        rows = GUIDANCE_ROWS
+
+        def pool(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        tokens, frames = encoder.chunk, estimator.chunk
+        head = (2, encoder.heads, encoder.width // encoder.heads)
+        blocks = estimator.mid_blocks + 2
+        layers, convolutions = blocks * estimator.transformers, 2 * estimator.mid_blocks + 6
+        width = (2, estimator.heads, estimator.head_width)
+        self.tokens = pool(encoder.blocks, pages, tokens, *head)
+        self.frames = pool(encoder.up_blocks, pages, frames, *head)
+        self.steps = pool(sizes.steps, layers, pages * rows, frames, *width)
+        self.left_tokens = pool(2, states, 1, CONTEXT, encoder.width)
+        self.left_constants = pool(1, states, 1, CONTEXT, 3 * sizes.mel_bands)
+        self.left_inputs = pool(sizes.steps, states, 1, CONTEXT, sizes.mel_bands)
+        self.left_steps = pool(sizes.steps, convolutions, states, rows, CONTEXT, estimator.channels)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page."""
+        pools = (self.tokens, self.frames, self.steps)
+        return sum(pool.nbytes for pool in pools) // self.tokens.shape[1]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one state."""
+        pools = (self.left_tokens, self.left_constants, self.left_inputs, self.left_steps)
+        return sum(pool.nbytes for pool in pools) // self.left_tokens.shape[1]
+
+    def past(self, inputs: StepInputs) -> StepPast:
+        """The past of the rows of ``inputs``."""
+        source, pages = inputs.source, inputs.pages
+        constants = LeftContext(self.left_constants, source)
+        state = LeftContext(self.left_inputs, source)
+        tokens = LeftContext(self.left_tokens, source)
+        steps = [LeftContext(pool, source) for pool in self.left_steps.unbind(0)]
+        own = inputs.present.clamp(max=inputs.block_tokens)
+        by_token = self._mask(inputs, own, inputs.block_tokens)
+        by_frame = self._mask(inputs, 2 * own, 2 * inputs.block_tokens)
+        # The rows of an utterance lie side by side, in pages as in the batch.
+        rows = torch.arange(GUIDANCE_ROWS, device=pages.device)[:, None]
+        row_pages = (pages[:, None] * GUIDANCE_ROWS + rows).flatten(0, 1)
+        by_row = by_frame.repeat_interleave(GUIDANCE_ROWS, 0)
+        past = FlowPast(
+            tokens=CachedPast(tokens, self.tokens, pages, by_token),
+            frames=CachedPast(tokens, self.frames, pages, by_frame),
+            constants=constants,
+            inputs=state,
+            steps=[
+                CachedPast(left, pool, row_pages, by_row)
+                for left, pool in zip(steps, self.steps.unbind(0), strict=True)
+            ],
+        )
+        return StepPast(past, [constants, state, tokens, *steps], inputs.target)
+
+    def _mask(self, inputs: StepInputs, own: Tensor, block: int) -> Tensor:
+        """What rows see whose last page holds ``own`` of ``block`` places: ``[b, 1, 1, keys]``."""
+        count = inputs.pages.shape[1]
+        places = torch.arange(count * block, device=own.device)
+        end = (count - 1) * block + own
+        start = (count - inputs.held) * block
+        visible = (places >= start[:, None]) & (places < end[:, None])
+        return additive(visible[:, None, None], self.steps.dtype)

@@ -1,0 +1,151 @@
+"""HiFT: mel frames and an excitation to samples (HiFTNet, arXiv:2309.09493, section 2).
+
+Transposed convolutions bring mel frames to the rate of short spectra; at each rate the spectrum
+of the excitation is added. What comes out is a magnitude and a phase for an inverse transform.
+"""
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worker.engines.cosyvoice2.f0 import F0Predictor
+from worker.engines.cosyvoice2.hyperparameters import VocoderSizes
+from worker.engines.cosyvoice2.source import HarmonicSource
+from worker.engines.cosyvoice2.vocoder_spectrum import InverseSpectrum, Spectrum
+
+LARGEST_MAGNITUDE = 100.0
+LAST_SLOPE = 0.01
+"""Of the leaky ReLU before the last layer: upstream leaves it at PyTorch's default."""
+
+
+class Snake(nn.Module):
+    """``x + sin(a x)^2 / a`` with an ``a`` for each channel (arXiv:2006.08195)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(channels))
+        self._divisor: Tensor | None = None
+
+    def optimise(self) -> None:
+        """One launch less. Call after the weights are loaded and on their device."""
+        self._divisor = self._safe_alpha().detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, channels, n]`` to the same shape."""
+        squared = (x * self.alpha.unsqueeze(1)).sin_().square_()
+        divisor = self._safe_alpha() if self._divisor is None else self._divisor
+        return torch.addcdiv(x, squared, divisor)
+
+    def _safe_alpha(self) -> Tensor:
+        return self.alpha.unsqueeze(1) + 1e-9  # upstream's guard against a division by zero
+
+
+class ResidualBlock(nn.Module):
+    """Pairs of a dilated and a plain convolution, each behind a snake, around a residual."""
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+
+        def conv(dilation: int) -> nn.Conv1d:
+            padding = dilation * (kernel - 1) // 2
+            return nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=padding)
+
+        self.convs1 = nn.ModuleList(conv(dilation) for dilation in dilations)
+        self.convs2 = nn.ModuleList(conv(1) for _ in dilations)
+        self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
+        self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, channels, n]`` to the same shape."""
+        for snake1, conv1, snake2, conv2 in zip(
+            self.activations1, self.convs1, self.activations2, self.convs2, strict=True
+        ):
+            branch: Tensor = conv2(snake2(conv1(snake1(x))))
+            x = branch.add_(x)
+        return x
+
+
+class HiFT(nn.Module):
+    """The network, named as in upstream's ``HiFTGenerator`` with its weight norm folded."""
+
+    def __init__(self, sizes: VocoderSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        bins = sizes.fft + 2
+        self.f0_predictor = F0Predictor(sizes)
+        self.m_source = HarmonicSource(sizes)
+        self.conv_pre = nn.Conv1d(sizes.mel_bands, sizes.channels, 7, padding=3)
+        self.ups = nn.ModuleList()
+        self.source_downs = nn.ModuleList()
+        self.source_resblocks = nn.ModuleList()
+        self.resblocks = nn.ModuleList()
+        channels = sizes.channels
+        for level, (factor, kernel) in enumerate(
+            zip(sizes.upsampling, sizes.upsampling_kernels, strict=True)
+        ):
+            padding = (kernel - factor) // 2
+            self.ups.append(
+                nn.ConvTranspose1d(channels, channels // 2, kernel, factor, padding=padding)
+            )
+            channels //= 2
+            down = prod(sizes.upsampling[level + 1 :])
+            width, side = (1, 0) if down == 1 else (2 * down, down // 2)
+            self.source_downs.append(nn.Conv1d(bins, channels, width, down, padding=side))
+            self.source_resblocks.append(
+                ResidualBlock(channels, sizes.source_kernels[level], sizes.source_dilations[level])
+            )
+            for width, dilations in zip(sizes.kernels, sizes.dilations, strict=True):
+                self.resblocks.append(ResidualBlock(channels, width, dilations))
+        self.conv_post = nn.Conv1d(channels, bins, 7, padding=3)
+        self._spectrum = Spectrum(sizes.fft, sizes.fft_hop)
+        self._inverse = InverseSpectrum(sizes.fft, sizes.fft_hop)
+
+    def decode(self, mel: Tensor, source: Tensor, trim: tuple[int, int] = (0, 0)) -> Tensor:
+        """Log-mel ``[B, mel_bands, W]``, excitation ``[B, 1, W * hop]`` to ``[B, W * hop]``.
+
+        All float32; samples are within ``limit``. What lies beyond the edges is zero to every
+        convolution and a reflection to the spectrum, as at the ends of an utterance.
+
+        ``trim`` frames on the left and right are left out behind the first level, and of the
+        result: the context that is needed gets shorter from level to level and dearer to compute.
+        """
+        sizes = self.sizes
+        spectrum: Tensor = self._spectrum(source)
+        x: Tensor = self.conv_pre(mel)
+        kinds = len(sizes.kernels)
+        for level, up in enumerate(self.ups):
+            x = up(functional.leaky_relu_(x, sizes.slope))
+            if level == len(sizes.upsampling) - 1:
+                x = functional.pad(x, (1, 0), mode="reflect")  # a spectrum has one frame more
+            source_part: Tensor = self.source_downs[level](spectrum)
+            source_part = self.source_resblocks[level](source_part)
+            x = source_part.add_(x)
+            total: Tensor = self.resblocks[level * kinds](x)
+            for kind in range(1, kinds):
+                total += self.resblocks[level * kinds + kind](x)
+            x = total.div_(kinds)
+            if level == 0 and any(trim):
+                x, spectrum = self._without(trim, x, spectrum, mel.shape[2])
+        x = self.conv_post(functional.leaky_relu_(x, LAST_SLOPE))
+        return self._samples(x)
+
+    def _without(
+        self, trim: tuple[int, int], x: Tensor, spectrum: Tensor, frames: int
+    ) -> tuple[Tensor, Tensor]:
+        first, end = trim[0], frames - trim[1]
+        rate, spectra = self.sizes.upsampling[0], self.sizes.hop // self.sizes.fft_hop
+        return (
+            x[:, :, first * rate : end * rate],
+            spectrum[:, :, first * spectra : end * spectra + 1],
+        )
+
+    def _samples(self, x: Tensor) -> Tensor:
+        """Log magnitude and phase ``[B, fft + 2, n]`` to samples."""
+        bins = self.sizes.fft // 2 + 1
+        magnitude = x[:, :bins].exp().clamp_(max=LARGEST_MAGNITUDE)
+        phase = x[:, bins:].sin()
+        parts = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=1)
+        samples: Tensor = self._inverse(parts)
+        return samples.clamp_(-self.sizes.limit, self.sizes.limit)

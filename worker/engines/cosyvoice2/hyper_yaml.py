@@ -1,0 +1,182 @@
+"""HyperPyYAML read as data: its tags make objects elsewhere, here they make descriptions.
+
+Nothing is imported, called or opened. What a tag names is kept as a string, so that who reads the
+file decides what it means. Known tags: ``!new:``, ``!name:``, ``!apply:``, ``!module:`` (with
+arguments as a mapping or a list), ``!ref <key>`` with arithmetic, ``!copy``, ``!tuple``,
+``!placeholder``. ``!include:`` is refused, as is every other tag.
+"""
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import yaml
+
+Value: TypeAlias = Any
+"""A scalar, a list, a dict, or one of the two below."""
+
+
+class HyperYamlError(ValueError):
+    """The text is not HyperPyYAML, or refers to what is not there."""
+
+
+class Component(msgspec.Struct, frozen=True):
+    """``!new:target`` and its like: what would have been made or called, with what arguments.
+
+    ``kind`` is the tag's name (``new``, ``name``, ``apply``, ``module``).
+    """
+
+    kind: str
+    target: str
+    arguments: dict[str, Value] = {}
+    positional: tuple[Value, ...] = ()
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """``!ref``: another key's value, or a sum over such values."""
+
+    expression: str
+
+
+def parse(text: str) -> dict[str, Value]:
+    """The file's top level.
+
+    Raises:
+        HyperYamlError: It is not YAML, not a mapping, or has a tag that is not known.
+    """
+    try:
+        content: object = yaml.load(text, _Loader)  # noqa: S506 a SafeLoader underneath
+    except yaml.YAMLError as error:
+        raise HyperYamlError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise HyperYamlError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise HyperYamlError("it is not a mapping of keys to values")
+    return {str(key): value for key, value in content.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def resolve(value: Value, names: Mapping[str, Value]) -> Value:
+    """``value``, or what it refers to among the top level's ``names``.
+
+    ``<key>`` alone may refer to anything; in a sum (``+ - * / // %`` and brackets) all must be
+    numbers.
+
+    Raises:
+        HyperYamlError: There is no such key, the keys refer to each other, or it is no sum.
+    """
+    return _resolve(value, names, ())
+
+
+def _resolve(value: Value, names: Mapping[str, Value], seen: tuple[str, ...]) -> Value:
+    if not isinstance(value, Reference):
+        return value
+
+    def look_up(key: str) -> Value:
+        if key in seen:
+            raise HyperYamlError(f"<{key}> refers to itself")
+        if key not in names:
+            raise HyperYamlError(f"<{key}> is not there")
+        return _resolve(names[key], names, (*seen, key))
+
+    expression = value.expression.strip()
+    if match := _KEY.fullmatch(expression):
+        return look_up(match[1])
+
+    def number_of(match: re.Match[str]) -> str:
+        found = look_up(match[1])
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise HyperYamlError(f"<{match[1]}> is no number in {expression!r}")
+        return f"({found!r})"
+
+    return _calculate(_KEY.sub(number_of, expression), expression)
+
+
+_KEY: Final = re.compile(r"<([^<>]+)>")
+
+_OPERATORS: Final[dict[type[ast.operator], Callable[[Any, Any], Any]]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+
+
+def _calculate(numbers: str, expression: str) -> int | float:
+    """The value of a sum. The syntax tree is walked, never compiled."""
+
+    def value_of(node: ast.AST) -> int | float:
+        match node:
+            case ast.Expression(body=body):
+                return value_of(body)
+            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+                return number
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -value_of(operand)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](value_of(left), value_of(right))
+            case _:
+                raise HyperYamlError(f"{expression!r} is no sum of numbers and <keys>")
+
+    try:
+        return value_of(ast.parse(numbers.strip(), mode="eval"))
+    except (SyntaxError, ArithmeticError, RecursionError, MemoryError):
+        raise HyperYamlError(f"{expression!r} is no sum of numbers and <keys>") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own types and the tags above."""
+
+
+def _component(kind: str) -> Callable[[_Loader, str, yaml.Node], Component]:
+    def construct(loader: _Loader, target: str, node: yaml.Node) -> Component:
+        if isinstance(node, yaml.MappingNode):
+            pairs: dict[Any, Any] = loader.construct_mapping(node, deep=True)
+            return Component(kind, target, {str(key): value for key, value in pairs.items()})
+        if isinstance(node, yaml.SequenceNode):
+            return Component(kind, target, {}, tuple(loader.construct_sequence(node, deep=True)))
+        return Component(kind, target)
+
+    return construct
+
+
+def _reference(loader: _Loader, node: yaml.Node) -> Reference:
+    if not isinstance(node, yaml.ScalarNode):
+        raise yaml.constructor.ConstructorError(None, None, "!ref needs <key>", node.start_mark)
+    return Reference(str(loader.construct_scalar(node)))
+
+
+def _tuple(loader: _Loader, node: yaml.Node) -> Value:
+    """As a list where it is one; ``(1, 2)`` as text, which nothing here needs."""
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return str(node.value)
+
+
+def _nothing(loader: _Loader, node: yaml.Node) -> None:
+    """A value to be given by whoever loads the file."""
+
+
+def _refused(loader: _Loader, suffix: str, node: yaml.Node) -> Value:
+    raise yaml.constructor.ConstructorError(
+        None, None, f"!include:{suffix} would read another file, which is refused", node.start_mark
+    )
+
+
+for _kind in ("new", "name", "apply", "module"):
+    _Loader.add_multi_constructor(f"!{_kind}:", _component(_kind))
+_Loader.add_multi_constructor("!include:", _refused)
+_Loader.add_constructor("!ref", _reference)
+_Loader.add_constructor("!copy", _reference)
+_Loader.add_constructor("!tuple", _tuple)
+_Loader.add_constructor("!placeholder", _nothing)
+# YAML 1.1, which PyYAML reads, takes 1e-06 for a string: it wants a point in a float.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,261 @@
+"""A voicepack's model, loaded: all that the loop works with."""
+
+import re
+import resource
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from worker.config import CosyVoice2Config
+from worker.engines.cosyvoice2 import budget, checkpoint, model_yaml, sampling, voice_files
+from worker.engines.cosyvoice2.budget import MIB, Budget, Speed
+from worker.engines.cosyvoice2.decoding import Decoder
+from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
+from worker.engines.cosyvoice2.graphs import Graphs
+from worker.engines.cosyvoice2.hyperparameters import Hyperparameters
+from worker.engines.cosyvoice2.rendering import BlockStage
+from worker.engines.cosyvoice2.session import Session, Utterance
+from worker.engines.cosyvoice2.speaker import (
+    CROSS_LINGUAL,
+    INSTRUCT,
+    SFT,
+    ZERO_SHOT,
+    Speakers,
+    modes_of,
+)
+from worker.engines.cosyvoice2.text import TextFrontend
+from worker.engines.cosyvoice2.tokenizer import TextTokenizer
+from worker.engines.cosyvoice2.vocoding import VocoderStage
+from worker.engines.cosyvoice2.voice import Voice, aligned
+from worker.engines.protocol import EngineInfo, EngineMemory, SegmentLimits
+from worker.voicepacks import Voicepack
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+LEAST, MOST = 2, 20
+"""Speech tokens for each text token, as upstream bounds them."""
+
+GRAPHED_BLOCKS = 16
+GRAPHED_POSITIONS = 1024
+"""Longer sequences and utterances are captured when one comes."""
+
+MEASURED = 3
+
+Timed = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass
+class Loaded:
+    """The parts, and what of them depends on several."""
+
+    pack: Voicepack
+    config: CosyVoice2Config
+    sizes: Hyperparameters
+    device: torch.device
+    budget: Budget
+    decoder: Decoder
+    audio: BlockStage
+    frontend: TextFrontend
+    speakers: Speakers
+    voices: dict[str, Voice]
+    offered: int
+    step_s: float = 0.0
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the model can do now."""
+        modes = {mode for voice in self.voices.values() for mode in modes_of(voice)}
+        return EngineInfo(
+            native_rate=self.sizes.sample_rate,
+            slots=self.offered,
+            voices=self.speakers.names,
+            default_voice=self.pack.default_voice or self.speakers.names[0],
+            languages=self.pack.languages,
+            modes=tuple(m for m in (ZERO_SHOT, CROSS_LINGUAL, INSTRUCT, SFT) if m in modes),
+            capabilities=self.pack.capabilities,
+            limits=SegmentLimits(self.config.first_chars, self.config.max_chars),
+            device=str(self.device),
+            memory_mb=self.pack.memory_mb,
+            memory=self._memory(),
+            synthetic=self.pack.synthetic,
+        )
+
+    def room(self, prompt: int) -> int:
+        """Speech tokens that an utterance may have behind ``prompt`` positions."""
+        # Two more positions: the start and the task.
+        return min(budget.MAX_TOKENS, self.budget.positions - prompt - 2)
+
+    def tokens_of_text(self, tokens: int) -> tuple[int, int]:
+        """The fewest and the most speech tokens for so many of text."""
+        return LEAST * tokens, MOST * tokens
+
+    def read(self, session: Session, utterance: Utterance) -> None:
+        """Read an utterance's beginning into the session's slot of the decoder."""
+        slot, told = session.slot, session.conditioning
+        draws = sampling.draws(session.spec.seed, utterance.number, utterance.max_tokens)
+        self.decoder.begin(slot, draws)
+        self.decoder.rule(slot, quiet_until=utterance.min_tokens, mute=(True, False, False))
+        text = torch.tensor([*told.text, *utterance.text], device=self.device)
+        speech = torch.tensor(told.speech, dtype=torch.int64, device=self.device)
+        self.decoder.read(slot, self.decoder.model.sequence(text, speech))
+
+    def warm_up(self) -> None:
+        """Capture what is common."""
+        self.decoder.warm_up(GRAPHED_POSITIONS)
+        self.audio.warm_up(GRAPHED_BLOCKS)
+
+    def measure(self) -> None:
+        """Find out how many sessions the device keeps from running dry."""
+        self.step_s = self._time(self.decoder.rehearse)
+        rows = self.audio.batch
+        batch_s = self._time(lambda: self.audio.rehearse(rows))
+        encoder = self.sizes.flow.encoder
+        speed = Speed(
+            step_s=self.step_s,
+            batch_s=batch_s,
+            rows=rows,
+            token_rate=self.sizes.token_rate,
+            block_s=encoder.chunk / self.sizes.token_rate,
+        )
+        if not self.config.slots:
+            self.offered = min(self.budget.slots, speed.sessions)
+
+    def burst(self, seconds: float, longest: int) -> int:
+        """Steps of decoding that take about so long."""
+        return max(1, min(longest, int(seconds / max(self.step_s, 1e-6))))
+
+    def shrink(self) -> None:
+        """Take less memory: there was not enough."""
+        self.offered = max(1, self.offered - 1)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _time(self, work: Callable[[], object]) -> float:
+        """The least of a few runs, in seconds."""
+        times: list[float] = []
+        for _ in range(MEASURED):
+            begun = time.monotonic()
+            work()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(time.monotonic() - begun)
+        return min(times)
+
+    def _memory(self) -> EngineMemory:
+        if self.device.type == "cuda":
+            used = torch.cuda.memory_reserved(self.device)
+        else:
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        prompts = [len(voice.flow_tokens) for voice in self.voices.values()]
+        blocks = max(prompts, default=0) // self.sizes.flow.encoder.chunk
+        return EngineMemory(
+            used_mb=round(used / MIB, 1),
+            total_mb=round(budget.free_memory(self.device)[1] / MIB, 1),
+            per_session_mb=round(self.budget.session_bytes / MIB, 1),
+            per_voice_mb=round(blocks * self.budget.page_bytes / MIB, 1),
+        )
+
+
+def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Loaded:
+    """Load a pack. Raises ``CosyVoiceInitializationError``."""
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, device)
+    _limit(config, device)
+    if device.type == "cpu" and config.threads:
+        torch.set_num_threads(config.threads)
+    directory = pack.directory
+    with timed("configuration"):
+        sizes = model_yaml.read(directory / "cosyvoice2.yaml")
+        frontend = TextFrontend(TextTokenizer(directory / "CosyVoice-BlankEN"))
+        voices = _voices(pack, config)
+    with timed("weights"):
+        model = checkpoint.load(directory, sizes, dtype, device)
+    with timed("caches"):
+        shares = budget.plan(sizes, config, dtype, device, budget.free_memory(device)[0])
+        graphs = _graphs(config, device)
+        decoder = Decoder(
+            model.language_model, shares.slots, shares.positions, budget.MAX_TOKENS, graphs
+        )
+        renderer = BlockRenderer(
+            model.flow, pages=shares.pages, states=shares.states, max_blocks=shares.max_blocks
+        )
+        vocoder = VocoderStage(model.vocoder, shares.batches, graphs)
+        audio = BlockStage(renderer, vocoder, shares.batches, graphs)
+    return Loaded(
+        pack=pack,
+        config=config,
+        sizes=sizes,
+        device=device,
+        budget=shares,
+        decoder=decoder,
+        audio=audio,
+        frontend=frontend,
+        speakers=Speakers(voices, audio.prepare),
+        voices=voices,
+        offered=shares.slots,
+    )
+
+
+def _voices(pack: Voicepack, config: CosyVoice2Config) -> dict[str, Voice]:
+    found = voice_files.voices_of(pack.directory)
+    for name, speaker in voice_files.sft_speakers(pack.directory / "spk2info.pt").items():
+        found.setdefault(name, speaker)
+    if not found:
+        raise CosyVoiceInitializationError(
+            f"{pack.model_id} has no voice: add one with voicefleet voices add NAME --wav FILE "
+            "--text '...'"
+        )
+    if pack.default_voice is not None and pack.default_voice not in found:
+        raise CosyVoiceInitializationError(
+            f"{pack.model_id}: default_voice {pack.default_voice!r} is not one of "
+            f"{', '.join(found)}"
+        )
+    if config.upstream_exact:
+        return found
+    return {name: aligned(voice, config.first_chunk_tokens) for name, voice in found.items()}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise CosyVoiceInitializationError(
+                f"device {name}: this machine has no CUDA device, or torch is built without CUDA"
+            )
+        index = int(re.sub(r"\D", "", name) or 0)
+        if index >= torch.cuda.device_count():
+            raise CosyVoiceInitializationError(
+                f"device {name}: there are {torch.cuda.device_count()} CUDA devices"
+            )
+        return torch.device("cuda", index)
+    return torch.device("cpu")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[name]
+
+
+def _graphs(config: CosyVoice2Config, device: torch.device) -> Graphs:
+    on_cuda = device.type == "cuda"
+    if config.cuda_graphs == "on" and not on_cuda:
+        raise CosyVoiceInitializationError(f"cuda_graphs: on needs a CUDA device, not {device}")
+    return Graphs(enabled=on_cuda and config.cuda_graphs != "off", compiled=config.compile)
+
+
+def _limit(config: CosyVoice2Config, device: torch.device) -> None:
+    """Hold the engine to ``memory_limit_mb``: of the device, or of its process's data."""
+    if not config.memory_limit_mb:
+        return
+    limit = config.memory_limit_mb * MIB
+    if device.type == "cuda":
+        share = min(1.0, limit / budget.free_memory(device)[1])
+        torch.cuda.set_per_process_memory_fraction(share, device)
+    else:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

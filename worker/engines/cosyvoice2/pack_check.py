@@ -1,0 +1,21 @@
+"""What can be told about a CosyVoice 2 voicepack without loading it. Needs no torch."""
+
+from pathlib import Path
+
+from worker.engines.cosyvoice2 import layout, model_yaml
+from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+
+
+def check(directory: Path, native_rate: int) -> list[str]:
+    """What stands in the way of loading ``directory``; empty where nothing is seen."""
+    findings = [f"there is no {directory / name}" for name in layout.missing(directory)]
+    path = directory / layout.HYPERPARAMETERS
+    if not path.is_file() or not (directory / layout.QWEN / "config.json").is_file():
+        return findings
+    try:
+        rate = model_yaml.read(path).sample_rate
+    except CosyVoiceInitializationError as error:
+        return [*findings, *str(error).splitlines()]
+    if rate != native_rate:
+        findings.append(f"native_rate is {native_rate} Hz, but {path} says {rate} Hz")
+    return findings

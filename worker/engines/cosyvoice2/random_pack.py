@@ -1,0 +1,135 @@
+"""Voicepacks of random weights in the published layout: everything runs, and nothing is speech.
+
+They prove and measure the engine where the published weights cannot be had. Upstream's own loader
+reads them too.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+
+from worker.engines.cosyvoice2 import (
+    checkpoint,
+    layout,
+    published_yaml,
+    random_weights,
+    stand_ins,
+    voice,
+    voice_files,
+)
+from worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
+
+MODELS: Final = {"cosyvoice2-tiny": TINY, "cosyvoice2-full": Hyperparameters()}
+"""The packs that can be asked for, by model id."""
+
+SPEAKER: Final = "default"
+"""The one speaker of ``spk2info.pt``."""
+
+VOICE: Final = "random"
+"""The ready voice, with a prompt of ``PROMPT_S``."""
+
+PROMPT_S: Final = 3
+
+
+def write(directory: Path, hyperparameters: Hyperparameters, seed: int, name: str) -> Path:
+    """Write a pack called ``name`` into ``directory``, which comes to be whole or not at all.
+
+    Equal arguments give equal tensors on every machine. At full size it takes 3.6 GB of disk: what
+    the published checkpoint takes, and half a minute.
+
+    Raises:
+        FileExistsError: There is something in ``directory``.
+        ImportError: The ``onnx`` package is not installed.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory} is not empty")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        partial.chmod(0o755)
+        _write(partial, hyperparameters, seed, name)
+        if directory.exists():
+            directory.rmdir()
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return directory
+
+
+def _write(directory: Path, sizes: Hyperparameters, seed: int, name: str) -> None:
+    (directory / layout.HYPERPARAMETERS).write_text(published_yaml.model_yaml(sizes))
+    stand_ins.write_speaker_encoder(directory / layout.SPEAKER_ENCODER, seed)
+    stand_ins.write_speech_tokenizer(directory / layout.SPEECH_TOKENIZER, seed)
+    qwen = directory / layout.QWEN
+    stand_ins.write_text_tokenizer(qwen)
+    (qwen / "config.json").write_bytes(published_yaml.qwen_config(sizes))
+    for file, state in random_weights.draw(sizes, seed).items():
+        torch.save(state, directory / file)
+        if file == layout.LANGUAGE_MODEL:
+            _write_qwen(qwen / "model.safetensors", state)
+    speaker = torch.randn(
+        1, sizes.flow.speaker_width, generator=random_weights.generator(seed, "speaker")
+    )
+    torch.save({SPEAKER: {"embedding": speaker}}, directory / layout.SPEAKERS)
+    voice_files.save(_voice(sizes, seed), voice.path_of(directory, VOICE))
+    metadata = yaml.safe_dump(_metadata(sizes, name), sort_keys=False, width=100)
+    (directory / "metadata.yaml").write_text(metadata)
+
+
+def _write_qwen(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """The body on its own, from which upstream makes its module before it loads ``llm.pt``."""
+    prefix = "llm.model."
+    body = {
+        name.removeprefix(prefix): tensor.bfloat16()
+        for name, tensor in state.items()
+        if name.startswith(prefix) and name != random_weights.LM_HEAD
+    }
+    save_file(body, path, {"format": "pt"})
+
+
+def _voice(sizes: Hyperparameters, seed: int) -> voice.Voice:
+    rng = np.random.Generator(np.random.PCG64(seed))
+    tokens = rng.integers(0, sizes.flow.vocabulary, PROMPT_S * sizes.token_rate)
+    frames = sizes.flow.frames_per_token * len(tokens)
+    return voice.Voice(
+        name=VOICE,
+        speaker=rng.standard_normal(sizes.flow.speaker_width).astype(np.float32),
+        prompt_text="This prompt says as little as its sound.",
+        speech_tokens=tokens,
+        flow_tokens=tokens,
+        # About the mean and spread of log-mel frames of speech.
+        mel=(rng.standard_normal((frames, sizes.flow.mel_bands)) * 2 - 6).astype(np.float32),
+        created="2026-01-01T00:00:00Z",
+        source_rate=sizes.sample_rate,
+        seconds=float(PROMPT_S),
+    )
+
+
+def _metadata(sizes: Hyperparameters, name: str) -> dict[str, Any]:
+    return {
+        "family": "cosyvoice2",
+        "model_id": name,
+        "version": "random",
+        "description": "Random weights in the layout of CosyVoice2-0.5B. Noise, for tests.",
+        "capabilities": ["streaming", "cloning", "instruct", "text-streaming"],
+        "modes": ["zero_shot", "cross_lingual", "instruct", "sft"],
+        "languages": ["und"],
+        "tags": ["synthetic", "random-weights"],
+        "synthetic": True,
+        "native_rate": sizes.sample_rate,
+        "memory_mb": _memory_mb(sizes),
+        "default_voice": VOICE,
+        "licence": "none needed (random numbers)",
+    }
+
+
+def _memory_mb(sizes: Hyperparameters) -> int:
+    """Of the weights in 16 bit; the text head is none of them."""
+    model = checkpoint.skeleton(sizes)
+    return sum(2 * p.numel() for part in model for p in part.parameters()) // 1_000_000

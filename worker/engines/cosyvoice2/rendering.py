@@ -1,0 +1,213 @@
+"""From speech tokens to samples for all sessions: the flow's blocks, then the vocoder's windows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worker.engines.cosyvoice2.flow_blocks import Block, BlockRenderer, Prompt, Rendering
+from worker.engines.cosyvoice2.flow_cache import SPARE_STATE, StepInputs
+from worker.engines.cosyvoice2.graphs import Graphs
+from worker.engines.cosyvoice2.hyperparameters import FlowSizes
+from worker.engines.cosyvoice2.session import Chunking, Session, Utterance
+from worker.engines.cosyvoice2.speaker import Speaker
+from worker.engines.cosyvoice2.vocoding import Rendered, Track, VocoderStage
+from worker.engines.cosyvoice2.voice import Voice
+from worker.engines.protocol import Samples
+
+LONGEST_SPAN = 4
+"""Blocks at once of an utterance that is computed anew each time: 4 s of audio."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples of an utterance: float32 ``[n]`` at the model's rate."""
+
+    session: Session
+    utterance: Utterance
+    samples: Samples
+
+
+@dataclass(eq=False)
+class _Voicing:
+    """An utterance on its way."""
+
+    session: Session
+    utterance: Utterance
+    rendering: Rendering
+    track: Track
+
+
+class BlockStage:
+    """Renders the next block of many utterances in one batch.
+
+    Blocks are computed once and remembered while there is room. An utterance for which there is
+    none is computed anew from its beginning each time, in spans that grow, with the same result.
+
+    Args:
+        renderer: Of the flow.
+        vocoder: What follows.
+        batches: Rows of a batch, ascending.
+        graphs: Runs the flow.
+    """
+
+    def __init__(
+        self,
+        renderer: BlockRenderer,
+        vocoder: VocoderStage,
+        batches: Sequence[int],
+        graphs: Graphs,
+    ) -> None:
+        self._renderer = renderer
+        self._vocoder = vocoder
+        self._batches = tuple(batches)
+        self._graphs = graphs
+        self._voicings: dict[Utterance, _Voicing] = {}
+        self._by_track: dict[Track, _Voicing] = {}
+        self._under_way: list[Rendered] = []
+        renderer.run = self._run
+
+    @property
+    def batch(self) -> int:
+        """Utterances rendered at once, at most."""
+        return self._batches[-1]
+
+    @property
+    def ready(self) -> bool:
+        """Whether what is under way has arrived already."""
+        return all(rendered.samples.ready for rendered in self._under_way)
+
+    def prepare(self, voice: Voice) -> Prompt:
+        """What is kept of a voice for all who speak with it.
+
+        Raises:
+            CacheFullError: There is no room for its blocks.
+        """
+        mel = torch.from_numpy(voice.mel)
+        speaker = torch.from_numpy(voice.speaker)
+        return self._renderer.prompt(voice.flow_tokens.tolist(), mel, speaker)
+
+    def chunking(self, speaker: Speaker) -> Chunking:
+        """An utterance's chunks are the flow's blocks; its first shares one with the prompt."""
+        prompt: Prompt = speaker.flow_prompt
+        encoder = self._sizes.encoder
+        first = (len(prompt.pages) + 1) * encoder.chunk - len(prompt.tokens)
+        return Chunking(first, (encoder.chunk,), encoder.lookahead)
+
+    def start(self, sessions: Sequence[Session]) -> None:
+        """Start rendering the next chunk of each session's utterance."""
+        voicings = [self._voicing(session) for session in sessions]
+        cached = [v for v in voicings if v.rendering.state is not None]
+        cached = cached[: self._renderer.free_pages]
+        anew = [voicing for voicing in voicings if voicing not in cached]
+        if cached:
+            blocks = [_next(voicing) for voicing in cached]
+            rows = next(size for size in self._batches if size >= len(blocks))
+            mels = self._renderer.render(blocks, rows)
+            for voicing, block, mel in zip(cached, blocks, mels, strict=True):
+                self._advance(voicing, block, mel[block.first : block.frames])
+        if anew:
+            blocks = [_next(voicing) for voicing in anew]
+            for voicing, block, mel in zip(
+                anew, blocks, self._renderer.recompute(blocks), strict=True
+            ):
+                self._advance(voicing, block, mel)
+                voicing.utterance.span = min(2 * voicing.utterance.span, LONGEST_SPAN)
+        self._under_way += self._vocoder.render([voicing.track for voicing in voicings])
+
+    def collect(self) -> Iterator[Piece]:
+        """What has come of all that was started, in order. Waits for it."""
+        under_way, self._under_way = self._under_way, []
+        for rendered in under_way:
+            samples = rendered.samples.wait().numpy()
+            for track, row, kept in rendered.pieces:
+                voicing = self._by_track.get(track)
+                if voicing is not None:
+                    yield Piece(voicing.session, voicing.utterance, samples[row, kept])
+        for voicing in [v for v in self._voicings.values() if v.utterance.done]:
+            self.drop(voicing.utterance)
+
+    def holds(self, utterance: Utterance) -> bool:
+        """Whether something of the utterance is still under way."""
+        return utterance in self._voicings
+
+    def drop(self, utterance: Utterance) -> None:
+        """Forget an utterance, and free all that it took."""
+        voicing = self._voicings.pop(utterance, None)
+        if voicing is not None:
+            del self._by_track[voicing.track]
+            self._renderer.close(voicing.rendering)
+
+    def warm_up(self, blocks: int) -> None:
+        """Capture batches of utterances of up to ``blocks`` blocks, and the vocoder."""
+        for rows in self._batches:
+            for pages in self._renderer.page_buckets:
+                if self._graphs.enabled and pages <= blocks:
+                    self._run(self._renderer.inputs(rows, pages))
+        self._vocoder.warm_up()
+
+    def rehearse(self, rows: int) -> None:
+        """Run one batch of nothing, for its time."""
+        self._run(self._renderer.inputs(rows, self._renderer.page_buckets[0]))
+        self._vocoder.rehearse(rows)
+
+    @property
+    def _sizes(self) -> FlowSizes:
+        return self._renderer.sizes
+
+    def _voicing(self, session: Session) -> _Voicing:
+        utterance = session.rendering
+        assert utterance is not None
+        voicing = self._voicings.get(utterance)
+        if voicing is None:
+            prompt: Prompt = session.speaker.flow_prompt
+            rendering = self._renderer.begin(prompt) or self._renderer.begin(prompt, cached=False)
+            assert rendering is not None
+            track = self._track(session, utterance)
+            voicing = _Voicing(session, utterance, rendering, track)
+            self._voicings[utterance] = self._by_track[track] = voicing
+        return voicing
+
+    def _track(self, session: Session, utterance: Utterance) -> Track:
+        sizes, chunking = self._sizes, utterance.chunking
+        # The first block may hold nothing of the utterance, only what was left of its prompt.
+        first = next(end for end in map(chunking.end, range(3)) if end > 0)
+        return Track(
+            self._vocoder,
+            first=sizes.frames_per_token * first,
+            hop=sizes.frames_per_token * chunking.hops[0],
+            margin=sizes.frames_per_token * chunking.lookahead,
+            speed=session.spec.speed,
+            seed=session.spec.seed,
+            number=utterance.number,
+        )
+
+    def _advance(self, voicing: _Voicing, block: Block, mel: Tensor) -> None:
+        utterance = voicing.utterance
+        utterance.advance(block.count)
+        voicing.track.push(mel, utterance.done)
+
+    def _run(self, inputs: StepInputs) -> Tensor:
+        """One step of the flow, from its graph."""
+        key = ("flow", inputs.batch, inputs.pages.shape[1])
+        work = lambda: self._renderer.step(inputs)  # noqa: E731
+        if not self._graphs.has(key):
+            live = inputs.integers.clone()
+            self._graphs.prepare(key, work, lambda: _rest(inputs))
+            inputs.integers.copy_(live)
+        return self._graphs.run(key, work, lambda: None)
+
+
+def _next(voicing: _Voicing) -> Block:
+    utterance = voicing.utterance
+    block = voicing.rendering.next(utterance.tokens, utterance.decoded, utterance.span)
+    assert block is not None, "an utterance is rendered when it is ready"
+    return block
+
+
+def _rest(inputs: StepInputs) -> None:
+    """Rows without an utterance: they read zeros and write where nobody reads."""
+    inputs.integers.zero_()
+    inputs.held.fill_(1)
+    inputs.target.fill_(SPARE_STATE)

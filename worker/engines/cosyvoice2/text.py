@@ -1,0 +1,168 @@
+"""A segment's text to the utterances that the model speaks, as token ids.
+
+The rules are upstream's: what stands for a word becomes one, and a long text is cut at the ends
+of sentences into pieces of 60 to 80 tokens (characters, where it is Chinese).
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from worker.engines.cosyvoice2 import numerals
+from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from worker.engines.cosyvoice2.tokenizer import TextTokenizer
+
+Normaliser = Literal["builtin", "wetext", "none"]
+
+LONGEST, SHORTEST, MERGED = 80, 60, 20
+"""An utterance grows to at most ``LONGEST`` once it has ``SHORTEST``; a rest shorter than
+``MERGED`` joins the one before. In tokens, or characters where the text is Chinese."""
+
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_CHINESE_STOPS = "。？！；：、.?!;"  # noqa: RUF001
+_STOPS = ".?!;:"
+_COMMAS = "，,"  # noqa: RUF001
+_CONTROL = re.compile(r"<\|[^<>|]*\|>")
+_BLANK_BESIDE_CHINESE = re.compile(r" (?![!-\x7f])|(?<![!-\x7f]) ")
+_LAST_COMMAS = re.compile(r"[，,、]+$")  # noqa: RUF001
+_DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
+_CHINESE_SIGNS = str.maketrans(
+    {"\n": "", "²": "平方", "³": "立方", ".": "。"} | dict.fromkeys("（）【】`")  # noqa: RUF001
+)
+
+
+class _Rules(Protocol):
+    def normalize(self, text: str) -> str: ...
+
+
+class TextFrontend:
+    """Normalises, cuts and tokenises.
+
+    Args:
+        tokenizer: The model's.
+        normaliser: ``builtin`` spells English numbers and mends Chinese punctuation; ``wetext``
+            applies that package's rules before; ``none`` speaks the text as it is written.
+
+    Raises:
+        CosyVoiceInitializationError: ``wetext`` is asked for and not installed.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, normaliser: Normaliser = "builtin") -> None:
+        self._tokenizer = tokenizer
+        self._normaliser = normaliser
+        self._rules = _wetext() if normaliser == "wetext" else None
+
+    def utterances(self, text: str) -> list[list[int]]:
+        """The token ids of each utterance of ``text``. None where nothing in it can be spoken."""
+        spoken = self.normalise(text)
+        chinese = is_chinese(spoken)
+        measure = len if chinese else self._count
+        pieces = split(spoken, measure, chinese=chinese)
+        return [self._tokenizer.encode(piece) for piece in pieces if not is_silent(piece)]
+
+    def prompt(self, text: str) -> list[int]:
+        """The token ids of what is said in a reference recording, in one piece."""
+        return self._tokenizer.encode(self.normalise(text))
+
+    def instruction(self, text: str) -> list[int]:
+        """The token ids of an instruction ("speak softly"), with the mark that ends it."""
+        instruction = _CONTROL.sub("", text).strip()
+        return [*self._tokenizer.encode(instruction), self._tokenizer.end_of_prompt]
+
+    def normalise(self, text: str) -> str:
+        """``text`` as it is spoken, in words. Marks of control (``<|...|>``) go."""
+        text = _CONTROL.sub("", text).strip()
+        if self._normaliser == "none" or not text:
+            return text
+        if is_chinese(text):
+            return _mend_chinese(self._rules[0].normalize(text) if self._rules else text)
+        text = self._rules[1].normalize(text) if self._rules else text
+        # Where a sentence was cut at a comma, the split would set a stop behind the comma.
+        text = _LAST_COMMAS.sub(".", text)
+        return numerals.spell(text) if _is_latin(text) else text
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text))
+
+
+def is_chinese(text: str) -> bool:
+    """Whether a Chinese character is in it: upstream's choice of rules for the whole text."""
+    return _CHINESE.search(text) is not None
+
+
+def is_silent(text: str) -> bool:
+    """Whether nothing in ``text`` is spoken: punctuation, symbols and blanks alone."""
+    return all(char.isspace() or unicodedata.category(char)[0] in "PS" for char in text)
+
+
+def split(
+    text: str,
+    measure: Callable[[str], int],
+    *,
+    chinese: bool,
+    longest: int = LONGEST,
+    shortest: int = SHORTEST,
+    merged: int = MERGED,
+    at_commas: bool = False,
+) -> list[str]:
+    """Cut ``text`` at the ends of sentences, as upstream's ``split_paragraph`` does.
+
+    A stop is set at the end where there is none. Of several stops in a row the first is kept.
+    Sentences join while the piece stays within ``longest`` or has not reached ``shortest``, both
+    in units of ``measure``, and a last piece below ``merged`` joins the one before.
+    """
+    if not text:
+        return []
+    stops = (_CHINESE_STOPS if chinese else _STOPS) + (_COMMAS if at_commas else "")
+    if text[-1] not in stops:
+        text += "。" if chinese else "."
+    pieces: list[str] = []
+    piece = ""
+    for sentence in _sentences(text, stops):
+        if measure(piece + sentence) > longest and measure(piece) > shortest:
+            pieces.append(piece)
+            piece = ""
+        piece += sentence
+    if piece and pieces and measure(piece) < merged:
+        pieces[-1] += piece
+    elif piece:
+        pieces.append(piece)
+    return pieces
+
+
+def _sentences(text: str, stops: str) -> list[str]:
+    """Each with its stop and the quotation mark that closes it. ``text`` ends with a stop."""
+    found: list[str] = []
+    for body, stop, quote in re.findall(rf'([^{stops}]*)([{stops}])(["”]?)', text):
+        if body:
+            found.append(body + stop + quote)
+        elif found:
+            found[-1] += quote
+    return found
+
+
+def _mend_chinese(text: str) -> str:
+    """Chinese punctuation for a text with Chinese in it, and no blanks between its characters."""
+    text = _DECIMAL_POINT.sub("点", text)
+    text = _BLANK_BESIDE_CHINESE.sub("", text.replace("\n", ""))
+    text = text.translate(_CHINESE_SIGNS).replace(" - ", "，").replace("——", " ")  # noqa: RUF001
+    return _LAST_COMMAS.sub("。", text)
+
+
+def _is_latin(text: str) -> bool:
+    """English rules would do harm between the letters of another script."""
+    return not any(char.isalpha() and ord(char) > 0x24F for char in text)
+
+
+def _wetext() -> tuple[_Rules, _Rules]:
+    """The rules for Chinese and for everything else, as upstream makes them."""
+    try:
+        from wetext import (  # noqa: PLC0415  # pyright: ignore
+            Normalizer,  # pyright: ignore
+        )
+    except ImportError:
+        raise CosyVoiceInitializationError(
+            "the wetext normaliser needs its package: pip install wetext"
+        ) from None
+    return Normalizer(remove_erhua=False), Normalizer()  # pyright: ignore

@@ -1,0 +1,169 @@
+"""Which window of an utterance to render next, and what of it to keep.
+
+The plan depends on the utterance alone and never on how its frames happened to arrive, so that a
+worker that takes a turn over makes the same samples again.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import NamedTuple
+
+from worker.engines.cosyvoice2.f0 import LAYERS
+from worker.engines.cosyvoice2.hyperparameters import VocoderSizes
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A window, in frames from the utterance's start.
+
+    It is ``frames`` long from ``start``. The first ``filled`` are the utterance's, the others
+    padding that may hold anything finite. Its samples from frame ``anchor`` on, up to ``until``,
+    are kept. The carried phase holds before ``anchor``, the phase to carry before ``until``.
+    ``trim`` frames on its two sides are computed no further than the network's first level.
+    """
+
+    start: int
+    frames: int
+    filled: int
+    anchor: int
+    until: int
+    final: bool
+    trim: tuple[int, int]
+
+    def kept(self, hop: int) -> slice:
+        """Of the window's samples, which ``Vocoder.window`` gives without the trimmed frames."""
+        first = self.start + self.trim[0]
+        return slice((self.anchor - first) * hop, (self.until - first) * hop)
+
+
+class Reach(NamedTuple):
+    """How many frames before and behind a frame its samples depend on.
+
+    ``late_left`` and ``late_right``: by way of all levels but the first.
+    """
+
+    left: int
+    right: int
+    late_left: int
+    late_right: int
+
+
+class Windows:
+    """The windows of one utterance.
+
+    They end at fixed frames: ``first``, then every ``hops[0]``, ``hops[1]``, ... frames, the last
+    hop repeating. ``lengths`` are the windows' lengths, for which there are graphs and by which
+    they batch: a window reaches further back to have one of them, and where there is no further
+    back it is padded behind, where it is not kept. Only where the utterance's two ends lie in a
+    window, its length is the utterance's own; and one too wide for all of ``lengths`` is exact.
+
+    ``margin`` is how many frames follow for sure on any that came before the final ones: the
+    flow's look-ahead. An end that has fewer behind it opens no window of its own. 1 is always
+    right.
+
+    ``context`` is how many frames are computed on the left and right of what is kept: the
+    network's whole reach, or less where a deviation is no harm. The right is what a window
+    withholds. It must not be less than the pitch predictor's own reach, 5 frames.
+    """
+
+    def __init__(
+        self,
+        sizes: VocoderSizes,
+        first: int = 50,
+        hops: tuple[int, ...] = (50,),
+        lengths: tuple[int, ...] = (56, 96),
+        margin: int = 6,
+        context: tuple[int, int] | None = None,
+    ) -> None:
+        left, right, late_left, late_right = reach(sizes)
+        self._left, self._right = context or (left, right)
+        self._trim = max(0, self._left - late_left), max(0, self._right - late_right)
+        self._hops = hops
+        self._lengths = tuple(sorted(lengths))
+        self._margin = margin
+        self._ends = 0
+        self._end = first
+        self._emitted = 0
+        self._done = False
+
+    @property
+    def emitted(self) -> int:
+        """Frames whose samples are planned so far."""
+        return self._emitted
+
+    @property
+    def oldest(self) -> int:
+        """The oldest frame that a window to come may need."""
+        history = max(self._left, self._lengths[-1] - self._right if self._lengths else 0)
+        return max(0, self._emitted - history)
+
+    def next(self, frames: int, final: bool) -> Window | None:
+        """The next window, if ``frames`` are enough for one; ``final``: there will be no more.
+
+        To be called until it gives ``None``. The utterance's last window has ``final`` set.
+        """
+        while not self._done and frames >= self._end + (self._margin if final else 0):
+            end = self._end
+            self._end += self._hops[min(self._ends, len(self._hops) - 1)]
+            self._ends += 1
+            if end - self._right > self._emitted:
+                return self._window(end, end - self._right, final=False)
+        if final and not self._done:
+            self._done = True
+            if frames > self._emitted:
+                return self._window(frames, frames, final=True)
+        return None
+
+    def _window(self, end: int, until: int, final: bool) -> Window:
+        anchor, self._emitted = self._emitted, until
+        start = max(0, anchor - self._left)
+        length = next((n for n in self._lengths if n >= end - start), end - start)
+        start = max(0, end - length)
+        filled = end - start
+        # The utterance's own ends are kept: nothing is trimmed there, and no padding may move them.
+        trim = self._trim[0] if start else 0, 0 if final else self._trim[1]
+        return Window(start, filled if final else length, filled, anchor, until, final, trim)
+
+
+@cache
+def reach(sizes: VocoderSizes) -> Reach:
+    """The network's reach: 20 frames to the left and 21 to the right as published.
+
+    Found by walking back through the layers with the range of inputs that a frame's samples need.
+    The pitch reaches furthest: the mel frames themselves count for 14 to either side.
+    """
+    frame = 1000  # far from any edge
+    low, high = frame * sizes.hop, (frame + 1) * sizes.hop - 1
+    half = sizes.fft // 2
+    low, high = -((sizes.fft - 1 - half - low) // sizes.fft_hop), (high + half) // sizes.fft_hop
+    low, high = low - 3, high + 3  # conv_post
+    source_low, source_high = low, high
+    late_low = late_high = frame
+    for level in reversed(range(len(sizes.upsampling))):
+        if level == 0:
+            late_low = min(low // sizes.upsampling[0], source_low * sizes.fft_hop // sizes.hop)
+            late_high = max(high // sizes.upsampling[0], source_high * sizes.fft_hop // sizes.hop)
+        blocks = zip(sizes.kernels, sizes.dilations, strict=True)
+        side = max(_block_reach(kernel, dilations) for kernel, dilations in blocks)
+        low, high = low - side, high + side
+        side = _block_reach(sizes.source_kernels[level], sizes.source_dilations[level])
+        down = prod(sizes.upsampling[level + 1 :])
+        width, padding = (1, 0) if down == 1 else (2 * down, down // 2)
+        source_low = min(source_low, (low - side) * down - padding)
+        source_high = max(source_high, (high + side) * down - padding + width - 1)
+        if level == len(sizes.upsampling) - 1:
+            low, high = low - 1, high - 1  # the reflected sample in front
+        factor, kernel = sizes.upsampling[level], sizes.upsampling_kernels[level]
+        padding = (kernel - factor) // 2
+        low, high = -((kernel - 1 - padding - low) // factor), (high + padding) // factor
+    low, high = low - 3, high + 3  # conv_pre
+    source_low = (source_low * sizes.fft_hop - half) // sizes.hop
+    source_high = (source_high * sizes.fft_hop + half - 1) // sizes.hop + 1  # the phase's slope
+    low, high = min(low, source_low - LAYERS), max(high, source_high + LAYERS)
+    return Reach(frame - low, high - frame, frame - late_low, late_high - frame)
+
+
+def _block_reach(kernel: int, dilations: tuple[int, ...]) -> int:
+    """To either side, of a residual block."""
+    return sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)

@@ -1,0 +1,198 @@
+"""The vocoder for all sessions: windows of many utterances in one batch."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from worker.engines.cosyvoice2.graphs import Graphs
+from worker.engines.cosyvoice2.source import Cursor
+from worker.engines.cosyvoice2.stretch import Stretch, stretched_frames
+from worker.engines.cosyvoice2.transfer import Transfer
+from worker.engines.cosyvoice2.vocoder import Vocoder
+from worker.engines.cosyvoice2.vocoder_noise import noise_offset
+from worker.engines.cosyvoice2.vocoder_windows import Window, Windows
+
+WINDOW_LENGTHS = (56, 80)
+"""Frames. The shorter serves an utterance's first block, the longer all that follow."""
+
+
+class Track:
+    """One utterance on its way through the vocoder.
+
+    Args:
+        stage: Whose vocoder it is.
+        first: Mel frames of its first block.
+        hop: Mel frames of each block after that.
+        margin: Mel frames that follow on any but the last block for sure.
+        speed: 2 is twice as fast.
+        seed: With ``number``, of its noise.
+        number: Of the utterance in its turn.
+    """
+
+    def __init__(
+        self,
+        stage: "VocoderStage",
+        *,
+        first: int,
+        hop: int,
+        margin: int,
+        speed: float,
+        seed: int,
+        number: int,
+    ) -> None:
+        sizes = stage.vocoder.sizes
+        self.stretch = Stretch(speed)
+        self.windows = Windows(
+            sizes,
+            first=max(1, stretched_frames(first, speed, final=False)),
+            hops=(max(1, int(hop / speed)),),
+            lengths=WINDOW_LENGTHS,
+            margin=max(1, int(margin / speed)),
+        )
+        self.offset = noise_offset(seed, number)
+        self.phase = torch.zeros(1, dtype=torch.float64, device=stage.device)
+        # Frames from number ``base`` on: what windows to come may need, and no more.
+        self.mel = torch.zeros(0, sizes.mel_bands, device=stage.device)
+        self.base = 0
+        self.ended = False
+
+    def push(self, mel: Tensor, final: bool) -> None:
+        """Take the next frames ``[n, bands]``."""
+        more = self.stretch.push(mel.float().T, final).T
+        self.mel = torch.cat((self.mel, more))
+        self.ended = final
+
+    def next(self) -> Window | None:
+        """The next window that can be rendered."""
+        return self.windows.next(self.base + len(self.mel), self.ended)
+
+    def frames_of(self, window: Window) -> Tensor:
+        """The window's frames ``[filled, bands]``."""
+        return self.mel[window.start - self.base :][: window.filled]
+
+    def forget(self) -> None:
+        """Drop frames that no window needs any more."""
+        oldest = self.windows.oldest
+        if oldest > self.base:
+            self.mel = self.mel[oldest - self.base :]
+            self.base = oldest
+
+
+@dataclass
+class _Inputs:
+    """Static inputs of one batch size and window length."""
+
+    mel: Tensor
+    places: Tensor
+    phase: Tensor
+
+
+@dataclass
+class Rendered:
+    """Samples on their way to the host: ``pieces`` are (track, row, samples to keep)."""
+
+    samples: Transfer
+    pieces: list[tuple[Track, int, slice]] = field(default_factory=list[tuple[Track, int, slice]])
+
+
+class VocoderStage:
+    """Runs windows in batches.
+
+    Args:
+        vocoder: Ready to run.
+        batches: Rows of a batch, ascending: one is padded to the next.
+        graphs: Runs them.
+    """
+
+    def __init__(self, vocoder: Vocoder, batches: Sequence[int], graphs: Graphs) -> None:
+        self.vocoder = vocoder
+        self.device = next(vocoder.parameters()).device
+        self._batches = tuple(batches)
+        self._graphs = graphs
+        self._inputs: dict[tuple[int, int], _Inputs] = {}
+
+    def render(self, tracks: Sequence[Track]) -> list[Rendered]:
+        """Start rendering all windows of the tracks that can be; the order in a track is kept."""
+        rendered: list[Rendered] = []
+        due = list(tracks)
+        while due:
+            by_length: defaultdict[int, list[tuple[Track, Window]]] = defaultdict(list)
+            for track in due:
+                window = track.next()
+                if window is not None:
+                    by_length[window.frames].append((track, window))
+            largest = self._batches[-1]
+            for length, windows in by_length.items():
+                batches = (windows[at : at + largest] for at in range(0, len(windows), largest))
+                rendered += [self._batch(length, batch) for batch in batches]
+            due = [track for windows in by_length.values() for track, _ in windows]
+        for track in tracks:
+            track.forget()
+        return rendered
+
+    def warm_up(self) -> None:
+        """Capture the common sizes, and run each once."""
+        for rows in self._batches:
+            for length in WINDOW_LENGTHS:
+                inputs = self._inputs_of(rows, length)
+                self._prepare(rows, length, inputs)
+                self._run(rows, length, inputs)
+
+    def rehearse(self, rows: int) -> None:
+        """Run one batch of nothing, for its time."""
+        rows = next(size for size in self._batches if size >= rows)
+        self._run(rows, WINDOW_LENGTHS[-1], self._inputs_of(rows, WINDOW_LENGTHS[-1]))
+
+    def _batch(self, length: int, windows: list[tuple[Track, Window]]) -> Rendered:
+        rows = next(size for size in self._batches if size >= len(windows))
+        inputs = self._inputs_of(rows, length)
+        self._prepare(rows, length, inputs)
+        places: list[list[int]] = []
+        for row, (track, window) in enumerate(windows):
+            inputs.mel[row, : window.filled] = track.frames_of(window)
+            inputs.phase[row] = track.phase[0]
+            places.append([track.offset, window.start, window.anchor, window.until])
+        host = torch.tensor(places).T.contiguous()
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        inputs.places[:, : len(windows)].copy_(host, non_blocking=True)
+        samples, phase = self._run(rows, length, inputs)
+        hop = self.vocoder.sizes.hop
+        pieces: list[tuple[Track, int, slice]] = []
+        for row, (track, window) in enumerate(windows):
+            track.phase = phase[row : row + 1].clone()
+            pieces.append((track, row, window.kept(hop)))
+        return Rendered(Transfer(samples), pieces)
+
+    def _prepare(self, rows: int, length: int, inputs: _Inputs) -> None:
+        if length in WINDOW_LENGTHS:
+            work = lambda: self._window(inputs)  # noqa: E731
+            self._graphs.prepare(("vocoder", rows, length), work, lambda: None)
+
+    def _run(self, rows: int, length: int, inputs: _Inputs) -> tuple[Tensor, Tensor]:
+        work = lambda: self._window(inputs)  # noqa: E731
+        if length not in WINDOW_LENGTHS:
+            return work()
+        return self._graphs.run(("vocoder", rows, length), work, lambda: None)
+
+    def _window(self, inputs: _Inputs) -> tuple[Tensor, Tensor]:
+        offset, first, anchor, until = inputs.places
+        cursor = Cursor(first, anchor, until, inputs.phase)
+        return self.vocoder.window(inputs.mel, offset, cursor)
+
+    def _inputs_of(self, rows: int, length: int) -> _Inputs:
+        """Of common lengths they are kept; another is an utterance's own."""
+        inputs = self._inputs.get((rows, length))
+        if inputs is None:
+            bands = self.vocoder.sizes.mel_bands
+            inputs = _Inputs(
+                mel=torch.zeros(rows, length, bands, device=self.device),
+                places=torch.zeros(4, rows, dtype=torch.int64, device=self.device),
+                phase=torch.zeros(rows, dtype=torch.float64, device=self.device),
+            )
+            if length in WINDOW_LENGTHS:
+                self._inputs[rows, length] = inputs
+        return inputs

@@ -154,11 +154,11 @@ def finish(module: nn.Module, path: Path, device: torch.device) -> None:
     Raises:
         CosyVoiceInitializationError: A part of it never got its values.
     """
-    module.eval().requires_grad_(False)
-    module.to(device)
+    module.requires_grad_(False).to(device)
     optimise: Callable[[], None] | None = getattr(module, "optimise", None)
     if optimise is not None:
         optimise()
+    module.eval().requires_grad_(False)  # what was fused just now as well
     tensors = (*module.named_parameters(), *module.named_buffers())
     if empty := [name for name, tensor in tensors if tensor.is_meta]:
         raise CosyVoiceInitializationError(f"{path}: {', '.join(empty[:3])} were never set")

@@ -54,6 +54,7 @@ def _convert(path: Path, dtype: torch.dtype) -> Path:
     }
     try:
         save_file(state, partial, said)
+        partial.chmod(path.stat().st_mode & 0o777)  # the library writes for its owner alone
         partial.replace(copy)
     finally:
         partial.unlink(missing_ok=True)

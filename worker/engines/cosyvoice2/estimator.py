@@ -34,7 +34,9 @@ def moments(steps: int) -> tuple[list[float], list[float]]:
 
     Rounded in float32 where upstream rounds: times are summed up from the steps' lengths.
     """
-    ends = 1 - torch.cos(torch.linspace(0, 1, steps + 1) * 0.5 * torch.pi)
+    # On the CPU even while a module is built that is nowhere yet.
+    places = torch.linspace(0, 1, steps + 1, dtype=torch.float32, device="cpu")
+    ends = 1 - torch.cos(places * 0.5 * torch.pi)
     time = ends[0]
     times: list[float] = []
     lengths: list[float] = []

@@ -49,6 +49,17 @@ class _Row:
     prompt: Tensor
 
 
+_IDLE = _Row(
+    tokens=(0,),
+    index=0,
+    source=START_STATE,
+    target=SPARE_STATE,
+    pages=(SPARE_PAGE,),
+    speaker=torch.empty(0),
+    prompt=torch.empty(0),
+)
+
+
 def page_bytes(sizes: FlowSizes, dtype: torch.dtype) -> int:
     """Bytes of one page, which is one block of one utterance or prompt."""
     return FlowCache(sizes, dtype, torch.device("meta"), 1, 1).page_bytes
@@ -123,8 +134,8 @@ class BlockRenderer:
     def prompt(self, tokens: Sequence[int], mel: Tensor, speaker: Tensor) -> Prompt:
         """Compute a voice's prompt, to be shared by all that it says.
 
-        Those blocks are kept whose look-ahead is the prompt's own. What is left over, 3 to 27 tokens
-        of a long prompt, is computed with each utterance's first.
+        Those blocks are kept whose look-ahead is the prompt's own. What is left over, 3 to 27
+        tokens of a long prompt, is computed with each utterance's first.
 
         Args:
             tokens: The prompt's speech tokens.
@@ -283,16 +294,16 @@ class BlockRenderer:
             rates = [1] * encoder.blocks + [2] * encoder.up_blocks
             nearest = [rate * chunk * (pages + 1) for rate in rates]
             columns = chunk + ahead + StepInputs.FIXED + pages
-            spare = _Row((0,), 0, START_STATE, SPARE_STATE, (), torch.empty(0), torch.empty(0))
-            idle = [self._integers(spare, pages)] * batch
-            self._inputs[batch, pages] = StepInputs(
-                integers=torch.tensor(idle, device=device).view(batch, columns),
+            made = StepInputs(
+                integers=torch.zeros(batch, columns, dtype=torch.long, device=device),
                 speaker=torch.zeros(batch, bands, dtype=dtype, device=device),
                 prompt=torch.zeros(batch, 2 * chunk, bands, dtype=dtype, device=device),
                 positions=[table[:, -rows:] for table, rows in zip(tables, nearest, strict=True)],
                 block_tokens=chunk,
                 lookahead=ahead,
             )
+            made.rest()
+            self._inputs[batch, pages] = made
         return self._inputs[batch, pages]
 
     @torch.no_grad()
@@ -318,8 +329,7 @@ class BlockRenderer:
         most = max(len(row.pages) for row in rows)
         inputs = self.inputs(batch, next(size for size in self.page_buckets if size >= most))
         pages = inputs.pages.shape[1]
-        spare = _Row((0,), 0, START_STATE, SPARE_STATE, (), torch.empty(0), torch.empty(0))
-        idle = [self._integers(spare, pages)] * (batch - len(rows))
+        idle = [self._integers(_IDLE, pages)] * (batch - len(rows))
         integers = torch.tensor([self._integers(row, pages) for row in rows] + idle)
         if inputs.integers.is_cuda:
             integers = integers.pin_memory()
@@ -335,10 +345,8 @@ class BlockRenderer:
         width = self.sizes.encoder.chunk + self.sizes.encoder.lookahead
         tokens = [*row.tokens, *[0] * (width - len(row.tokens))]
         held = [*[SPARE_PAGE] * (pages - len(row.pages)), *row.pages]
-        # A spare row sees its own page, which is the spare one: a row that sees nothing is not a
-        # number.
-        count = max(1, len(row.pages))
-        return [*tokens, len(row.tokens), row.index, count, row.source, row.target, *held]
+        fixed = (len(row.tokens), row.index, len(row.pages), row.source, row.target)
+        return [*tokens, *fixed, *held]
 
     def _row(self, block: Block, page: int) -> _Row:
         rendering, prompt = block.rendering, block.rendering.prompt

@@ -87,6 +87,12 @@ class StepInputs:
         """``[batch, pages]``, spare ones at the left."""
         return self.integers[:, self.block_tokens + self.lookahead + self.FIXED :]
 
+    def rest(self) -> None:
+        """Make all rows idle: they read what no one needs, and write where no one reads."""
+        self.integers.zero_()
+        self.held.fill_(1)
+        self.target.fill_(SPARE_STATE)
+
     def _column(self, index: int) -> Tensor:
         return self.integers[:, self.block_tokens + self.lookahead + index]
 
@@ -219,7 +225,8 @@ class FlowCache:
         state = LeftContext(self.left_inputs, source)
         tokens = LeftContext(self.left_tokens, source)
         steps = [LeftContext(pool, source) for pool in self.left_steps.unbind(0)]
-        own = inputs.present.clamp(max=inputs.block_tokens)
+        # At least one, also of rows without an utterance: to see nothing is not a number.
+        own = inputs.present.clamp(1, inputs.block_tokens)
         by_token = self._mask(inputs, own, inputs.block_tokens)
         by_frame = self._mask(inputs, 2 * own, 2 * inputs.block_tokens)
         # The rows of an utterance lie side by side, in pages as in the batch.

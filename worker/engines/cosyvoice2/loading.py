@@ -14,6 +14,7 @@ from worker.engines.cosyvoice2 import budget, checkpoint, model_yaml, sampling, 
 from worker.engines.cosyvoice2.budget import MIB, Budget, Speed
 from worker.engines.cosyvoice2.decoding import Decoder
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from worker.engines.cosyvoice2.exact import ExactStage
 from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
 from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.hyperparameters import Hyperparameters
@@ -58,7 +59,7 @@ class Loaded:
     device: torch.device
     budget: Budget
     decoder: Decoder
-    audio: BlockStage
+    audio: BlockStage | ExactStage
     frontend: TextFrontend
     speakers: Speakers
     voices: dict[str, Voice]
@@ -111,6 +112,9 @@ class Loaded:
     def measure(self) -> None:
         """Find out how many sessions the device keeps from running dry."""
         self.step_s = self._time(self.decoder.rehearse)
+        if isinstance(self.audio, ExactStage):
+            self.offered = self.config.slots or 1
+            return
         rows = self.audio.batch
         batch_s = self._time(lambda: self.audio.rehearse(rows))
         encoder = self.sizes.flow.encoder
@@ -180,11 +184,7 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Loaded:
         decoder = Decoder(
             model.language_model, shares.slots, shares.positions, budget.MAX_TOKENS, graphs
         )
-        renderer = BlockRenderer(
-            model.flow, pages=shares.pages, states=shares.states, max_blocks=shares.max_blocks
-        )
-        vocoder = VocoderStage(model.vocoder, shares.batches, graphs)
-        audio = BlockStage(renderer, vocoder, shares.batches, graphs)
+        audio = _audio(model, config, shares, graphs)
     return Loaded(
         pack=pack,
         config=config,
@@ -198,6 +198,18 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Loaded:
         voices=voices,
         offered=shares.slots,
     )
+
+
+def _audio(
+    model: checkpoint.Model, config: CosyVoice2Config, shares: Budget, graphs: Graphs
+) -> BlockStage | ExactStage:
+    if config.upstream_exact:
+        return ExactStage(model.flow, model.vocoder)
+    renderer = BlockRenderer(
+        model.flow, pages=shares.pages, states=shares.states, max_blocks=shares.max_blocks
+    )
+    vocoder = VocoderStage(model.vocoder, shares.batches, graphs)
+    return BlockStage(renderer, vocoder, shares.batches, graphs)
 
 
 def _voices(pack: Voicepack, config: CosyVoice2Config) -> dict[str, Voice]:

@@ -52,8 +52,9 @@ def write(directory: Path, hyperparameters: Hyperparameters, seed: int, name: st
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        partial.chmod(0o755)
         _write(partial, hyperparameters, seed, name)
+        for path in (partial, *partial.rglob("*")):  # temporary files are their owner's alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)

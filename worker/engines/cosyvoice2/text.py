@@ -24,7 +24,7 @@ _CHINESE_STOPS = "。？！；：、.?!;"  # noqa: RUF001
 _STOPS = ".?!;:"
 _COMMAS = "，,"  # noqa: RUF001
 _CONTROL = re.compile(r"<\|[^<>|]*\|>")
-_BLANK_BESIDE_CHINESE = re.compile(r" (?![!-\x7f])|(?<![!-\x7f]) ")
+_BLANK_BESIDE_CHINESE = re.compile(r" (?![\x00-\x1f!-\x7f])|(?<![\x00-\x1f!-\x7f]) ")
 _LAST_COMMAS = re.compile(r"[，,、]+$")  # noqa: RUF001
 _DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
 _CHINESE_SIGNS = str.maketrans(

@@ -64,7 +64,11 @@ class Windows:
 
     ``context`` is how many frames are computed on the left and right of what is kept: the
     network's whole reach, or less where a deviation is no harm. The right is what a window
-    withholds. It must not be less than the pitch predictor's own reach, 5 frames.
+    withholds.
+
+    Raises:
+        ValueError: ``context`` is less than the pitch predictor's own reach of 5 frames, so that
+            a wrong phase would be carried on.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class Windows:
     ) -> None:
         left, right, late_left, late_right = reach(sizes)
         self._left, self._right = context or (left, right)
+        if min(self._left, self._right) < LAYERS:
+            raise ValueError(f"a window needs at least {LAYERS} frames of context on each side")
         self._trim = max(0, self._left - late_left), max(0, self._right - late_right)
         self._hops = hops
         self._lengths = tuple(sorted(lengths))

@@ -1,0 +1,124 @@
+"""Upstream's own way from tokens to samples: each chunk anew, and the whole again at the end.
+
+What upstream's streaming does, to the last rounding: hops that double, a last pass without the
+streaming mask over the whole utterance, a vocoder that starts afresh with each chunk and a
+cross-fade. Here for comparison: dearer than blocks by far, one utterance at a time, and audible at
+the seams.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from worker.engines.cosyvoice2.flow import Flow
+from worker.engines.cosyvoice2.rendering import Piece
+from worker.engines.cosyvoice2.session import Chunking, Session, Utterance
+from worker.engines.cosyvoice2.speaker import Speaker
+from worker.engines.cosyvoice2.vocoder import Vocoder
+from worker.engines.cosyvoice2.vocoder_noise import noise_offset
+from worker.engines.cosyvoice2.vocoder_upstream import Noise, UpstreamStreaming
+from worker.engines.cosyvoice2.voice import Voice
+from worker.engines.protocol import CannotSpeakError
+
+HOPS = (25, 50, 100)
+"""Tokens of the chunks after the first, as upstream's hop doubles; the last repeats."""
+
+
+class ExactStage:
+    """Renders as upstream does. The same interface as ``BlockStage``.
+
+    Args:
+        flow: The model.
+        vocoder: What follows.
+    """
+
+    batch = 1
+    ready = True
+
+    def __init__(self, flow: Flow, vocoder: Vocoder) -> None:
+        self._flow = flow
+        self._vocoder = vocoder
+        self._under_way: dict[Utterance, UpstreamStreaming] = {}
+        self._pieces: list[Piece] = []
+
+    def prepare(self, voice: Voice) -> Voice:
+        """Nothing is kept of a voice."""
+        return voice
+
+    def chunking(self, speaker: Speaker) -> Chunking:
+        """The first chunk fills the prompt's last block up and has one more."""
+        encoder = self._flow.sizes.encoder
+        pad = -speaker.flow_tokens % encoder.chunk
+        return Chunking(encoder.chunk + pad, HOPS, encoder.lookahead)
+
+    def start(self, sessions: Sequence[Session]) -> None:
+        """Render the next chunk of the first session's utterance."""
+        for session in sessions[: self.batch]:
+            utterance = session.rendering
+            assert utterance is not None
+            samples = self._chunk(session, utterance)
+            self._pieces.append(Piece(session, utterance, samples.numpy()))
+
+    def collect(self) -> Iterator[Piece]:
+        """What was started."""
+        pieces, self._pieces = self._pieces, []
+        for piece in pieces:
+            yield piece
+            if piece.utterance.done:
+                self.drop(piece.utterance)
+
+    def holds(self, utterance: Utterance) -> bool:
+        """Whether something of the utterance is still under way."""
+        return utterance in self._under_way
+
+    def drop(self, utterance: Utterance) -> None:
+        """Forget an utterance."""
+        self._under_way.pop(utterance, None)
+
+    def warm_up(self, blocks: int) -> None:
+        """Nothing is captured: every chunk has a shape of its own."""
+
+    def rehearse(self, rows: int) -> None:
+        """Nothing to time: what a chunk costs depends on all before it."""
+
+    def _chunk(self, session: Session, utterance: Utterance) -> torch.Tensor:
+        if utterance not in self._under_way:
+            if session.spec.speed != 1.0:
+                raise CannotSpeakError("speed: upstream streams at 1.0 alone (upstream_exact)")
+            self._under_way[utterance] = UpstreamStreaming(
+                self._vocoder, self._noise(session, utterance)
+            )
+        lookahead = utterance.chunking.lookahead
+        end = utterance.chunking.end(utterance.chunks)
+        # Upstream takes its last pass when what is left is no whole chunk with look-ahead.
+        final = len(utterance.tokens) < end + lookahead
+        spoken = utterance.tokens if final else utterance.tokens[: end + lookahead]
+        mel = self._mel(session.speaker.voice, spoken, final=final)
+        new = mel[:, :, self._flow.sizes.frames_per_token * utterance.rendered :]
+        samples = self._under_way[utterance].push(new, final)
+        utterance.advance(1)
+        if final:
+            utterance.rendered = len(utterance.tokens)
+        return samples.reshape(-1).cpu()
+
+    def _noise(self, session: Session, utterance: Utterance) -> Noise:
+        """Upstream's noise is unseeded; here it is the utterance's own."""
+        generator = torch.Generator().manual_seed(noise_offset(session.spec.seed, utterance.number))
+        width = self._vocoder.sizes.harmonics + 1
+        device = self._flow.device
+        return lambda n: torch.randn(1, n, width, generator=generator).to(device)
+
+    def _mel(self, voice: Voice, spoken: Sequence[int], *, final: bool) -> torch.Tensor:
+        device = self._flow.device
+        tokens = np.concatenate((voice.flow_tokens, np.asarray(spoken, dtype=np.int64)))
+        mel = self._flow.render(
+            torch.from_numpy(tokens)[None].to(device),
+            torch.tensor([len(tokens)], device=device),
+            torch.from_numpy(voice.mel)[None].to(device, self._flow.dtype),
+            torch.from_numpy(voice.speaker)[None].to(device),
+            # Upstream leaves its last pass to see everything.
+            streaming=not final,
+            final=final,
+        )
+        return mel[:, len(voice.mel) :].transpose(1, 2)

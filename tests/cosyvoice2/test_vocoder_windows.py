@@ -159,6 +159,21 @@ def test_windows_equal_one_rendering(
     assert cases.relative(samples[-960:], whole[-960:]) < 3e-6  # the last 40 ms
 
 
+def test_less_context_withholds_less_and_deviates() -> None:
+    module = cases.vocoder("voiced")
+    bands = cases.mel(200)
+    whole = cases.one_shot(module, bands, OFFSET)
+    error: list[float] = []
+    for context in (16, 16), (8, 8):
+        plan = Windows(cases.SIZES, context=context)
+        samples, seams = cases.in_windows(module, bands, OFFSET, plan, [50, 100, 150])
+        assert seams[0] == (50 - context[1]) * HOP
+        error.append(cases.relative(samples, whole))
+    assert error[0] < 1e-5 < error[1]
+    with pytest.raises(ValueError, match="at least 5 frames"):
+        Windows(cases.SIZES, context=(4, 20))
+
+
 def test_the_cases_are_voiced_unvoiced_mixed_and_sweeping() -> None:
     voiced = {
         pitch: cases.vocoder(pitch).f0_predictor(cases.mel(330, pitch)) for pitch in cases.PITCHES

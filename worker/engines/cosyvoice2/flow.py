@@ -53,7 +53,9 @@ class EulerSolver(nn.Module):
         constants = self.estimator.constants(mu, speaker, prompt, past.constants)
         x = noise.float()
         for step, length in enumerate(self.lengths):
-            velocity = self.estimator(x.to(mu), constants, step, past.inputs, past.steps[step])
+            velocity = self.estimator(
+                x.to(mu.dtype), constants, step, past.inputs, past.steps[step]
+            )
             known, unknown = velocity.float().unbind(1)
             x = torch.add(x, torch.lerp(unknown, known, 1 + self.guidance), alpha=length)
         return x

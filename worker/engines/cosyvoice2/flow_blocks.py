@@ -84,8 +84,8 @@ class BlockRenderer:
             that does. By default 4, 8, 16 and so on (whole numbers of eight frames keep attention
             on its fast paths), and every count where rows are apart.
 
-    ``run`` is what calls ``step``: replace it to replay a captured graph instead. It gets one of
-    the inputs that :meth:`inputs` made, and what it returns is used before its next call.
+    ``run``, where it is set, is called instead of ``step``, to replay a captured graph. It gets one
+    of the inputs that :meth:`inputs` made, and what it returns is used before its next call.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class BlockRenderer:
         self.flow = flow
         self.sizes = flow.sizes
         self.rows_apart = flow.device.type == "cpu" if rows_apart is None else rows_apart
-        self.run: Callable[[StepInputs], Tensor] = self.step
+        self.run: Callable[[StepInputs], Tensor] | None = None
         self._cache = FlowCache(flow.sizes, flow.dtype, flow.device, pages, states)
         self._pages = list(range(pages, SPARE_PAGE, -1))
         self._states = list(range(states + SPARE_STATE, SPARE_STATE, -1))
@@ -339,7 +339,8 @@ class BlockRenderer:
         for place, row in enumerate(rows):
             if len(row.prompt):
                 inputs.prompt[place, : len(row.prompt)].copy_(row.prompt)
-        return self.run(inputs)[: len(rows)].clone()
+        run = self.run or self.step
+        return run(inputs)[: len(rows)].clone()
 
     def _integers(self, row: _Row, pages: int) -> list[int]:
         width = self.sizes.encoder.chunk + self.sizes.encoder.lookahead

@@ -94,6 +94,11 @@ class Windows:
         self._done = False
 
     @property
+    def trim(self) -> tuple[int, int]:
+        """Of a window that holds neither end of the utterance."""
+        return self._trim
+
+    @property
     def emitted(self) -> int:
         """Frames whose samples are planned so far."""
         return self._emitted

@@ -15,8 +15,11 @@ from worker.engines.cosyvoice2.vocoder import Vocoder
 from worker.engines.cosyvoice2.vocoder_noise import noise_offset
 from worker.engines.cosyvoice2.vocoder_windows import Window, Windows
 
-WINDOW_LENGTHS = (56, 80)
+WINDOW_LENGTHS = (56, 96)
 """Frames. The shorter serves an utterance's first block, the longer all that follow."""
+
+Shape = tuple[int, int, tuple[int, int]]
+"""Of a batch: rows, frames, and the frames that are trimmed on both sides."""
 
 
 class Track:
@@ -50,7 +53,7 @@ class Track:
             first=max(1, stretched_frames(first, speed, final=False)),
             hops=(max(1, int(hop / speed)),),
             lengths=WINDOW_LENGTHS,
-            margin=max(1, int(margin / speed)),
+            margin=margin if speed == 1.0 else 1,
         )
         self.offset = noise_offset(seed, number)
         self.phase = torch.zeros(1, dtype=torch.float64, device=stage.device)
@@ -112,44 +115,50 @@ class VocoderStage:
         self.device = next(vocoder.parameters()).device
         self._batches = tuple(batches)
         self._graphs = graphs
-        self._inputs: dict[tuple[int, int], _Inputs] = {}
+        self._inputs: dict[Shape, _Inputs] = {}
 
     def render(self, tracks: Sequence[Track]) -> list[Rendered]:
         """Start rendering all windows of the tracks that can be; the order in a track is kept."""
         rendered: list[Rendered] = []
         due = list(tracks)
         while due:
-            by_length: defaultdict[int, list[tuple[Track, Window]]] = defaultdict(list)
+            alike: defaultdict[tuple[int, tuple[int, int]], list[tuple[Track, Window]]]
+            alike = defaultdict(list)
             for track in due:
                 window = track.next()
                 if window is not None:
-                    by_length[window.frames].append((track, window))
+                    alike[window.frames, window.trim].append((track, window))
             largest = self._batches[-1]
-            for length, windows in by_length.items():
+            for windows in alike.values():
                 batches = (windows[at : at + largest] for at in range(0, len(windows), largest))
-                rendered += [self._batch(length, batch) for batch in batches]
-            due = [track for windows in by_length.values() for track, _ in windows]
+                rendered += [self._batch(batch) for batch in batches]
+            due = [track for windows in alike.values() for track, _ in windows]
         for track in tracks:
             track.forget()
         return rendered
 
     def warm_up(self) -> None:
-        """Capture the common sizes, and run each once."""
+        """Capture the common shapes: of windows in the middle, first and last ones."""
+        left, right = self._trims()
         for rows in self._batches:
             for length in WINDOW_LENGTHS:
-                inputs = self._inputs_of(rows, length)
-                self._prepare(rows, length, inputs)
-                self._run(rows, length, inputs)
+                for trim in ((0, right), (left, right), (left, 0)):
+                    self._prepare((rows, length, trim))
 
     def rehearse(self, rows: int) -> None:
         """Run one batch of nothing, for its time."""
         rows = next(size for size in self._batches if size >= rows)
-        self._run(rows, WINDOW_LENGTHS[-1], self._inputs_of(rows, WINDOW_LENGTHS[-1]))
+        self._run((rows, WINDOW_LENGTHS[-1], self._trims()))
 
-    def _batch(self, length: int, windows: list[tuple[Track, Window]]) -> Rendered:
+    def _trims(self) -> tuple[int, int]:
+        """Of a window in the middle of an utterance."""
+        return Windows(self.vocoder.sizes, lengths=WINDOW_LENGTHS).trim
+
+    def _batch(self, windows: list[tuple[Track, Window]]) -> Rendered:
         rows = next(size for size in self._batches if size >= len(windows))
-        inputs = self._inputs_of(rows, length)
-        self._prepare(rows, length, inputs)
+        shape = rows, windows[0][1].frames, windows[0][1].trim
+        self._prepare(shape)
+        inputs = self._inputs_of(shape)
         places: list[list[int]] = []
         for row, (track, window) in enumerate(windows):
             inputs.mel[row, : window.filled] = track.frames_of(window)
@@ -159,7 +168,7 @@ class VocoderStage:
         if self.device.type == "cuda":
             host = host.pin_memory()
         inputs.places[:, : len(windows)].copy_(host, non_blocking=True)
-        samples, phase = self._run(rows, length, inputs)
+        samples, phase = self._run(shape)
         hop = self.vocoder.sizes.hop
         pieces: list[tuple[Track, int, slice]] = []
         for row, (track, window) in enumerate(windows):
@@ -167,32 +176,36 @@ class VocoderStage:
             pieces.append((track, row, window.kept(hop)))
         return Rendered(Transfer(samples), pieces)
 
-    def _prepare(self, rows: int, length: int, inputs: _Inputs) -> None:
-        if length in WINDOW_LENGTHS:
-            work = lambda: self._window(inputs)  # noqa: E731
-            self._graphs.prepare(("vocoder", rows, length), work, lambda: None)
+    def _prepare(self, shape: Shape) -> None:
+        if shape[1] in WINDOW_LENGTHS:
+            self._graphs.prepare(("vocoder", shape), lambda: self._window(shape), _nothing)
 
-    def _run(self, rows: int, length: int, inputs: _Inputs) -> tuple[Tensor, Tensor]:
-        work = lambda: self._window(inputs)  # noqa: E731
-        if length not in WINDOW_LENGTHS:
-            return work()
-        return self._graphs.run(("vocoder", rows, length), work, lambda: None)
+    def _run(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        """One batch, from its graph where its length is a common one."""
+        if shape[1] not in WINDOW_LENGTHS:
+            return self._window(shape)
+        return self._graphs.run(("vocoder", shape), lambda: self._window(shape), _nothing)
 
-    def _window(self, inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    def _window(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        inputs = self._inputs_of(shape)
         offset, first, anchor, until = inputs.places
         cursor = Cursor(first, anchor, until, inputs.phase)
-        return self.vocoder.window(inputs.mel, offset, cursor)
+        return self.vocoder.window(inputs.mel, offset, cursor, shape[2])
 
-    def _inputs_of(self, rows: int, length: int) -> _Inputs:
-        """Of common lengths they are kept; another is an utterance's own."""
-        inputs = self._inputs.get((rows, length))
+    def _inputs_of(self, shape: Shape) -> _Inputs:
+        """Those of common lengths are kept; of others, the latest only."""
+        inputs = self._inputs.get(shape)
         if inputs is None:
+            rows, length, _ = shape
+            self._inputs = {s: i for s, i in self._inputs.items() if s[1] in WINDOW_LENGTHS}
             bands = self.vocoder.sizes.mel_bands
-            inputs = _Inputs(
+            inputs = self._inputs[shape] = _Inputs(
                 mel=torch.zeros(rows, length, bands, device=self.device),
                 places=torch.zeros(4, rows, dtype=torch.int64, device=self.device),
                 phase=torch.zeros(rows, dtype=torch.float64, device=self.device),
             )
-            if length in WINDOW_LENGTHS:
-                self._inputs[rows, length] = inputs
         return inputs
+
+
+def _nothing() -> None:
+    """Running a window changes nothing but its own output."""

@@ -1,0 +1,217 @@
+"""``voices``: the voices of a model that speaks in any voice it has a recording of."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from producer.cli.failure import Failure
+from producer.cli.table import print_table
+
+if TYPE_CHECKING:
+    from worker.engines.cosyvoice2.prompt import Prompt
+    from worker.voicepacks import Voicepack
+
+app = App(name="voices", help="The voices of a model that speaks in any voice it is shown.")
+
+FAMILY = "cosyvoice2"
+
+Model = Annotated[str, Parameter(help="A voicepack of the cosyvoice2 family.")]
+Directory = Annotated[
+    str, Parameter(name="--dir", help="Default: the folder that a worker started here would use.")
+]
+Force = Annotated[bool, Parameter(negative="", help="Replace a voice of that name.")]
+DEFAULT_MODEL = "cosyvoice2-en-base"
+
+
+@app.command
+def add(
+    name: str,
+    *,
+    wav: Path,
+    text: str,
+    model: Model = DEFAULT_MODEL,
+    force: Force = False,
+    directory: Directory = "",
+) -> None:
+    """Add a voice from a recording of 3 to 30 s.
+
+    Workers know it after their next start. Have the consent of whoever is heard.
+
+    Parameters
+    ----------
+    name
+        What requests will call it: A-Z a-z 0-9 _ . -
+    wav
+        One speaker, nothing else to be heard. WAV, FLAC, OGG or MP3, at any rate.
+    text
+        What is said in the recording, word for word.
+    """
+    pack = _pack(model, directory)
+    from worker.engines.cosyvoice2 import voice as voices  # noqa: PLC0415
+    from worker.engines.cosyvoice2 import voice_files  # noqa: PLC0415
+
+    path = _free(pack, name, force=force)
+    if not text.strip():
+        raise Failure("--text: says nothing; give the words that are said in the recording")
+    prompt, rate = _read(pack, wav)
+    voice = voices.Voice(
+        name=name,
+        speaker=prompt.speaker,
+        prompt_text=text.strip(),
+        speech_tokens=prompt.speech_tokens,
+        flow_tokens=prompt.speech_tokens,
+        mel=prompt.mel,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        source_rate=rate,
+        seconds=prompt.seconds,
+    )
+    # A prompt of whole blocks: no session computes a part of one again.
+    voice_files.save(voices.aligned(voice, first_tokens=25), path)
+    print(f"added {name} to {model}: {prompt.seconds:.1f} s of recording, {path}")
+
+
+@app.command(name="list")
+def list_(*, model: Model = DEFAULT_MODEL, directory: Directory = "") -> int:
+    """List them; exit status 1 where one cannot be read."""
+    pack = _pack(model, directory)
+    from worker.engines.cosyvoice2 import voice_files  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voice import VoiceError  # noqa: PLC0415
+
+    rows: list[tuple[object, ...]] = []
+    problems: list[str] = []
+    for path in voice_files.files(pack.directory):
+        try:
+            voice = voice_files.load(path)
+        except VoiceError as error:
+            problems.append(str(error))
+            continue
+        gain = None if voice.gain is None else f"{voice.gain:.2f}"
+        size = f"{path.stat().st_size / 1024:.0f} KiB"
+        tokens = f"{len(voice.speech_tokens)} / {len(voice.flow_tokens)}"
+        seconds, rate = f"{voice.seconds:.1f} s", f"{voice.source_rate} Hz"
+        rows.append((voice.name, seconds, rate, tokens, gain, voice.created, size))
+    heads = ("voice", "recording", "rate", "prompt tokens (LM / flow)", "gain", "created", "size")
+    print_table(heads, rows)
+    for problem in problems:
+        print(f"fail  {problem}")
+    return 1 if problems else 0
+
+
+@app.command
+def remove(name: str, *, model: Model = DEFAULT_MODEL, directory: Directory = "") -> None:
+    """Remove a voice. Workers that have it loaded keep it until they end."""
+    pack = _pack(model, directory)
+    _existing(pack, name).unlink()
+    print(f"removed {name} from {model}")
+
+
+@app.command
+def mix(
+    first: str,
+    second: str,
+    /,
+    *,
+    name: str,
+    weight: float = 0.5,
+    model: Model = DEFAULT_MODEL,
+    force: Force = False,
+    directory: Directory = "",
+) -> None:
+    """Make a voice between two, with the manner of speaking of the heavier one.
+
+    Parameters
+    ----------
+    name
+        What requests will call the new voice.
+    weight
+        From 0, all of the first voice, to 1, all of the second.
+    """
+    pack = _pack(model, directory)
+    from worker.engines.cosyvoice2 import voice as voices  # noqa: PLC0415
+    from worker.engines.cosyvoice2 import voice_files  # noqa: PLC0415
+
+    path = _free(pack, name, force=force)
+    a, b = (voice_files.load(_existing(pack, part)) for part in (first, second))
+    voice_files.save(voices.mix(a, b, weight, name), path)
+    print(f"added {name} to {model}: {1 - weight:.0%} {first}, {weight:.0%} {second}, {path}")
+
+
+def _pack(model: str, directory: str) -> "Voicepack":
+    from worker import voicepacks  # noqa: PLC0415 the client does without the worker's side
+
+    folder = voicepacks.default_directory(directory)
+    packs = voicepacks.discover(folder)
+    if model not in packs:
+        raise Failure(f"--model: there is no voicepack {model!r} in {folder}; {_known(packs)}")
+    if packs[model].family != FAMILY:
+        raise Failure(f"--model: {model} does not speak in recorded voices; {_known(packs)}")
+    _need_extra()
+    return packs[model]
+
+
+def _known(packs: "dict[str, Voicepack]") -> str:
+    models = [model for model, pack in packs.items() if pack.family == FAMILY]
+    return f"models that take voices: {', '.join(models) or 'none'}"
+
+
+def _need_extra() -> None:
+    try:
+        import safetensors  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport]
+    except ImportError:
+        raise Failure(
+            "voices need the cosyvoice extra: pip install 'voicefleet[cosyvoice]'"
+        ) from None
+
+
+def _free(pack: "Voicepack", name: str, *, force: bool) -> Path:
+    """Where the new voice goes."""
+    from worker.engines.cosyvoice2.voice import path_of  # noqa: PLC0415
+
+    path = path_of(pack.directory, name)
+    if path.exists() and not force:
+        raise Failure(f"{pack.model_id} has a voice {name!r} already: --force replaces it")
+    return path
+
+
+def _existing(pack: "Voicepack", name: str) -> Path:
+    """Where the voice lies."""
+    from worker.engines.cosyvoice2.voice import path_of  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voice_files import files  # noqa: PLC0415
+
+    path = path_of(pack.directory, name)
+    if not path.is_file():
+        known = ", ".join(path.stem for path in files(pack.directory)) or "none"
+        raise Failure(f"{pack.model_id} has no voice {name!r}; its voices are: {known}")
+    return path
+
+
+def _read(pack: "Voicepack", wav: Path) -> "tuple[Prompt, int]":
+    """What the pack's networks make of the recording, and its rate in Hz."""
+    from worker.engines.cosyvoice2.prompt import (  # noqa: PLC0415
+        PromptReader,
+        RecordingError,
+        read_recording,
+    )
+
+    encoder = _network(pack, "speaker_encoder", "campplus.onnx")
+    tokenizer = _network(pack, "speech_tokenizer", "speech_tokenizer_v2.onnx")
+    try:
+        samples, rate = read_recording(wav)
+        return PromptReader(encoder, tokenizer).read(samples, rate), rate
+    except RecordingError as error:
+        raise Failure(f"--wav: {error}") from None
+
+
+def _network(pack: "Voicepack", role: str, published: str) -> Path:
+    """A file that the pack names, else one of the published name in its folder."""
+    if role in pack.source.files:
+        return pack.file(role)
+    path = pack.directory / published
+    if not path.is_file():
+        raise Failure(
+            f"{pack.model_id}: there is no {path}: "
+            f"run `voicefleet voicepacks fetch {pack.model_id}`"
+        )
+    return path

@@ -1,5 +1,6 @@
 # make demo    install, and hear the fleet speak        make test     install, and run every test
 # make bench   the measurements                         make lint types clean
+# make test-engine   install torch as well, and compare CosyVoice 2 with upstream's own modules
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 ARGS ?=
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test test-engine lint types bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/voicefleet demo $(ARGS)
@@ -20,7 +21,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/installed-dev
+test-engine: $(VENV)/installed-engine
+	$(BIN)/pytest tests/cosyvoice2 $(ARGS)
+
+types: $(VENV)/installed-engine  # torch and the others have types that the engine is checked against
 	$(BIN)/pyright
 
 bench: $(VENV)/installed-bench
@@ -44,6 +48,17 @@ $(VENV)/installed: pyproject.toml | $(VENV)/created
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/created
 	$(PIP) --editable ".[piper]" --group test --group speech --group lint
+	touch $@
+
+# torch first, by this name: what satisfies it then is left alone. torchaudio comes from PyPI as a
+# CUDA build; its own library cannot be loaded beside a CPU torch and is not needed.
+$(VENV)/installed-engine: pyproject.toml | $(VENV)/installed-dev
+	$(PIP) torch==2.13.0
+	$(PIP) --no-deps torchaudio==2.11.0
+	$(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || \
+		find $(VENV)/lib -path '*/torchaudio/lib/*.so' -delete
+	$(PIP) --no-deps cosyvoice2-eu==0.2.8 conformer==0.3.2
+	$(PIP) --editable ".[piper,cosyvoice]" --group test --group parity
 	touch $@
 
 $(VENV)/installed-bench: pyproject.toml | $(VENV)/created

@@ -27,7 +27,10 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``tts:worker:<name>``. Times are unix ms in server time; ``models`` are the served ids.
 
-    ``rtf`` is engine time per second of audio; the latency figures cover recent turns.
+    ``rtf`` is engine time per second of audio; the latency figures cover recent turns. Where the
+    device is a GPU: its memory, the part of it that the engines hold, and what the costliest of
+    them adds for each session and for each voice in use. ``faults`` says which models were lost
+    and are not back yet, and why: ``<model>: <reason>; <what is done>``, joined by `` | ``.
     """
 
     state: WorkerState
@@ -46,6 +49,9 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     rtf: float | None = None
     vram_used_mb: int | None = None
     vram_total_mb: int | None = None
+    session_mb: float | None = None
+    voice_mb: float | None = None
+    faults: str | None = None
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -318,6 +318,10 @@ class Reciter:
         finally:
             self.speaking -= 1
 
+    async def lost(self) -> str:
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
     async def unload(self) -> None:
         self.loads -= 1
 

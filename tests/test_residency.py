@@ -45,6 +45,8 @@ class Fleet:
     most_loading: int = 0
     loaded: set[str] = field(default_factory=set)
     most_loaded: int = 0
+    engines: list["Recorder"] = field(default_factory=list)
+    unload_gate: anyio.Event | None = None
 
     def build(self, pack: Voicepack, _: EngineConfig) -> Engine:
         return Recorder(pack.model_id, self)
@@ -59,6 +61,8 @@ class Recorder:
     def __init__(self, model_id: str, fleet: Fleet) -> None:
         self.model_id = model_id
         self.fleet = fleet
+        self.gone = anyio.Event()
+        fleet.engines.append(self)
 
     @property
     def info(self) -> EngineInfo:
@@ -96,8 +100,14 @@ class Recorder:
             )
             yield Chunk(tone.astype(np.float32), (Mark(0, segment),))
 
+    async def lost(self) -> str:
+        await self.gone.wait()
+        return "out of breath"
+
     async def unload(self) -> None:
         await anyio.lowlevel.checkpoint()
+        if self.fleet.unload_gate is not None:
+            await self.fleet.unload_gate.wait()
         self.fleet.loaded.discard(self.model_id)
         self.fleet.events.append(f"unload {self.model_id}")
 
@@ -280,6 +290,104 @@ async def test_the_end_of_a_load_that_is_cut_short(fleet: Fleet) -> None:
     assert fleet.events == ["load tone-1", "unload tone-1"]
 
 
+async def test_a_lost_model_that_was_preloaded_is_loaded_again_at_once(fleet: Fleet) -> None:
+    async with running(fleet, preload_model_ids=("tone-1",)) as residency:
+        async with residency.hold("tone-1") as resident:
+            fleet.engines[0].gone.set()
+            await anyio.wait_all_tasks_blocked()
+            assert fleet.events == ["load tone-1", "unload tone-1", "load tone-1"]
+            async with residency.hold("tone-1") as another:
+                assert another is not resident
+        assert not residency.faults
+        assert not residency.is_reloading("tone-1")
+
+
+async def test_while_a_lost_model_is_reloaded_that_is_known(fleet: Fleet) -> None:
+    async with running(fleet, preload_model_ids=("tone-1",)) as residency:
+        gate = fleet.gates["tone-1"] = anyio.Event()
+        fleet.engines[0].gone.set()
+        await anyio.wait_all_tasks_blocked()
+        assert residency.faults == {"tone-1": "out of breath; reloading"}
+        assert residency.is_reloading("tone-1")
+        assert not residency.resident
+        gate.set()
+        await touch(residency, "tone-1")
+        assert not residency.faults
+        assert not residency.is_reloading("tone-1")
+    assert fleet.count("load tone-1") == 2
+
+
+async def test_a_reload_that_fails_is_tried_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.residency.RELOAD_AFTER_S", (0.0, 0.01))
+    async with running(fleet, preload_model_ids=("tone-1",)) as residency:
+        fleet.failing.add("tone-1")
+        fleet.engines[0].gone.set()
+        while fleet.count("load tone-1") < 4:
+            await anyio.sleep(0.01)
+        assert residency.faults == {"tone-1": "tone-1 has no hands; reloading"}
+        assert residency.is_reloading("tone-1")
+        fleet.failing.clear()
+        while residency.is_reloading("tone-1"):
+            await anyio.sleep(0.01)
+        assert names(residency) == {"tone-1"}
+        assert not residency.faults
+
+
+async def test_who_is_lost_again_and_again_waits_longer_each_time(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = (0.0, 0.02, 0.04, 1000.0)
+    monkeypatch.setattr("worker.residency.RELOAD_AFTER_S", waits)
+    async with running(fleet, preload_model_ids=("tone-1",)) as residency:
+        for losses in range(1, 5):
+            while fleet.count("load tone-1") < losses or not residency.resident:
+                await anyio.sleep(0.005)
+            fleet.engines[-1].gone.set()
+        await anyio.sleep(0.1)
+        assert residency.is_reloading("tone-1")
+        assert fleet.count("load tone-1") == 4
+        await touch(residency, "tone-1")  # who needs it need not wait
+        assert not residency.is_reloading("tone-1")
+
+
+async def test_a_lost_model_that_was_not_preloaded_comes_back_when_it_is_held(
+    fleet: Fleet,
+) -> None:
+    async with running(fleet, resident_cap=1) as residency:
+        await touch(residency, "tone-1")
+        fleet.engines[0].gone.set()
+        await anyio.wait_all_tasks_blocked()
+        assert fleet.events == ["load tone-1", "unload tone-1"]
+        assert residency.faults == {"tone-1": "out of breath; loaded again with the next request"}
+        assert not residency.is_reloading("tone-1")
+        await touch(residency, "tone-1")
+        assert names(residency) == {"tone-1"}
+        assert not residency.faults
+
+
+async def test_a_model_that_left_in_good_order_is_not_lost(fleet: Fleet) -> None:
+    async with running(fleet, resident_cap=1) as residency:
+        await touch(residency, "tone-1", "tone-2")
+        fleet.engines[0].gone.set()
+        await anyio.wait_all_tasks_blocked()
+        assert not residency.faults
+        assert names(residency) == {"tone-2"}
+
+
+async def test_a_model_is_not_loaded_while_it_is_still_being_unloaded(fleet: Fleet) -> None:
+    async with running(fleet) as residency, anyio.create_task_group() as group:
+        await touch(residency, "tone-1")
+        gate = fleet.unload_gate = anyio.Event()
+        fleet.engines[0].gone.set()
+        group.start_soon(touch, residency, "tone-1")
+        await anyio.wait_all_tasks_blocked()
+        assert fleet.events == ["load tone-1"]
+        gate.set()
+    assert fleet.events[:3] == ["load tone-1", "unload tone-1", "load tone-1"]
+
+
 async def test_each_voice_is_measured_once(fleet: Fleet) -> None:
     async with running(fleet, normalise=True) as residency, residency.hold("tone-1") as resident:
         assert fleet.count("speak tone-1 a") == 1
@@ -322,7 +430,7 @@ async def test_unknown_models_are_errors(fleet: Fleet) -> None:
 
 async def test_a_family_without_an_engine_is_refused() -> None:
     pack = replace(TONE, family="viola", model_id="viola-x")
-    with pytest.raises(UnknownModelError, match=r"piper-\*, tone-\*"):
+    with pytest.raises(UnknownModelError, match=r"cosyvoice2-\*, piper-\*, tone-\*"):
         registry.build(pack, EngineConfig())
     residency = Residency(
         ModelManagerConfig(), EngineConfig(), AudioConfig(), {"viola-x": pack}, ["viola-x"]

@@ -25,6 +25,8 @@ workers = st.builds(
     version=names, device=names, models=lists, slots_total=counts, slots_free=counts,
     sessions=counts, started_ms=counts, beat_ms=counts, first_audio_p50_ms=figures,
     first_audio_p95_ms=figures, rtf=figures, vram_used_mb=sizes, vram_total_mb=sizes,
+    session_mb=figures, voice_mb=figures,
+    faults=st.none() | st.just("tone-test: no sign of life for 5 s, at all; reloading"),
 )  # fmt: skip
 models = st.builds(
     ModelRecord, family=names, version=names, languages=lists, voices=lists, default_voice=names,

@@ -54,15 +54,43 @@ def test_giving_back_twice_is_harmless() -> None:
     assert slots.free == 0
 
 
+def test_fewer_slots_cut_no_turn() -> None:
+    slots = Slots({"a": 3, "b": 1})
+    taken = [slots.try_take("a") for _ in range(3)]
+    slots.resize("a", 1)
+    assert (slots.total, slots.free) == (2, -1)
+    assert not slots.is_free("a")
+    assert not slots.is_free("b"), "there are more turns than slots"
+    for slot, free in zip(taken, (0, 1, 2), strict=True):
+        assert slot is not None
+        assert not slots.is_free("a")
+        slot.release()
+        assert slots.free == free
+    assert slots.is_free("a")
+
+
+def test_more_slots_can_be_taken_up_to_the_limit_of_all() -> None:
+    slots = Slots({"a": 1, "b": 1}, total=4)
+    assert slots.total == 2
+    slots.resize("a", 8)
+    assert slots.total == slots.free == 4
+    assert all(slots.try_take("a") for _ in range(4))
+    assert not slots.is_free("a")
+    slots.resize("a", 0)
+    assert (slots.total, slots.free) == (1, -3)
+
+
 @given(
-    st.lists(st.tuples(st.sampled_from("ab"), st.booleans()), max_size=50),
+    st.lists(st.tuples(st.sampled_from("ab"), st.booleans() | st.integers(0, 4)), max_size=50),
     st.integers(0, 6),
 )
-def test_none_gets_lost(steps: list[tuple[str, bool]], total: int) -> None:
+def test_none_gets_lost(steps: list[tuple[str, bool | int]], total: int) -> None:
     slots = Slots({"a": 2, "b": 3}, total)
     taken: list[Slot] = []
     for model, take in steps:
-        if take:
+        if not isinstance(take, bool):
+            slots.resize(model, take)
+        elif take:
             free = slots.is_free(model)
             slot = slots.try_take(model)
             assert (slot is not None) is free
@@ -70,9 +98,11 @@ def test_none_gets_lost(steps: list[tuple[str, bool]], total: int) -> None:
         elif taken:
             taken.pop(0).release()
         assert slots.free == slots.total - len(taken)
-        assert 0 <= slots.free <= slots.total
     for slot in taken:
         slot.release()
+    assert slots.free == slots.total
+    slots.resize("a", 2)
+    slots.resize("b", 3)
     assert slots.free == slots.total
     assert all(slots.is_free(model) for model in "ab")
 
@@ -103,6 +133,8 @@ async def test_who_waits_for_a_change_is_woken() -> None:
     assert await is_woken(slots.wait_change, slot.release)
     assert await is_woken(slots.wait_change, lambda: slots.try_take("b"))
     assert await is_woken(slots.wait_change, slots.announce)
+    assert await is_woken(slots.wait_change, lambda: slots.resize("a", 2))
+    assert not await is_woken(slots.wait_change, lambda: slots.resize("a", 2))
     assert not await is_woken(slots.wait_change, lambda: slots.try_take("b"))
 
 

@@ -35,6 +35,29 @@ def test_shipped_packs_are_sound() -> None:
     assert voicepacks.check(packs["tone-test"]) == []
 
 
+def test_a_pack_that_is_not_fetched_is_listed() -> None:
+    pack = voicepacks.discover(SHIPPED)["cosyvoice2-en-base"]
+    assert not pack.synthetic and pack.native_rate == 24000 and pack.licence == "Apache-2.0"
+    assert pack.targets is not None and pack.targets.first_audio_ms == 150
+    if not voicepacks.is_fetched(pack):
+        assert voicepacks.check(pack) == [
+            "cosyvoice2-en-base: not fetched: run `voicefleet voicepacks fetch cosyvoice2-en-base`"
+        ]
+
+
+def test_a_pack_that_is_fetched_in_part(tmp_path: Path) -> None:
+    hub = {"modelscope": "a/b", "files": {"llm.pt": {}, "flow.pt": {}}}
+    changes = {"family": "cosyvoice2", "model_id": "cosyvoice2-x", "source": {"hub": hub}}
+    folder = write(tmp_path, "cosyvoice2/x", **changes)
+    (folder / "llm.pt").touch()
+    pack = voicepacks.read(folder)
+    assert voicepacks.is_fetched(pack)
+    findings = voicepacks.check(pack)
+    assert f"there is no {folder / 'flow.pt'}" in findings
+    assert f"there is no {folder / 'cosyvoice2.yaml'}" in findings
+    assert f"there is no {folder / 'llm.pt'}" not in findings
+
+
 def test_a_valid_pack_is_read(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "x.onnx").touch()
@@ -62,6 +85,24 @@ def test_a_valid_pack_is_read(tmp_path: Path) -> None:
         ({"source": {"files": {"model": "/etc/passwd"}}}, "not a relative path inside"),
         ({"prompts": {"a": {"audio": "../a.wav"}}}, "prompts.a"),
         ({"calibration_text": "short"}, "calibration_text"),
+        ({"synthetic": "perhaps"}, "synthetic"),
+        ({"targets": {"rtf": 0}}, "targets.rtf"),
+        ({"targets": {"speed": 1}}, "speed"),
+        (
+            {"source": {"hub": {"hugingface": "a/b", "files": {"x": {}}}}},
+            "unknown key 'source.hub.hugingface': did you mean 'huggingface'?",
+        ),
+        ({"source": {"hub": {"files": {"x": {}}}}}, "names no repository"),
+        ({"source": {"hub": {"modelscope": "a/b", "files": {}}}}, "files"),
+        ({"source": {"hub": {"modelscope": "a/b/c", "files": {"x": {}}}}}, "modelscope"),
+        (
+            {"source": {"hub": {"modelscope": "a/b", "files": {"x": {"sha256": "00"}}}}},
+            "sha256",
+        ),
+        (
+            {"source": {"hub": {"modelscope": "a/b", "files": {"../x": {}}}}},
+            "source.hub.files.../x: '../x' is not a relative path inside",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, changes: dict[str, object], message: str) -> None:

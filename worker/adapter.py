@@ -274,7 +274,8 @@ class VoiceAdapter:
         self, resident: Resident, turn: Turn, request: Request, text: AsyncIterable[str]
     ) -> None:
         rendition = await prepare(request, resident, self._config.audio.true_peak_dbtp)
-        feed = TextFeed(resident.info.limits, self._config.worker.text_timeout_s)
+        limits = resident.info.limits_for(streamed=request.stream)
+        feed = TextFeed(limits, self._config.worker.text_timeout_s)
         errors: list[Exception] = []
 
         async def read() -> None:

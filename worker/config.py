@@ -79,11 +79,49 @@ class PiperConfig(Section, frozen=True):
     max_chars: Annotated[int, Meta(ge=20, le=2_000)] = 200
 
 
+class CosyVoice2Config(Section, frozen=True):
+    """CosyVoice 2 in a process of its own.
+
+    ``slots`` 0 offers what warm-up measured, at most ``max_slots``. Speech tokens come at 25 a
+    second. ``max_ahead_s`` is how much audio a turn may be ahead of its listener. Of
+    ``flow_cache_mb``, ``flow_batch``, ``threads`` and ``memory_limit_mb`` 0 leaves the choice to
+    the engine. ``load_jit``, ``load_trt`` and ``load_vllm`` are upstream's own options:
+    ``implementation: upstream`` alone has them. Silent for ``synthesis_timeout_s`` its process
+    counts as hung; ``load_timeout_s`` is the limit of a load, and of a warm-up.
+    """
+
+    implementation: Literal["native", "upstream"] = "native"
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    slots: Annotated[int, Meta(ge=0, le=1_000)] = 0
+    max_slots: Annotated[int, Meta(ge=1, le=1_000)] = 64
+    first_chunk_tokens: Annotated[int, Meta(ge=5, le=25)] = 15
+    max_ahead_s: Seconds = 3.0
+    flow_cache_mb: Annotated[int, Meta(ge=0)] = 0
+    flow_batch: Annotated[int, Meta(ge=0, le=1_000)] = 0
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    compile: bool = False
+    llm_backend: Literal["native", "vllm"] = "native"
+    estimator_backend: Literal["native", "tensorrt"] = "native"
+    text_streaming: bool = False
+    upstream_exact: bool = False
+    load_jit: bool = False
+    load_trt: bool = False
+    load_vllm: bool = False
+    synthesis_timeout_s: Annotated[float, Meta(ge=1)] = 5.0
+    load_timeout_s: Seconds = 120.0
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
+    first_chars: Annotated[int, Meta(ge=10, le=1_000)] = 80
+    max_chars: Annotated[int, Meta(ge=20, le=2_000)] = 240
+    memory_limit_mb: Annotated[int, Meta(ge=0)] = 0
+
+
 class EngineConfig(Section, frozen=True):
     """One section for each engine family."""
 
     tone: ToneConfig = ToneConfig()
     piper: PiperConfig = PiperConfig()
+    cosyvoice2: CosyVoice2Config = CosyVoice2Config()
 
 
 class AudioConfig(Section, frozen=True):

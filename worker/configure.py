@@ -26,7 +26,7 @@ from msgspec import inspect
 from schemas.fields import MODEL, excerpt
 from schemas.keys import ORPHANS
 from wire.endpoint import BadUrlError, parse
-from worker.config import Config
+from worker.config import Config, CosyVoice2Config
 
 ENVIRONMENT_PREFIX: Final = "VOICEFLEET_"
 TEST_PREFIX: Final = "VOICEFLEET_TEST_"
@@ -330,9 +330,44 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         )
     if piper.first_chars > piper.max_chars:
         yield "engine.piper.first_chars", f"is more than max_chars={piper.max_chars}"
+    for key, problem in _cosyvoice2_contradictions(config.engine.cosyvoice2):
+        yield f"engine.cosyvoice2.{key}", problem
     try:
         parse(redis.url)
     except BadUrlError as error:
         yield "redis.url", str(error)
     if redis.tls_key_file and not redis.tls_cert_file:
         yield "redis.tls_key_file", "needs redis.tls_cert_file beside it"
+
+
+def _cosyvoice2_contradictions(config: CosyVoice2Config) -> Iterator[tuple[str, str]]:
+    if config.first_chars > config.max_chars:
+        yield "first_chars", f"is more than max_chars={config.max_chars}"
+    if config.slots > config.max_slots:
+        yield "slots", f"{config.slots} is more than max_slots={config.max_slots}"
+    if config.device == "cpu":
+        if config.cuda_graphs == "on":
+            yield "cuda_graphs", "needs a GPU, but device is cpu"
+        if config.dtype == "fp16":
+            yield "dtype", "fp16 needs a GPU, but device is cpu"
+        if config.llm_backend == "vllm":
+            yield "llm_backend", "vllm needs a GPU, but device is cpu"
+        if config.estimator_backend == "tensorrt":
+            yield "estimator_backend", "tensorrt needs a GPU, but device is cpu"
+    if config.upstream_exact and config.estimator_backend != "native":
+        yield "upstream_exact", "needs estimator_backend=native: its last pass is not streamed"
+    if config.text_streaming and config.llm_backend != "native":
+        yield "text_streaming", "needs llm_backend=native"
+    defaults = CosyVoice2Config()
+    if config.implementation == "upstream":
+        ours = ("first_chunk_tokens", "flow_cache_mb", "flow_batch", "cuda_graphs", "compile",
+                "llm_backend", "estimator_backend", "text_streaming", "upstream_exact")  # fmt: skip
+        for key in ours:
+            if getattr(config, key) != getattr(defaults, key):
+                yield key, "needs implementation=native"
+        if config.dtype == "bf16":
+            yield "dtype", "bf16 needs implementation=native"
+    else:
+        for key in ("load_jit", "load_trt", "load_vllm"):
+            if getattr(config, key):
+                yield key, "needs implementation=upstream"

@@ -174,7 +174,8 @@ class Performance:
                 "t": str(rooms.clock.now_ms()),
             }
         )
-        feed = TextFeed(resident.info.limits, rooms.config.text_timeout_s)
+        limits = resident.info.limits_for(streamed=request.stream)
+        feed = TextFeed(limits, rooms.config.text_timeout_s)
         async with self._text(feed):
             await rendition.speak(self.turn, feed)
         return feed.failure

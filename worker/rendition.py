@@ -96,4 +96,5 @@ def _spec(request: Request, info: EngineInfo) -> TurnSpec:
         speed=request.speed,
         mode=request.mode,
         instruct=request.instruct,
+        streamed=request.stream,
     )

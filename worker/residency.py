@@ -1,10 +1,12 @@
 """Which models are in memory.
 
 A model is loaded when it is first held, stays while anyone holds it, and leaves when it has been
-idle for long or when another needs its place: the least recently used goes first.
+idle for long or when another needs its place: the least recently used goes first. One whose engine
+is lost, dead or hung, leaves at once; was it to be there from the start, it is loaded again.
 """
 
 import math
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,6 +25,12 @@ from worker.voicepacks import Voicepack
 
 log = structlog.get_logger()
 
+RELOAD_AFTER_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""The waits before a lost model is loaded again; the last one repeats."""
+
+STEADY_S = 60.0
+"""A model that was in memory for so long is no longer blamed for earlier losses."""
+
 
 @dataclass(eq=False)
 class _Tenancy:
@@ -38,6 +46,7 @@ class _Tenancy:
     holders: int = 0
     loaded_at: float = math.inf
     idle_since: float = math.inf
+    attending: CancelScope = field(default_factory=CancelScope)
 
     @property
     def idle(self) -> bool:
@@ -87,6 +96,10 @@ class Residency:
                 f"{config.resident_cap}"
             )
         self._tenancies: dict[str, _Tenancy] = {}
+        self._leaving: dict[str, Event] = {}
+        self._losses = Counter[str]()
+        self._reloading: set[str] = set()
+        self._faults: dict[str, str] = {}
         self._places_taken = 0
         self._loads = CapacityLimiter(config.max_parallel_loads)
         self._changed = Event()
@@ -109,6 +122,19 @@ class Residency:
     def resident(self) -> tuple[Resident, ...]:
         """The models in memory now."""
         return tuple(t.resident for t in self._tenancies.values() if t.resident is not None)
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """The models that were lost and are not back: what happened, and what is done about it."""
+        return self._faults
+
+    def is_reloading(self, model_id: str) -> bool:
+        """Whether a lost model is being brought back: it can serve nobody until it is."""
+        return model_id in self._reloading
+
+    async def wait_change(self) -> None:
+        """Wait until a model came, left, was lost, or is held by nobody any more."""
+        await self._changed.wait()
 
     @asynccontextmanager
     async def hold(self, model_id: str) -> AsyncGenerator[Resident]:
@@ -185,6 +211,8 @@ class Residency:
         tenancy.error = EngineLoadError(f"{model_id}: the worker is shutting down")
         try:
             async with self._loads:
+                while (leaving := self._leaving.get(model_id)) is not None:
+                    await leaving.wait()  # its memory is not free yet
                 await self._take_place()
                 try:
                     tenancy.resident = await self._bring_in(tenancy.pack)
@@ -193,6 +221,8 @@ class Residency:
                     raise
             tenancy.error = None
             tenancy.loaded_at = tenancy.idle_since = anyio.current_time()
+            self._faults.pop(model_id, None)
+            self._reloading.discard(model_id)
         except EngineError as error:
             tenancy.error = EngineLoadError(str(error))
         except Exception as error:
@@ -202,6 +232,44 @@ class Residency:
             if tenancy.resident is None:
                 del self._tenancies[model_id]
             tenancy.done.set()
+            self._notify()
+        if tenancy.resident is not None:
+            await self._attend(tenancy, tenancy.resident)
+
+    async def _attend(self, tenancy: _Tenancy, resident: Resident) -> None:
+        """Wait until the model leaves; see to it where that is because its engine was lost."""
+        reason, model_id = "", resident.model_id
+        with tenancy.attending:
+            reason = await resident.engine.lost()
+        if not reason or self._tenancies.get(model_id) is not tenancy:
+            return
+        # Nothing waits between here and `_end`: whoever asks next finds it gone, not lost.
+        again = model_id in self._preload
+        if anyio.current_time() - tenancy.loaded_at > STEADY_S:
+            self._losses[model_id] = 0
+        if again:
+            self._reloading.add(model_id)
+        remedy = "reloading" if again else "loaded again with the next request"
+        self._faults[model_id] = f"{reason}; {remedy}"
+        log.error("model_lost", model=model_id, reason=reason, remedy=remedy)
+        await self._end(tenancy)
+        if again:
+            await self._reload(model_id)
+
+    async def _reload(self, model_id: str) -> None:
+        """Bring a lost model back, however often it takes."""
+        while True:
+            losses = self._losses[model_id]
+            self._losses[model_id] += 1
+            await anyio.sleep(RELOAD_AFTER_S[min(losses, len(RELOAD_AFTER_S) - 1)])
+            if model_id not in self._reloading:
+                return  # who had it in hand meanwhile brought it back
+            tenancy = self._tenancies.get(model_id) or self._begin(model_id)
+            await tenancy.done.wait()
+            if tenancy.error is None:
+                return
+            log.error("model_reload_failed", model=model_id, error=str(tenancy.error))
+            self._faults[model_id] = f"{tenancy.error}; reloading"
             self._notify()
 
     async def _bring_in(self, pack: Voicepack) -> Resident:
@@ -264,6 +332,9 @@ class Residency:
         if resident is None or self._tenancies.get(resident.model_id) is not tenancy:
             return
         del self._tenancies[resident.model_id]
+        left = self._leaving[resident.model_id] = Event()
+        tenancy.attending.cancel()
+        self._notify()
         try:
             with CancelScope(shield=True):
                 await resident.engine.unload()
@@ -271,6 +342,8 @@ class Residency:
         except Exception:
             log.exception("model_unload_failed", model=resident.model_id)
         finally:
+            del self._leaving[resident.model_id]
+            left.set()
             self._places_taken -= 1
             self._notify()
 

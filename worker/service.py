@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import cast
 
@@ -22,6 +22,7 @@ from wire.switchboard import Switchboard
 from worker import __version__, voicepacks
 from worker.clock import ServerClock
 from worker.config import Config
+from worker.engines.protocol import EngineInfo, EngineMemory
 from worker.engines.registry import slots_of
 from worker.intake import Intake
 from worker.ledger import Ledger
@@ -99,6 +100,8 @@ class Service:
             await tasks.start(rooms.watch.run)
             await tasks.start(rooms.publisher.run)
             await tasks.start(rooms.residency.run)
+            self._offer()
+            tasks.start_soon(self._keep_slots)
             tasks.start_soon(self._keep_sessions)
             with _settled_memory():
                 await self._take_turns()
@@ -151,9 +154,30 @@ class Service:
             await anyio.sleep(self._config.worker.audio_ttl_s / 4)
             await self._rooms.ledger.touch(sorted(self._intake.sessions))
 
+    async def _keep_slots(self) -> None:
+        """Offer what the engines can carry; what they find out by themselves, with each beat."""
+        while True:
+            with anyio.move_on_after(self._config.worker.heartbeat_ms / 1000):
+                await self._rooms.residency.wait_change()
+            self._offer()
+
+    def _offer(self) -> None:
+        """Offer each model's slots: an engine's own, and none of one that is being reloaded."""
+        residency, slots = self._rooms.residency, self._rooms.slots
+        infos = {resident.model_id: resident.info for resident in residency.resident}
+        for model, pack in residency.served.items():
+            if model in infos:
+                slots.resize(model, infos[model].slots)
+            elif residency.is_reloading(model):
+                slots.resize(model, 0)
+            else:
+                slots.resize(model, slots_of(pack, self._config.engine))
+
     def _describe(self) -> WorkerRecord:
         rooms = self._rooms
         residents = rooms.residency.resident
+        device = _memory([resident.info for resident in residents])
+        faults = [f"{model}: {fault}" for model, fault in rooms.residency.faults.items()]
         return WorkerRecord(
             state=self._state,
             host=socket.gethostname(),
@@ -162,12 +186,17 @@ class Service:
             device=",".join(sorted({resident.info.device for resident in residents})) or "none",
             models=tuple(rooms.residency.served),
             slots_total=rooms.slots.total,
-            slots_free=rooms.slots.free if self._state == "ready" else 0,
+            slots_free=max(rooms.slots.free, 0) if self._state == "ready" else 0,
             sessions=self._intake.speaking,
             started_ms=int(self._started * 1000),
             first_audio_p50_ms=rooms.stats.first_audio_ms(0.5),
             first_audio_p95_ms=rooms.stats.first_audio_ms(0.95),
             rtf=rooms.stats.rtf,
+            vram_used_mb=device and round(device.used_mb),
+            vram_total_mb=device and round(device.total_mb),
+            session_mb=device and device.per_session_mb,
+            voice_mb=device and device.per_voice_mb,
+            faults=" | ".join(faults) or None,
         )
 
     def _models(self) -> dict[str, ModelRecord]:
@@ -188,6 +217,22 @@ class Service:
                 synthetic=info.synthetic if info else False,
             )
         return described
+
+
+def _memory(infos: Sequence[EngineInfo]) -> EngineMemory | None:
+    """What engines on GPUs hold together, and the most that one of them takes for one more."""
+    on_gpus = [(info.device, info.memory) for info in infos if info.memory]
+    on_gpus = [(device, memory) for device, memory in on_gpus if device != "cpu"]
+    if not on_gpus:
+        return None
+    # Engines may share a device: its size counts once.
+    totals = {device: memory.total_mb for device, memory in on_gpus}
+    return EngineMemory(
+        used_mb=sum(memory.used_mb for _, memory in on_gpus),
+        total_mb=sum(totals.values()),
+        per_session_mb=max(memory.per_session_mb for _, memory in on_gpus),
+        per_voice_mb=max(memory.per_voice_mb for _, memory in on_gpus),
+    )
 
 
 async def run(config: Config) -> int:

@@ -28,34 +28,44 @@ class Slots:
     """
 
     def __init__(self, models: Mapping[str, int], total: int = 0) -> None:
-        self._free = dict(models)
-        self.total = min(total or sum(models.values()), sum(models.values()))
-        self._free_in_all = self.total
+        self._slots = dict(models)
+        self._taken = dict.fromkeys(models, 0)
+        self._limit = total
         self._changed = anyio.Event()
 
     @property
+    def total(self) -> int:
+        """Slots in all."""
+        slots = sum(self._slots.values())
+        return min(self._limit or slots, slots)
+
+    @property
     def free(self) -> int:
-        """Free slots in all."""
-        return self._free_in_all
+        """Free slots in all; below 0 while more turns run than there are slots since a resize."""
+        return self.total - sum(self._taken.values())
 
     def is_free(self, model: str) -> bool:
         """Whether a turn of the model could start."""
-        return self._free_in_all > 0 and self._free[model] > 0
+        return self.free > 0 and self._taken[model] < self._slots[model]
 
     def try_take(self, model: str) -> Slot | None:
         """A slot for a turn of the model, if one is free."""
         if not self.is_free(model):
             return None
-        self._free[model] -= 1
-        self._free_in_all -= 1
+        self._taken[model] += 1
         self.announce()
         return Slot(self, model)
 
     def give_back(self, slot: Slot) -> None:
         """Called by ``Slot.release``."""
-        self._free[slot.model] += 1
-        self._free_in_all += 1
+        self._taken[slot.model] -= 1
         self.announce()
+
+    def resize(self, model: str, slots: int) -> None:
+        """Give a model more slots, or fewer. Turns that run keep theirs until they end."""
+        if self._slots[model] != slots:
+            self._slots[model] = slots
+            self.announce()
 
     async def wait_taken(self, model: str) -> None:
         """Wait until no turn of the model could start."""
@@ -63,7 +73,7 @@ class Slots:
             await self._changed.wait()
 
     async def wait_change(self) -> None:
-        """Wait until a slot is taken or given back, or ``announce`` is called."""
+        """Wait until slots are taken, given back or resized, or ``announce`` is called."""
         await self._changed.wait()
 
     def announce(self) -> None:

@@ -85,7 +85,11 @@ class Trail:
     def note(self, begins: Sequence[SegmentStart]) -> bytes:
         """Add where segments begin; returns the latest points, encoded."""
         known = {point.segment for point in self.points}
-        self.points += [b.resume_point for b in begins if b.segment.index not in known]
+        self.points += [
+            begin.resume_point
+            for begin in begins
+            if begin.resumable and begin.segment.index not in known
+        ]
         del self.points[: -self.KEPT]
         return msgspec.json.encode(self.points)
 

@@ -24,15 +24,52 @@ class VoicepackError(Exception):
     """A voicepack is not what it should be. The message names the file and says what is wrong."""
 
 
+class HubFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of a file before it is fetched. ``optional``: the hub may lack it."""
+
+    size: Annotated[int, Meta(ge=0)] | None = None
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")] | None = None
+    optional: bool = False
+
+
+Repository = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.\-]+/[A-Za-z0-9_.\-]+$")]
+
+
+class Hub(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where ``voicepacks fetch`` gets the files: ``owner/name`` on each hub that has them.
+
+    ``revision`` is a branch, tag or commit; empty for the hub's default. ``files`` are the paths
+    that serving needs, there and in the pack's folder.
+    """
+
+    huggingface: Repository | None = None
+    modelscope: Repository | None = None
+    revision: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_./\-]{0,128}$")] = ""
+    files: Annotated[dict[str, HubFile], Meta(min_length=1)]
+
+
 class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the files are: what an engine calls each (``model``, ``config``) -> relative path.
 
     Paths are relative to the pack's folder or, with ``package``, to where that installed
-    distribution's files are. They cannot lead out of it.
+    distribution's files are. They cannot lead out of it. ``hub`` is where they can be fetched.
     """
 
     package: Name | None = None
     files: dict[str, str] = {}
+    hub: Hub | None = None
+
+
+class Targets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a device that is meant for the model reaches with it: what measurements are held to.
+
+    ``first_audio_ms`` is the 95th percentile at ``sessions`` side by side; ``rtf`` is compute time
+    per second of audio.
+    """
+
+    first_audio_ms: Annotated[float, Meta(gt=0)] | None = None
+    rtf: Annotated[float, Meta(gt=0)] | None = None
+    sessions: Annotated[int, Meta(ge=1)] = 1
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +84,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     ``native_rate`` (Hz) and ``memory_mb`` are what the pack promises: the engine reads the rate
     from the model itself. ``calibration_text`` is spoken once to measure the voice's loudness: a
-    few plain sentences, short enough for one segment.
+    few plain sentences, short enough for one segment. ``synthetic`` says that no voice was learned:
+    a test signal, or random weights.
     """
 
     family: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_]{0,31}$")]
@@ -55,6 +93,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     version: str
     description: str = ""
     capabilities: Names = ()
+    modes: Names = ()
     languages: Names
     tags: Names = ()
     native_rate: Annotated[int, Meta(ge=8_000, le=192_000)]
@@ -64,6 +103,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     prompts: dict[str, Prompt] = {}
     licence: str
     source: Source = Source()
+    synthetic: bool = False
+    targets: Targets | None = None
     calibration_text: Annotated[str, Meta(min_length=20, max_length=200)] = (
         "The birch canoe slid on the smooth planks, and the boy ran to meet it. "
         "Glue the sheet to the dark blue background."
@@ -153,6 +194,8 @@ def folders(directory: Path) -> list[Path]:
 
 def check(pack: Voicepack) -> list[str]:
     """What stands in the way of loading this pack; empty where nothing does."""
+    if not is_fetched(pack):
+        return [f"{pack.model_id}: not fetched: run `voicefleet voicepacks fetch {pack.model_id}`"]
     findings: list[str] = []
     for role in pack.source.files:
         try:
@@ -164,7 +207,17 @@ def check(pack: Voicepack) -> list[str]:
     for name, prompt in pack.prompts.items():
         if not (pack.directory / prompt.audio).is_file():
             findings.append(f"{pack.model_id}: there is no recording for the prompt {name!r}")
+    if pack.family == "cosyvoice2":
+        from worker.engines.cosyvoice2 import pack_check  # noqa: PLC0415 packs know no engine
+
+        findings += pack_check.check(pack.directory, pack.native_rate)
     return findings
+
+
+def is_fetched(pack: Voicepack) -> bool:
+    """Whether anything is there of what a hub has of this pack; true where no hub has it."""
+    hub = pack.source.hub
+    return hub is None or any((pack.directory / path).is_file() for path in hub.files)
 
 
 def default_directory(configured: str = "") -> Path:
@@ -192,7 +245,10 @@ def _refuse_unknown_keys(path: Path, fields: Mapping[object, object]) -> None:
     _refuse_unknown(path, fields, Metadata, "")
     source = fields.get("source")
     if isinstance(source, dict):
-        _refuse_unknown(path, cast("dict[object, object]", source), Source, "source.")
+        parts = cast("dict[object, object]", source)
+        _refuse_unknown(path, parts, Source, "source.")
+        if isinstance(hub := parts.get("hub"), dict):
+            _refuse_unknown(path, cast("dict[object, object]", hub), Hub, "source.hub.")
 
 
 def _refuse_unknown(
@@ -221,12 +277,22 @@ def _inconsistency(pack: Voicepack) -> str | None:
         return f"default_voice {pack.default_voice!r} is not one of {', '.join(pack.voices)}"
     recordings = {f"prompts.{name}": prompt.audio for name, prompt in pack.prompts.items()}
     paths = {f"source.files.{role}": file for role, file in pack.source.files.items()}
-    for key, relative in {**paths, **recordings}.items():
+    hub = pack.source.hub
+    fetched = {f"source.hub.files.{file}": file for file in (hub.files if hub else ())}
+    if hub is not None and hub.huggingface is None and hub.modelscope is None:
+        return "source.hub names no repository: huggingface or modelscope"
+    for key, relative in {**paths, **recordings, **fetched}.items():
         # Names in the metadata cannot lead out; where the operator's own links lead is theirs.
-        parts = PurePosixPath(relative)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in relative or not parts.name:
+        if not is_inside(relative):
             return f"{key}: {relative!r} is not a relative path inside the pack"
     return None
+
+
+def is_inside(relative: str) -> bool:
+    """Whether a path from a file or a listing stays below the folder it is relative to."""
+    parts = PurePosixPath(relative)
+    odd = "\\" in relative or ":" in relative or "\0" in relative
+    return bool(parts.name) and not odd and not parts.is_absolute() and ".." not in parts.parts
 
 
 def _package_root(package: str, model_id: str) -> Path:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
-from producer.cli import control, demo, doctor, inspect, say, tail, up, voicepacks, worker
+from producer.cli import control, demo, doctor, inspect, say, tail, up, voicepacks, voices, worker
 
 INTERRUPTED = 130
 
@@ -34,6 +34,7 @@ for command in (
 ):
     app.command(command)
 app.command(voicepacks.app)
+app.command(voices.app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,17 +1,20 @@
 """``voicepacks``: the voices on this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from producer.cli.failure import Failure
 from producer.cli.table import print_table
+
+if TYPE_CHECKING:
+    from worker.voicepacks import Voicepack
 
 app = App(name="voicepacks", help="The voices on this machine.")
 
-Directory = Annotated[
-    str, Parameter(name="--dir", help="Default: the folder that a worker started here would use.")
-]
+_FOLDER = "Default: the folder that a worker started here would use."
+Directory = Annotated[str, Parameter(name="--dir", help=_FOLDER)]
 
 
 @app.command(name="list")
@@ -24,7 +27,12 @@ def list_(*, directory: Directory = "") -> None:
         ("model", "version", "languages", "voices", "native rate", "memory", "licence", "folder"),
         (
             (
-                *(model, pack.version, ", ".join(pack.languages), ", ".join(pack.voices)),
+                *(
+                    model + (" (synthetic)" if pack.synthetic else ""),
+                    pack.version,
+                    ", ".join(pack.languages),
+                    ", ".join(pack.voices),
+                ),
                 *(f"{pack.native_rate} Hz", f"{pack.memory_mb} MB", pack.licence, pack.directory),
             )
             for model, pack in packs.items()
@@ -44,10 +52,128 @@ def check(*, directory: Directory = "") -> int:
             pack = voicepacks.read(path)
             findings = voicepacks.check(pack)
             name = pack.model_id
+            there = voicepacks.is_fetched(pack)
         except voicepacks.VoicepackError as error:
-            name, findings = str(path), str(error).splitlines()
-        print(f"{'fail' if findings else 'ok  '}  {name}")
+            name, findings, there = str(path), str(error).splitlines(), True
+        grade = ("fail" if there else "none") if findings else "ok  "
+        print(f"{grade}  {name}")
         for finding in findings:
             print(f"        {finding}")
-        bad += bool(findings)
+        bad += bool(findings) and there
     return 1 if bad else 0
+
+
+@app.command
+def fetch(
+    model: str,
+    *,
+    hub: Annotated[Literal["modelscope", "huggingface"] | None, Parameter(name="--from")] = None,
+    endpoint: str = "",
+    dest: str = "",
+    everything: bool = False,
+    directory: Directory = "",
+) -> None:
+    """Bring a model's files here from the hub that its metadata names. Goes on after a break.
+
+    Args:
+        model: The model's id, such as cosyvoice2-en-base.
+        hub: The hub. Default: ModelScope, where the metadata names it.
+        endpoint: Another address of it. Default: HF_ENDPOINT, MODELSCOPE_ENDPOINT, its own.
+        dest: Another folder of voicepacks to put the model in. Default: where its metadata is.
+        everything: The repository's other files too, which upstream's own runtime needs.
+        directory: The folder of voicepacks that the model is looked for in.
+    """
+    from producer.cli.transfer import shown  # noqa: PLC0415
+    from worker import hub_fetch, voicepacks  # noqa: PLC0415
+    from worker.hub import Repository  # noqa: PLC0415
+
+    pack = _pack(model, directory)
+    source = pack.source.hub
+    if source is None:
+        raise Failure(f"{model} is on no hub: its files lie in {pack.directory} or in a package")
+    names = {"modelscope": source.modelscope, "huggingface": source.huggingface}
+    chosen = hub or ("modelscope" if source.modelscope else "huggingface")
+    name = names[chosen]
+    if name is None:
+        raise Failure(f"{model} is not on {chosen}: leave --from out")
+    repository = Repository(hub=chosen, name=name, revision=source.revision, endpoint=endpoint)
+    folder = Path(dest) / pack.family / pack.directory.name if dest else pack.directory
+    with shown() as progress, hub_fetch.Fetcher(repository, progress=progress) as fetcher:
+        wanted = dict(source.files)
+        if everything:
+            others = fetcher.listing().keys() - wanted.keys() - {voicepacks.METADATA}
+            wanted |= dict.fromkeys(sorted(others), voicepacks.HubFile())
+        written = fetcher.fetch(wanted, folder)
+    for path in written:
+        if path.suffix == ".pt":  # a copy of what was there before
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+    if dest and not (folder / voicepacks.METADATA).exists():
+        content = (pack.directory / voicepacks.METADATA).read_bytes()
+        (folder / voicepacks.METADATA).write_bytes(content)
+    print(f"{len(written)} files fetched; {model} is in {folder}")
+
+
+@app.command
+def convert(
+    model: str, *, dtype: Literal["fp32", "bf16", "fp16"] = "fp32", directory: Directory = ""
+) -> None:
+    """Write safetensors copies of a CosyVoice 2 model's weights, which load faster.
+
+    Args:
+        model: The model's id.
+        dtype: What the copies hold. One in 16 bit serves that type only. The vocoder stays fp32.
+        directory: The folder of voicepacks that the model is looked for in.
+    """
+    pack = _pack(model, directory)
+    if pack.family != "cosyvoice2":
+        raise Failure(f"{model} is of family {pack.family}: only cosyvoice2 is converted")
+    try:
+        from worker.engines.cosyvoice2 import convert as conversion  # noqa: PLC0415
+    except ImportError as error:
+        raise _needs_extra(error) from None
+    for path in conversion.convert(pack.directory, conversion.DTYPES[dtype]):
+        print(f"{path.stat().st_size / 1e6:8.1f} MB  {path}")
+
+
+@app.command
+def random(
+    model: Literal["cosyvoice2-tiny", "cosyvoice2-full"],
+    *,
+    out: str = "",
+    seed: int = 0,
+) -> None:
+    """Write a pack of random weights in the published layout: it runs, and says nothing.
+
+    Args:
+        model: tiny is for tests (60 MB); full has the published sizes (3.6 GB).
+        out: The folder of voicepacks to put it in. Default: the one a worker here would use.
+        seed: Other seeds give other weights.
+    """
+    from worker import voicepacks  # noqa: PLC0415
+
+    try:
+        from worker.engines.cosyvoice2 import random_pack  # noqa: PLC0415
+    except ImportError as error:
+        raise _needs_extra(error) from None
+    root = Path(out) if out else voicepacks.default_directory()
+    folder = root / "cosyvoice2" / model.removeprefix("cosyvoice2-")
+    try:
+        random_pack.write(folder, random_pack.MODELS[model], seed, model)
+    except FileExistsError as error:
+        raise Failure(f"{error}: remove it first") from None
+    except ImportError as error:
+        raise _needs_extra(error) from None
+    print(f"{model} is in {folder}: random weights, no voice")
+
+
+def _pack(model: str, directory: str) -> "Voicepack":
+    from worker import voicepacks  # noqa: PLC0415
+
+    packs = voicepacks.discover(voicepacks.default_directory(directory))
+    if model not in packs:
+        raise Failure(f"there is no model {model!r}; there are {', '.join(packs)}")
+    return packs[model]
+
+
+def _needs_extra(error: ImportError) -> Failure:
+    return Failure(f"this needs the cosyvoice extra: pip install 'voicefleet[cosyvoice]' ({error})")

@@ -23,10 +23,14 @@ _FULL_SCALE = 32768.0
 
 
 class SegmentStart(msgspec.Struct, frozen=True):
-    """``segment`` begins at sample ``native`` of the turn's audio, at the native rate."""
+    """``segment`` begins at sample ``native`` of the turn's audio, at the native rate.
+
+    ``resumable``: the turn can be taken up there.
+    """
 
     segment: Segment
     native: int
+    resumable: bool = True
 
     @property
     def resume_point(self) -> ResumePoint:
@@ -84,7 +88,8 @@ class AudioChain:
             EngineError: The chunk holds NaN or infinity, which would spread through the filters.
         """
         for mark in chunk.marks:
-            begin = SegmentStart(mark.segment, self._native + mark.offset)
+            native = self._native + mark.offset
+            begin = SegmentStart(mark.segment, native, mark.resumable)
             self._marks.append((self._frame_at(begin.native), begin))
         self._native += len(chunk.samples)
         if not np.isfinite(np.dot(chunk.samples, chunk.samples)):

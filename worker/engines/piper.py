@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, TypeVar
 
+import anyio
 import numpy as np
 from anyio import to_thread
 
@@ -96,6 +97,11 @@ class PiperEngine:
                     for start in range(0, len(samples), chunk):
                         yield Chunk(samples[start : start + chunk], marks)
                         marks = ()
+
+    async def lost(self) -> str:
+        """Never returns."""
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
 
     async def unload(self) -> None:
         """Stop what still runs and give the memory back."""

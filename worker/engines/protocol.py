@@ -31,13 +31,15 @@ class Segment(msgspec.Struct, frozen=True):
     """A piece of a turn's text that is spoken in one breath.
 
     ``index`` counts the turn's segments from 0; ``start`` and ``end`` are the character offsets
-    in the turn's whole text between which it was found.
+    in the turn's whole text between which it was found. ``open``: its sentence goes on in the next
+    segment; an engine that speaks text while it is written may speak them as one.
     """
 
     index: int
     text: str
     start: int
     end: int
+    open: bool = False
 
 
 class SegmentLimits(msgspec.Struct, frozen=True):
@@ -51,10 +53,15 @@ class SegmentLimits(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """``segment`` begins at sample ``offset`` of the chunk that carries this mark."""
+    """``segment`` begins at sample ``offset`` of the chunk that carries this mark.
+
+    A turn can be taken up there, unless the segment is spoken as one with those before it: then
+    ``resumable`` is false, and the place itself is an estimate.
+    """
 
     offset: int
     segment: Segment
+    resumable: bool = True
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -65,20 +72,39 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class TurnSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How one turn is to be spoken. ``voice`` is one of the engine's voices."""
+    """How one turn is to be spoken. ``voice`` is one of the engine's voices.
+
+    ``streamed``: its text is being written while it is spoken.
+    """
 
     voice: str
     seed: int
     speed: float = 1.0
     mode: str | None = None
     instruct: str | None = None
+    streamed: bool = False
+
+
+class EngineMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine takes of its device's memory, in MiB.
+
+    ``used_mb`` is what this engine holds, ``total_mb`` what the device has. ``per_session_mb``
+    comes with each turn that is spoken, ``per_voice_mb`` once with each voice in use.
+    """
+
+    used_mb: float
+    total_mb: float
+    per_session_mb: float
+    per_voice_mb: float
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a loaded engine can do. ``native_rate`` is in Hz, read from the model itself.
 
-    ``slots`` is how many turns it speaks at once without falling behind real time.
-    ``synthetic`` says that what it makes is a test signal and no voice.
+    ``slots`` is how many turns it speaks at once without falling behind real time; like ``memory``
+    it may change while the engine is loaded. ``streamed_limits`` are the limits for text that is
+    written while it is spoken, where the engine wants others. ``synthetic`` says that what it makes
+    is a test signal and no voice.
     """
 
     native_rate: int
@@ -89,9 +115,15 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     modes: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     limits: SegmentLimits = SegmentLimits()
+    streamed_limits: SegmentLimits | None = None
     device: str = "cpu"
     memory_mb: int = 0
+    memory: EngineMemory | None = None
     synthetic: bool = False
+
+    def limits_for(self, *, streamed: bool) -> SegmentLimits:
+        """How a turn's text is to be cut; ``streamed``: it is written while it is spoken."""
+        return self.streamed_limits or self.limits if streamed else self.limits
 
 
 class Engine(Protocol):
@@ -119,12 +151,21 @@ class Engine(Protocol):
         """Speak the segments as they arrive, each opened by its mark.
 
         The samples of a segment depend on the model, ``spec``, its text and its index alone, so
-        that a turn can be taken up on another worker from any segment. Closing the generator, or
+        that a turn can be taken up on another worker from any segment. (Of one that is spoken as
+        one with others: of the first of them, with the texts of all.) Closing the generator, or
         cancelling the task that runs it, ends the work within one inner step and frees its slot.
 
         Raises:
             CannotSpeakError: The spec asks for what this model cannot do.
             EngineError: The work failed.
+        """
+        ...
+
+    async def lost(self) -> str:
+        """Wait until the loaded engine cannot speak any more, by itself; returns why.
+
+        Its turns have failed then. ``unload`` it; loading another is the remedy. An engine that
+        lives in this process is never lost.
         """
         ...
 

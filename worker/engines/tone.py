@@ -94,6 +94,11 @@ class ToneEngine:
                 yield Chunk(samples, marks)
                 marks, wait = (), 0.0
 
+    async def lost(self) -> str:
+        """Never returns."""
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
     async def unload(self) -> None:
         """Forget the tables."""
         self._babble = None

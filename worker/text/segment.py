@@ -40,14 +40,14 @@ class Segmenter:
             if not self._text:
                 return found
             try:
-                length = self._next(final=final)
+                length, sentence = self._next(final=final)
             except NeedsMoreTextError:
                 return found
             spoken = normalise(self._text[:length])
             # What has nothing to say (an emoji, a rule) leaves no trace but its characters.
             if speakable(spoken):
                 end = self._start + length
-                found.append(Segment(self._index, spoken, self._start, end))
+                found.append(Segment(self._index, spoken, self._start, end, open=not sentence))
                 self._index += 1
             self._drop(length)
 
@@ -55,19 +55,22 @@ class Segmenter:
         self._text = self._text[count:]
         self._start += count
 
-    def _next(self, *, final: bool) -> int:
-        """The length of the next segment."""
+    def _next(self, *, final: bool) -> tuple[int, bool]:
+        """The length of the next segment, and whether a sentence ends with it."""
         # A quarter more than the first may have is spoken in one go: no tail of two words.
         whole = self._first + self._first // 4
         if self._index == 0 and whole < self._max:
-            length = sentence_end(self._text, whole, final=final) or self._first_cut()
+            length = sentence_end(self._text, whole, final=final)
             if length:
-                return length
+                return length, True
+            length = self._first_cut()
+            if length:
+                return length, False
         tail = min(16, self._max // 4)
         length = sentence_end(self._text, self._max + tail, final=final)
         if length and length <= self._max:
-            return length
-        return self._cut(min(self._max, length - tail) if length else self._max)
+            return length, True
+        return self._cut(min(self._max, length - tail) if length else self._max), False
 
     def _first_cut(self) -> int | None:
         """The earliest clause end that is worth a segment, else the last word end in reach."""

@@ -8,17 +8,20 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 
+import msgspec
 import numpy as np
 import torch
 
 from worker.config import CosyVoice2Config
+from worker.engines.cosyvoice2.budget import MAX_TOKENS
 from worker.engines.cosyvoice2.decoding import LARGEST_BURST
 from worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceOOMError
 from worker.engines.cosyvoice2.loading import Loaded, load
 from worker.engines.cosyvoice2.rendering import Piece
 from worker.engines.cosyvoice2.scheduler import Scheduler
-from worker.engines.cosyvoice2.session import Session, Utterance
+from worker.engines.cosyvoice2.session import Session, StreamedText, Utterance
 from worker.engines.cosyvoice2.speaker import condition
+from worker.engines.cosyvoice2.text import LONGEST
 from worker.engines.hosting.core import Emit
 from worker.engines.hosting.messages import Audio, Changed, Event, Failed, Spoken
 from worker.engines.protocol import (
@@ -110,6 +113,9 @@ class CosyVoice2Core:
     def push(self, turn: int, segment: Segment) -> None:
         """The turn's next segment."""
         session = self._sessions[turn]
+        if session.spec.streamed and self._config.text_streaming:
+            self._write(session, segment)
+            return
         marks = (Mark(0, segment),)
         texts = self._model.frontend.utterances(segment.text) or [[]]
         shares = self._shares(segment, texts)
@@ -120,7 +126,10 @@ class CosyVoice2Core:
 
     def end(self, turn: int) -> None:
         """No further segment comes."""
-        self._sessions[turn].ended = True
+        session = self._sessions[turn]
+        session.ended = True
+        if session.writing is not None:
+            self._close(session, session.writing)
 
     def consumed(self, turn: int, samples: int) -> None:
         """So many samples have been taken, in all."""
@@ -193,6 +202,51 @@ class CosyVoice2Core:
         lengths = [max(8, round(speech * len(text))) for text in texts]
         return [(length, length) for length in lengths]
 
+    def _write(self, session: Session, segment: Segment) -> None:
+        """More of a text that is being written: one utterance until its sentence ends."""
+        utterance = session.writing
+        model = self._model
+        tokens = model.frontend.piece(segment.text, first=utterance is None)
+        if utterance is None:
+            number, marks = PIECES_PER_SEGMENT * segment.index, (Mark(0, segment),)
+            # Its slot counts a fill token for every few of speech.
+            most = MAX_TOKENS - model.fills(MAX_TOKENS)
+            utterance = self._utterance(session, number, [], (0, most), marks)
+            utterance.streamed = StreamedText(model.interleave(session))
+            session.writing = utterance
+            session.waiting.append(utterance)
+        else:
+            assert utterance.streamed is not None
+            begins = model.speech_of(utterance.streamed.interleave.pushed)
+            utterance.streamed.marks.append((begins, Mark(0, segment, resumable=False)))
+        text = utterance.streamed
+        assert text is not None
+        text.interleave.push(tokens)
+        text.characters += len(segment.text)
+        if not segment.open or text.interleave.pushed >= LONGEST:
+            self._close(session, utterance)
+        elif utterance.stalled:
+            self._feed(session, utterance)
+
+    def _close(self, session: Session, utterance: Utterance) -> None:
+        """The utterance's text is complete."""
+        text = utterance.streamed
+        assert text is not None
+        session.writing = None
+        text.interleave.close()
+        _, longest = self._model.tokens_of_text(text.interleave.pushed)
+        if self._pack.synthetic:
+            longest = utterance.min_tokens = max(8, round(SPEECH_PER_CHAR * text.characters))
+        utterance.max_tokens = max(len(utterance.tokens), min(longest, utterance.max_tokens))
+        if utterance.stalled:
+            self._feed(session, utterance)
+
+    @torch.inference_mode()
+    def _feed(self, session: Session, utterance: Utterance) -> None:
+        """Let the decoder read what there is of a text, or let it wait for more."""
+        with self._blame(session):
+            utterance.stalled = not self._model.read_on(session, utterance)
+
     def _render(self, sessions: Sequence[Session]) -> bool:
         if not sessions:
             return False
@@ -209,18 +263,28 @@ class CosyVoice2Core:
                 continue
             session.waiting.popleft()
             session.speaking.append(utterance)
-            if not utterance.text:
+            if utterance.streamed is not None:
+                self._model.begin(session, utterance)
+                self._feed(session, utterance)
+            elif not utterance.text:
                 utterance.decoded = True
-                continue
-            with self._blame(session):
-                self._model.read(session, utterance)
+            else:
+                with self._blame(session):
+                    self._model.read(session, utterance)
         return bool(sessions)
 
     def _decode(self, now: float) -> bool:
         steps, limits = self._scheduler.to_decode(self._sessions.values(), now, self._burst)
         if not steps:
             return False
-        self._model.decoder.burst({s.slot: limit for s, limit in limits.items()}, steps)
+        decoder = self._model.decoder
+        # A slot counts its control tokens too.
+        further = {
+            session.slot: decoder.count(session.slot) + limit - len(session.decoding.tokens)
+            for session, limit in limits.items()
+            if session.decoding is not None
+        }
+        decoder.burst(further, steps)
         return True
 
     def _take_tokens(self) -> None:
@@ -232,7 +296,13 @@ class CosyVoice2Core:
                 continue
             tokens, stopped = news[session.slot]
             utterance.tokens += [token for token in tokens if token < control]
-            utterance.decoded = stopped or len(utterance.tokens) >= utterance.max_tokens
+            text = utterance.streamed
+            if stopped and text is not None and not text.interleave.final:
+                self._feed(session, utterance)
+            else:
+                complete = text is None or text.interleave.closed
+                full = len(utterance.tokens) >= utterance.max_tokens
+                utterance.decoded = stopped or (complete and full)
 
     def _hand_on(self, pieces: Iterable[Piece]) -> None:
         for piece in pieces:
@@ -244,9 +314,24 @@ class CosyVoice2Core:
             return
         if session.started_at is None:
             session.started_at = time.monotonic()
-        session.produced += len(samples)
         marks, utterance.marks = utterance.marks, ()
+        marks += self._reached(utterance, len(samples))
+        session.produced += len(samples)
+        utterance.said += len(samples)
         self._tell(Audio.of(session.turn, samples, marks))
+
+    def _reached(self, utterance: Utterance, samples: int) -> tuple[Mark, ...]:
+        """The later segments of a text being written that begin in the next ``samples``."""
+        text = utterance.streamed
+        marks: list[Mark] = []
+        while text is not None and text.marks:
+            token, mark = text.marks[0]
+            at = token * self._model.sizes.samples_per_token - utterance.said
+            if at >= samples:
+                break
+            marks.append(msgspec.structs.replace(mark, offset=max(0, at)))
+            text.marks.popleft()
+        return tuple(marks)
 
     def _finish(self) -> None:
         """End what has been rendered and handed on: utterances, and turns."""
@@ -258,6 +343,9 @@ class CosyVoice2Core:
                 if utterance.marks:
                     silence = np.zeros(round(PAUSE_S * session.rate), dtype=np.float32)
                     self._say(session, silence, utterance)
+                if utterance.streamed is not None and utterance.streamed.marks:
+                    late = tuple(mark for _, mark in utterance.streamed.marks)
+                    self._tell(Audio(session.turn, b"", late))
                 session.speaking.popleft()
             if session.finished:
                 self._tell(Spoken(session.turn))

@@ -107,6 +107,10 @@ class Decoder:
         self._mute[slot] = torch.tensor(mute, device=self._device)
         self._fill_at[slot] = fill_at
 
+    def count(self, slot: int) -> int:
+        """Tokens of a slot's utterance that the host knows of, control tokens included."""
+        return self._host_count[slot]
+
     def read(self, slot: int, embeddings: Tensor) -> None:
         """Read ``embeddings [n, width]`` from where the slot stands; its next step goes on there.
 

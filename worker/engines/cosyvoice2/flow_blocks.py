@@ -136,6 +136,8 @@ class BlockRenderer:
 
         Those blocks are kept whose look-ahead is the prompt's own. What is left over, 3 to 27
         tokens of a long prompt, is computed with each utterance's first.
+        A prompt of some 10 to 20 tokens over a multiple of 25 lets a voice answer soonest: the
+        first block waits for as many tokens less.
 
         Args:
             tokens: The prompt's speech tokens.

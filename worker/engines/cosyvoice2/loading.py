@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2 import budget, checkpoint, model_yaml, sampling, voice_files
@@ -18,6 +19,7 @@ from worker.engines.cosyvoice2.exact import ExactStage
 from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
 from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.hyperparameters import Hyperparameters
+from worker.engines.cosyvoice2.interleave import Interleave, Kind
 from worker.engines.cosyvoice2.rendering import BlockStage
 from worker.engines.cosyvoice2.session import Session, Utterance
 from worker.engines.cosyvoice2.speaker import (
@@ -39,6 +41,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 LEAST, MOST = 2, 20
 """Speech tokens for each text token, as upstream bounds them."""
+
+STREAMED_LIMITS = SegmentLimits(first_chars=16, max_chars=24)
+"""Characters: a few words, for the model reads five tokens at a time."""
 
 GRAPHED_BLOCKS = 16
 GRAPHED_POSITIONS = 1024
@@ -79,6 +84,7 @@ class Loaded:
             modes=tuple(m for m in (ZERO_SHOT, CROSS_LINGUAL, INSTRUCT, SFT) if m in modes),
             capabilities=self.pack.capabilities,
             limits=SegmentLimits(self.config.first_chars, self.config.max_chars),
+            streamed_limits=STREAMED_LIMITS if self.config.text_streaming else None,
             device=str(self.device),
             memory_mb=self.pack.memory_mb,
             memory=self._memory(),
@@ -103,6 +109,52 @@ class Loaded:
         text = torch.tensor([*told.text, *utterance.text], device=self.device)
         speech = torch.tensor(told.speech, dtype=torch.int64, device=self.device)
         self.decoder.read(slot, self.decoder.model.sequence(text, speech))
+
+    def interleave(self, session: Session) -> Interleave:
+        """The reading order of an utterance whose text is being written."""
+        told = session.conditioning
+        return Interleave(told.text, told.speech, self.sizes.language_model.mix)
+
+    def begin(self, session: Session, utterance: Utterance) -> None:
+        """Make the session's slot ready for an utterance whose text is being written."""
+        draws = sampling.draws(session.spec.seed, utterance.number, budget.MAX_TOKENS)
+        self.decoder.begin(session.slot, draws)
+
+    def read_on(self, session: Session, utterance: Utterance) -> bool:
+        """Read what there is of its text. Returns whether decoding can go on."""
+        assert utterance.streamed is not None
+        slot, model = session.slot, self.decoder.model
+        reading = utterance.streamed.interleave.next(self.decoder.count(slot))
+        if reading is None:
+            return False
+        # While text is to come, only a fill token stops; then, only the end. A synthetic model
+        # is stopped from outside.
+        mute = (self.pack.synthetic, True, True) if reading.final else (True, True, False)
+        forever = budget.MAX_TOKENS + 1
+        self.decoder.rule(slot, quiet_until=forever, mute=mute, fill_at=reading.fill_at)
+        parts: list[Tensor] = []
+        for kind, ids in reading.parts:
+            tokens = torch.tensor(ids, dtype=torch.int64, device=self.device)
+            match kind:
+                case Kind.START:
+                    parts.append(model.start())
+                case Kind.TASK:
+                    parts.append(model.task())
+                case Kind.TEXT:
+                    parts.append(model.text(tokens))
+                case Kind.SPEECH:
+                    parts.append(model.speech(tokens))
+        self.decoder.read(slot, torch.cat(parts))
+        return True
+
+    def fills(self, tokens: int) -> int:
+        """Fill tokens among so many decoded ones, at most."""
+        return tokens // self.sizes.language_model.mix[1] + 1
+
+    def speech_of(self, text_tokens: int) -> int:
+        """About where in its speech a text of so many tokens has been spoken."""
+        mix = self.sizes.language_model.mix
+        return text_tokens * mix[1] // mix[0]
 
     def warm_up(self) -> None:
         """Capture what is common."""

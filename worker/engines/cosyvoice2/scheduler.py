@@ -37,7 +37,7 @@ class Scheduler:
             utterance = session.rendering
             if utterance is not None and utterance.ready:
                 able.append((session.slack_s(now), session))
-            elif session.decoding is not None or session.next_utterance is not None:
+            elif _needs_decoding(session):
                 decoding = True
         able.sort(key=lambda entry: entry[0])
         chosen = able[: self.batch]
@@ -62,7 +62,7 @@ class Scheduler:
         riders: dict[Session, int] = {}
         for session in sessions:
             utterance = session.decoding
-            if utterance is None:
+            if utterance is None or utterance.stalled:
                 continue
             missing = _missing(session, utterance)
             if missing and self._wants_audio(session):
@@ -80,6 +80,12 @@ class Scheduler:
 
     def _wants_audio(self, session: Session) -> bool:
         return session.ahead_s < self._max_ahead_s
+
+
+def _needs_decoding(session: Session) -> bool:
+    if session.decoding is not None:
+        return not session.decoding.stalled
+    return session.next_utterance is not None
 
 
 def _missing(session: Session, utterance: Utterance) -> int:

@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from worker.engines.cosyvoice2.interleave import Interleave
 from worker.engines.protocol import Mark, TurnSpec
 
 if TYPE_CHECKING:
@@ -33,11 +34,27 @@ class Chunking:
 
 
 @dataclass(eq=False)
+class StreamedText:
+    """The text of an utterance that is spoken while it is written.
+
+    ``marks`` are its later segments, each with the speech token at which it is about to be heard;
+    ``characters`` are those of its text.
+    """
+
+    interleave: Interleave
+    marks: deque[tuple[int, Mark]] = field(default_factory=deque[tuple[int, Mark]])
+    characters: int = 0
+
+
+@dataclass(eq=False)
 class Utterance:
     """A piece of text that is decoded and rendered as one.
 
     ``number`` counts the turn's pieces and seeds its randomness. ``text`` are text tokens without
-    the prompt's; none of them: a pause. ``marks`` open its audio.
+    the prompt's; none of them: a pause. ``marks`` open its audio. ``decoded``: ``tokens`` are all
+    there. ``rendered`` tokens in ``chunks`` chunks are on their way to the listener, and the next
+    ``span`` chunks follow in one. Where its text is ``streamed`` it may be ``stalled``: it waits
+    for more of it. ``said`` are samples handed on.
     """
 
     number: int
@@ -51,6 +68,9 @@ class Utterance:
     rendered: int = 0
     chunks: int = 0
     span: int = 1
+    streamed: "StreamedText | None" = None
+    stalled: bool = False
+    said: int = 0
 
     @property
     def missing(self) -> int:
@@ -83,6 +103,7 @@ class Session:
 
     Sample counts are at the model's rate. ``slot`` is its place in the decoder. ``waiting`` are
     utterances that have not begun; ``speaking`` those in work, the last of them in the decoder.
+    ``writing`` is the one whose text is not complete.
     """
 
     turn: int
@@ -97,6 +118,7 @@ class Session:
     produced: int = 0
     consumed: int = 0
     started_at: float | None = None
+    writing: Utterance | None = None
 
     @property
     def finished(self) -> bool:

@@ -61,6 +61,12 @@ class TextFrontend:
         pieces = split(spoken, measure, chinese=chinese)
         return [self._tokenizer.encode(piece) for piece in pieces if not is_silent(piece)]
 
+    def piece(self, text: str, *, first: bool) -> list[int]:
+        """The token ids of a part of a sentence, ``first`` or going on from others."""
+        spoken = self.normalise(text)
+        blank = "" if first or is_chinese(spoken) else " "
+        return self._tokenizer.encode(blank + spoken)
+
     def prompt(self, text: str) -> list[int]:
         """The token ids of what is said in a reference recording, in one piece."""
         return self._tokenizer.encode(self.normalise(text))

@@ -1,0 +1,84 @@
+"""A listener who plays audio in real time from its first piece on, and notes what came too late."""
+
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+AUDIBLE: Final = 10 ** (-50 / 20)
+"""Of the peak: the first sample above it is the first that is heard."""
+
+HEAD_S: Final = 3.0
+"""So much of a turn is looked at for its first audible sample."""
+
+
+class Heard(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn as its listener had it. Times are in seconds on the monotonic clock.
+
+    ``late_s`` has an entry for each time that a sample was needed before it was there.
+    """
+
+    asked_at: float
+    opened_at: float
+    first_at: float
+    audible_at: float
+    last_at: float
+    audio_s: float
+    late_s: tuple[float, ...]
+    stop_s: float | None = None
+    failed: str | None = None
+
+
+class Playback:
+    """Plays what arrives.
+
+    Playing begins with the first piece. A piece that comes after the one before it has been played
+    out is an underrun: playing stands still until then, and everything after it is as much later.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self.produced = 0
+        self.first_at: float | None = None
+        self.last_at = 0.0
+        self.late_s: list[float] = []
+        self._clock = 0.0
+        self._head: list[NDArray[np.float32]] = []
+        self._pieces: list[tuple[int, float]] = []
+
+    def arrive(self, at: float, samples: NDArray[np.float32]) -> None:
+        """A piece has arrived."""
+        if self.first_at is None:
+            self.first_at = self._clock = at
+        needed = self._clock + self.produced / self.rate
+        if at > needed:
+            self.late_s.append(at - needed)
+            self._clock += at - needed
+            needed = at
+        if self.produced < HEAD_S * self.rate:
+            self._head.append(samples)
+            self._pieces.append((self.produced, needed))
+        self.produced += len(samples)
+        self.last_at = at
+
+    def taken(self, now: float) -> int:
+        """Samples that have been played by now."""
+        if self.first_at is None:
+            return 0
+        return max(0, min(self.produced, int((now - self._clock) * self.rate)))
+
+    @property
+    def ends_at(self) -> float:
+        """When what has arrived so far has been played."""
+        return self._clock + self.produced / self.rate
+
+    @property
+    def audible_at(self) -> float:
+        """When the first sample was played that is above -50 dB of the peak; NaN without one."""
+        head = np.abs(np.concatenate(self._head)) if self._head else np.zeros(0)
+        if not head.any():
+            return float("nan")
+        first = int(np.argmax(head > AUDIBLE * head.max()))
+        start, played_at = max(piece for piece in self._pieces if piece[0] <= first)
+        return played_at + (first - start) / self.rate

@@ -1,0 +1,470 @@
+"""The steady loop: what a CUDA graph can hold, and what becomes of live sessions beside one.
+
+No GPU is needed. ``Captured`` does on the CPU what capturing does on a GPU: it runs the work for
+real before it is wanted, replays the operations that were recorded then and nothing else, and lets
+each replay overwrite what others returned.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
+
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.cosyvoice2.driving import SENTENCES, Driver, segments
+from worker.engines.cosyvoice2 import checkpoint, graphs, loading, sampling, voice, voice_files
+from worker.engines.cosyvoice2.checkpoint import Model
+from worker.engines.cosyvoice2.decoding import Decoder
+from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
+from worker.engines.cosyvoice2.graphs import Graphs
+from worker.engines.cosyvoice2.hyperparameters import TINY
+from worker.engines.cosyvoice2.rendering import BlockStage
+from worker.engines.cosyvoice2.session import Session, Utterance
+from worker.engines.cosyvoice2.speaker import Conditioning, Speaker
+from worker.engines.cosyvoice2.vocoding import VocoderStage
+from worker.engines.protocol import TurnSpec
+
+TEXT = TINY.language_model.vocabulary
+CODES = TINY.language_model.speech_tokens
+
+
+class Captured(Graphs):
+    """Graphs as CUDA has them, without CUDA.
+
+    ``recorded``: what is replayed is a recording of the operations, with the shapes, the choices
+    and the very tensors of the time of the capture. It takes seconds for each; without, the
+    function itself is called again.
+    """
+
+    def __init__(self, recorded: bool = True) -> None:
+        super().__init__(enabled=False)
+        self.enabled = True
+        self.keys: list[Hashable] = []
+        self._recorded = recorded
+        self._static: list[Any] = []
+
+    def prepare(self, key: Hashable, work: Callable[[], Any], rest: Callable[[], None]) -> None:
+        if key not in self._kept:
+            self.keys.append(key)
+        super().prepare(key, work, rest)
+
+    def run(self, key: Hashable, work: Callable[[], Any], rest: Callable[[], None]) -> Any:
+        assert key in self._kept, f"{key}: a capture in run would disturb what stands in its inputs"
+        return super().run(key, work, rest)
+
+    def _make(self, work: Callable[[], Any], rest: Callable[[], None]) -> Callable[[], Any]:
+        rest()
+        for _ in range(graphs.WARM_UP_RUNS):
+            work()
+        recording = make_fx(work)() if self._recorded else work
+        result = _tensors(work())
+        static = [tensor.clone() for tensor in result]
+        self._static.append(static)
+
+        def replay() -> Any:
+            fresh = _tensors(recording())
+            for others in self._static:
+                for tensor in others:
+                    tensor.fill_(float("nan"))
+            for tensor, value in zip(static, fresh, strict=True):
+                tensor.copy_(value)
+            return tuple(static) if len(static) > 1 else next(iter(static), None)
+
+        return replay
+
+
+def _tensors(result: Any) -> list[Any]:
+    if result is None:
+        return []
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_pack: Path) -> Model:
+    return checkpoint.load(tiny_pack, TINY, torch.float32, torch.device("cpu"))
+
+
+# Decoding.
+
+
+def decoder_of(model: Model, graphs: Graphs, slots: int = 3) -> Decoder:
+    return Decoder(model.language_model, slots, length=1100, max_tokens=400, graphs=graphs)
+
+
+def begin(decoder: Decoder, slot: int, text: int, seed: int) -> None:
+    """An utterance that never ends of itself, behind ``text`` tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, TEXT, (text,), generator=generator)
+    speech = torch.randint(0, CODES, (9,), generator=generator)
+    decoder.begin(slot, sampling.draws(seed, 0, decoder.max_tokens))
+    decoder.rule(slot, quiet_until=decoder.max_tokens, mute=(True, True, True))
+    decoder.read(slot, decoder.model.sequence(tokens, speech))
+
+
+def decode(decoder: Decoder, limits: dict[int, int], told: dict[int, list[int]]) -> None:
+    """Decode until every slot stands at its limit."""
+    while True:
+        decoder.burst(limits, 7)
+        news = decoder.collect()
+        if not news:
+            return
+        for slot, (new, _) in news.items():
+            told.setdefault(slot, []).extend(new)
+
+
+def story(decoder: Decoder) -> list[list[int]]:
+    """Sessions come, grow beyond what attention looked at, and are followed by others."""
+    told: dict[int, list[int]] = {}
+    begin(decoder, 0, 20, seed=1)
+    decode(decoder, {0: 30}, told)
+    begin(decoder, 1, 70, seed=2)  # a prompt of a length that was not seen yet
+    decode(decoder, {0: 45, 1: 30}, told)
+    begin(decoder, 2, 150, seed=3)
+    decode(decoder, {0: 50, 1: 60, 2: 120}, told)  # beyond 256 positions
+    decoder.rehearse()
+    decode(decoder, {0: 90}, told)  # the others stand still, farther on
+    decode(decoder, {0: 95, 1: 95, 2: 130}, told)
+    first = told.pop(1)
+    begin(decoder, 1, 500, seed=4)  # in a slot that was used, beyond 512 positions
+    decode(decoder, {0: 140, 1: 40, 2: 160}, told)
+    decoder.read(2, decoder.model.text(torch.arange(40)))  # more text in the middle
+    decode(decoder, {0: 150, 1: 50, 2: 190}, told)
+    return [told[0], first, told[1], told[2]]
+
+
+@torch.inference_mode()
+def test_decoding_from_graphs_is_decoding(model: Model) -> None:
+    """Steps and prompts are captured while sessions are in the middle of their utterances."""
+    expected = story(decoder_of(model, Graphs(enabled=False)))
+    assert [len(tokens) for tokens in expected] == [150, 95, 50, 190]
+    captured = Captured()
+    assert story(decoder_of(model, captured)) == expected
+    kinds = Counter(key[0] for key in captured.keys if isinstance(key, tuple))
+    assert kinds["decode"] == 3, "one for each reach"
+    assert kinds["prompt"] >= 3
+    assert captured.count == len(captured.keys)
+
+
+@torch.inference_mode()
+def test_warming_up_again_disturbs_nobody(model: Model) -> None:
+    expected: dict[int, list[int]] = {}
+    decoder = decoder_of(model, Graphs(enabled=False))
+    begin(decoder, 0, 20, seed=1)
+    decode(decoder, {0: 60}, expected)
+
+    told: dict[int, list[int]] = {}
+    decoder = decoder_of(model, Captured(recorded=False))
+    begin(decoder, 0, 20, seed=1)
+    decode(decoder, {0: 30}, told)
+    decoder.warm_up(1024)
+    decoder.rehearse()
+    decode(decoder, {0: 60}, told)
+    assert told == expected
+
+
+# Rendering.
+
+LENGTHS = (8, 31, 60, 87, 140)
+BATCHES = (1, 2, 4)
+
+
+def stage_of(model: Model, graphs: Graphs, apart: bool) -> BlockStage:
+    renderer = BlockRenderer(model.flow, pages=64, states=16, max_blocks=16, rows_apart=apart)
+    return BlockStage(renderer, VocoderStage(model.vocoder, BATCHES, graphs), BATCHES, graphs)
+
+
+def speaker_of(stage: BlockStage, pack: Path) -> Speaker:
+    own = voice.aligned(voice_files.voices_of(pack)["random"], 15)
+    return Speaker(own, stage.prepare(own))
+
+
+def session_of(stage: BlockStage, speaker: Speaker, tokens: int, speed: float = 1.0) -> Session:
+    spec = TurnSpec(voice="random", seed=tokens, speed=speed)
+    session = Session(tokens, spec, speaker, Conditioning([], []), 0, TINY.sample_rate)
+    utterance = Utterance(
+        number=tokens,
+        text=[1],
+        marks=(),
+        min_tokens=tokens,
+        max_tokens=tokens,
+        chunking=stage.chunking(speaker),
+    )
+    session.speaking.append(utterance)
+    return session
+
+
+def feed(session: Session, until: int) -> None:
+    """Decoding has come to token ``until``."""
+    (utterance,) = session.speaking
+    generator = torch.Generator().manual_seed(session.turn)
+    tokens = torch.randint(0, CODES, (session.turn,), generator=generator).tolist()
+    utterance.tokens[:] = tokens[:until]
+    utterance.decoded = until >= len(tokens)
+
+
+def speak(stage: BlockStage, sessions: Sequence[Session], every: int = 11) -> dict[int, np.ndarray]:
+    """All of them side by side, ``every`` tokens at a time; each begins later than the one before.
+
+    What was started is collected after the next was started, as in the loop.
+    """
+    heard: dict[int, list[np.ndarray]] = {session.turn: [] for session in sessions}
+    farthest = max(session.turn for session in sessions)
+    for until in range(every, farthest + 16 * len(sessions) + 300, every):
+        for place, session in enumerate(sessions):
+            feed(session, max(0, until - 16 * place))
+        able = [s for s in sessions if s.rendering is not None and s.rendering.ready]
+        stage.start(able[: stage.batch])
+        for piece in stage.collect():
+            heard[piece.session.turn].append(piece.samples.copy())
+    assert not any(stage.holds(session.speaking[0]) for session in sessions)
+    return {turn: np.concatenate(pieces) for turn, pieces in heard.items()}
+
+
+def everybody(stage: BlockStage, pack: Path) -> dict[int, np.ndarray]:
+    speaker = speaker_of(stage, pack)
+    return speak(stage, [session_of(stage, speaker, tokens) for tokens in LENGTHS])
+
+
+@pytest.mark.timeout(300)
+@torch.inference_mode()
+def test_rendering_from_graphs_is_rendering(model: Model, tiny_pack: Path) -> None:
+    """To the last bit; and nearly what rows give that are computed one by one."""
+    expected = everybody(stage_of(model, Graphs(enabled=False), apart=False), tiny_pack)
+    captured = Captured()
+    found = everybody(stage_of(model, captured, apart=False), tiny_pack)
+    for turn, samples in expected.items():
+        assert len(samples) == turn * TINY.samples_per_token
+        assert np.array_equal(found[turn], samples)
+    kinds = Counter(key[0] for key in captured.keys if isinstance(key, tuple))
+    assert kinds["flow"] >= 3
+    assert kinds["vocoder"] >= 4
+    apart = everybody(stage_of(model, Graphs(enabled=False), apart=True), tiny_pack)
+    for turn, samples in expected.items():
+        assert np.abs(apart[turn] - samples).max() < 1e-4
+
+
+@torch.inference_mode()
+def test_warming_up_the_renderer_again_disturbs_nobody(model: Model, tiny_pack: Path) -> None:
+    """Every shape is captured while three utterances are half rendered."""
+    expected = everybody(stage_of(model, Graphs(enabled=False), apart=False), tiny_pack)
+    stage = stage_of(model, Captured(recorded=False), apart=False)
+    speaker = speaker_of(stage, tiny_pack)
+    sessions = [session_of(stage, speaker, tokens) for tokens in LENGTHS]
+    heard: dict[int, list[np.ndarray]] = {tokens: [] for tokens in LENGTHS}
+    for until in (20, 45, 70):
+        for session in sessions[1:4]:
+            feed(session, until)
+        able = [s for s in sessions[1:4] if s.rendering is not None and s.rendering.ready]
+        stage.start(able)
+        for piece in stage.collect():
+            heard[piece.session.turn].append(piece.samples.copy())
+    stage.warm_up(16)
+    stage.rehearse(4)
+    for turn, rest in speak(stage, sessions).items():
+        assert np.allclose(np.concatenate([*heard[turn], rest]), expected[turn], atol=1e-5)
+
+
+@pytest.mark.timeout(300)
+def test_a_core_with_graphs_says_the_same(tiny_pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything at once, nothing captured beforehand: sessions meet captures in mid-turn."""
+    alone = Driver(tiny_pack, slots=3).speak(1, *SENTENCES)
+    captured = Captured(recorded=False)
+    monkeypatch.setattr(loading, "_graphs", lambda *_: captured)
+    driver = Driver(tiny_pack, slots=3)
+    assert captured.count == 0
+    for turn in (1, 2, 3):
+        driver.open(turn, segments(*SENTENCES), seed=7 if turn < 3 else 8)
+        for _ in range(7 * turn):
+            driver.core.step()
+    driver.run(1, 2, 3)
+    for turn in (1, 2):
+        heard = driver.heard(turn)
+        assert len(heard) == len(alone)
+        assert np.linalg.norm(heard - alone) < 1e-4 * np.linalg.norm(alone)
+    count = captured.count
+    assert np.array_equal(driver.speak(4, *SENTENCES), driver.heard(1))
+    assert captured.count == count, "nothing is captured twice"
+
+
+@torch.inference_mode()
+def test_a_warm_core_captures_nothing_more(
+    tiny_pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For utterances of usual length: what is captured while people listen makes them wait."""
+    captured = Captured(recorded=False)
+    monkeypatch.setattr(loading, "_graphs", lambda *_: captured)
+    driver = Driver(tiny_pack, slots=3, warm=True)
+    warm = set(captured.keys)
+    for turn in (1, 2, 3):
+        driver.open(turn, segments(*SENTENCES), seed=turn)
+        for _ in range(9 * turn):
+            driver.core.step()
+    driver.run(1, 2, 3)
+    assert set(captured.keys) == warm
+
+
+def test_graphs_switched_off_are_calls() -> None:
+    off = Graphs(enabled=False)
+    calls: list[int] = []
+
+    def work() -> int:
+        calls.append(1)
+        return len(calls)
+
+    def never() -> None:
+        raise AssertionError("nothing has to rest where nothing is captured")
+
+    assert off.has("key")
+    off.prepare("key", work, never)
+    assert not calls
+    assert [off.run("key", work, never) for _ in range(3)] == [1, 2, 3]
+    assert off.count == 1
+    off.clear()
+    assert off.count == 0
+
+
+# What a step is made of.
+
+WAITS = {
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "nonzero",
+    "masked_select",
+    "unique2",
+    "equal",
+    "_to_copy_to_host",
+}
+"""Operations whose result, or whose shape, the host has to wait for."""
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is run. ``launches`` leaves out what only looks at a tensor in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: Counter[str] = Counter()
+        self.launches = 0
+        self.host_made = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        self.all[name] += 1
+        looks = all(
+            value.alias_info is not None and not value.alias_info.is_write
+            for value in func._schema.returns
+        )
+        if not looks and name not in {"_unsafe_view", "reshape", "detach", "lift_fresh"}:
+            self.launches += 1
+        # A tensor of Python's numbers, and a mask as an index, whose size only the device knows.
+        self.host_made += name in {"lift_fresh", "lift_fresh_copy"}
+        if name in {"index", "index_put_", "_index_put_impl_", "index_put"}:
+            masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+            assert not masks, f"{name} by a mask waits for the device"
+        return func(*args, **(kwargs or {}))
+
+    def assert_safe(self) -> None:
+        assert not WAITS & set(self.all), WAITS & set(self.all)
+        assert not self.host_made, "tensors are made of Python's numbers on the way"
+
+
+@contextmanager
+def counting(of: Any, name: str) -> Iterator[list[Operations]]:
+    """What each call of the method ``name`` runs."""
+    calls: list[Operations] = []
+    original = getattr(of, name)
+
+    def counted(*args: Any) -> Any:
+        with Operations() as operations:
+            result = original(*args)
+        calls.append(operations)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of, name, counted)
+        yield calls
+
+
+def step_launches(model: Model, slots: int, active: int) -> set[int]:
+    decoder = decoder_of(model, Graphs(enabled=False), slots)
+    for slot in range(active):
+        begin(decoder, slot, 20 + 5 * slot, seed=slot)
+    with counting(decoder, "_step") as steps:
+        decoder.burst(dict.fromkeys(range(active), 9), 8)
+    tokens = decoder.collect()
+    assert [len(new) for new, _ in tokens.values()] == [8] * active
+    assert len(steps) == 8
+    for operations in steps:
+        operations.assert_safe()
+    return {operations.launches for operations in steps}
+
+
+@torch.inference_mode()
+def test_a_decode_step_is_the_same_work_for_all(
+    model: Model, record_property: Callable[[str, object], None]
+) -> None:
+    """As many launches for one session as for sixteen, and nothing that the host waits for."""
+    (alone,) = step_launches(model, 1, 1)
+    assert step_launches(model, 16, 1) == {alone}
+    assert step_launches(model, 16, 16) == {alone}
+    assert step_launches(model, 4, 3) == {alone}
+    record_property("launches_per_decode_step", alone)
+    layers = TINY.language_model.layers
+    assert alone < 40 * layers + 60
+
+
+@torch.inference_mode()
+def test_a_block_step_is_the_same_work_for_all(
+    model: Model, record_property: Callable[[str, object], None]
+) -> None:
+    renderer = BlockRenderer(model.flow, pages=8, states=4, max_blocks=8, rows_apart=False)
+    counts: list[int] = []
+    for rows, pages in ((1, 4), (4, 4), (16, 8)):
+        inputs = renderer.inputs(rows, pages)
+        with Operations() as operations:
+            renderer.step(inputs)
+        operations.assert_safe()
+        counts.append(operations.launches)
+    assert len(set(counts)) == 1
+    record_property("launches_per_block_step", counts[0])
+
+
+@torch.inference_mode()
+def test_a_window_is_the_same_work_for_all(
+    model: Model, record_property: Callable[[str, object], None]
+) -> None:
+    stage = VocoderStage(model.vocoder, BATCHES, Graphs(enabled=False))
+    counts: list[int] = []
+    model.vocoder.rows_apart = False
+    try:
+        for shape in ((1, 96, (4, 4)), (4, 96, (4, 4)), (2, 56, (0, 4))):
+            stage._inputs_of(shape)
+            with Operations() as operations:
+                stage._window(shape)
+            operations.assert_safe()
+            counts.append(operations.launches)
+    finally:
+        model.vocoder.rows_apart = True
+    assert counts[0] == counts[1]
+    record_property("launches_per_window", counts[0])
+
+
+@torch.inference_mode()
+def test_what_would_wait_is_noticed() -> None:
+    """The measure itself: each of these is what the loop must not do."""
+    x = torch.arange(4.0)
+    for forbidden in (lambda: x.sum().item(), lambda: x.nonzero(), lambda: torch.tensor([1, 2])):
+        with Operations() as operations:
+            forbidden()
+        with pytest.raises(AssertionError):
+            operations.assert_safe()
+    with pytest.raises(AssertionError, match="mask"), Operations():
+        _ = x[x > 1]

@@ -1,0 +1,1 @@
+"""The official CosyVoice 2 package behind our protocol: what our own engine is measured against."""

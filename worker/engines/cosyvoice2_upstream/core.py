@@ -1,0 +1,277 @@
+"""Upstream's CosyVoice 2 as a core: the baseline that every benchmark is held against.
+
+Upstream's own ``tts`` makes the audio, streamed, each turn in a thread as upstream's server has it.
+Texts, voices and modes are read as our own engine reads them, so that both get the same tokens.
+"""
+
+import hashlib
+import queue
+import resource
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+
+import structlog
+import torch
+
+from worker.config import CosyVoice2Config
+from worker.engines.cosyvoice2 import budget
+from worker.engines.cosyvoice2.core import PAUSE_S, PIECES_PER_SEGMENT, SPEECH_PER_CHAR
+from worker.engines.cosyvoice2.errors import CosyVoiceError
+from worker.engines.cosyvoice2.speaker import (
+    CROSS_LINGUAL,
+    INSTRUCT,
+    SFT,
+    ZERO_SHOT,
+    Conditioning,
+    Speakers,
+    condition,
+    modes_of,
+)
+from worker.engines.cosyvoice2.text import TextFrontend
+from worker.engines.cosyvoice2.tokenizer import TextTokenizer
+from worker.engines.cosyvoice2.voice import Voice
+from worker.engines.cosyvoice2_upstream.loading import Upstream, load, voices_of
+from worker.engines.cosyvoice2_upstream.request import Request
+from worker.engines.cosyvoice2_upstream.turns import Report, TurnThread, Utterance, Work
+from worker.engines.hosting.core import Emit
+from worker.engines.hosting.messages import Audio, Failed
+from worker.engines.protocol import (
+    EngineError,
+    EngineInfo,
+    EngineMemory,
+    Mark,
+    Samples,
+    Segment,
+    SegmentLimits,
+    TurnSpec,
+)
+from worker.voicepacks import Voicepack
+
+STEP_S = 0.01
+"""A step waits so long for audio, and commands for a step."""
+
+CLOSE_S = 5.0
+
+REHEARSAL = -1
+"""The turn of warm-up, which nobody hears."""
+
+log = structlog.get_logger()
+
+
+class CosyVoice2UpstreamCore:
+    """Upstream on one device. See ``worker.engines.hosting.core.Core``.
+
+    ``mended`` names what of upstream was mended (``mending``), for benchmarks to state.
+    """
+
+    def __init__(self, pack: Voicepack, config: CosyVoice2Config, emit: Emit) -> None:
+        self._pack = pack
+        self._config = config
+        self._emit = emit
+        self.timings: dict[str, float] = {}
+        self.mended: tuple[str, ...] = ()
+        self._upstream: Upstream | None = None
+        self._frontend: TextFrontend | None = None
+        self._voices: dict[str, Voice] = {}
+        self._speakers = Speakers({}, _nothing)
+        self._session_mb = 0.0
+        self._turns: dict[int, TurnThread] = {}
+        self._told: dict[int, tuple[TurnSpec, Voice, Conditioning]] = {}
+        self._reports = queue.SimpleQueue[tuple[TurnThread, Report]]()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the model can do. Raises ``EngineError`` while it is not loaded."""
+        upstream, pack = self._loaded, self._pack
+        modes = {mode for voice in self._voices.values() for mode in modes_of(voice)}
+        return EngineInfo(
+            native_rate=upstream.rate,
+            slots=self._slots,
+            voices=self._speakers.names,
+            default_voice=pack.default_voice or self._speakers.names[0],
+            languages=pack.languages,
+            modes=tuple(m for m in (ZERO_SHOT, CROSS_LINGUAL, INSTRUCT, SFT) if m in modes),
+            # This core hands upstream whole segments.
+            capabilities=tuple(c for c in pack.capabilities if c != "text-streaming"),
+            limits=SegmentLimits(self._config.first_chars, self._config.max_chars),
+            device=str(upstream.device),
+            memory_mb=pack.memory_mb,
+            memory=self._memory(upstream.device),
+            synthetic=pack.synthetic,
+        )
+
+    def load(self) -> None:
+        """Bring the model into memory. Raises ``CosyVoiceInitializationError``."""
+        upstream = load(self._pack, self._config, self._timed)
+        self._frontend = TextFrontend(TextTokenizer(self._pack.directory / "CosyVoice-BlankEN"))
+        self._voices = voices_of(self._pack)
+        self._speakers = Speakers(self._voices, _nothing)
+        self._upstream, self.mended = upstream, upstream.mended
+        log.info("upstream_mended", defects=list(upstream.mended))
+
+    def warm_up(self, text: str) -> None:
+        """Speak ``text`` to nobody. Raises ``CosyVoiceError`` where that fails."""
+        device = self._loaded.device
+        before = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+        with self._timed("rehearsal"):
+            self._rehearse(text)
+        if device.type == "cuda":
+            most = torch.cuda.max_memory_allocated(device)
+            self._session_mb = round((most - before) / budget.MIB, 1)
+
+    def open(self, turn: int, spec: TurnSpec) -> None:
+        """A turn begins. Raises ``CannotSpeakError``, ``EngineError``."""
+        upstream = self._loaded
+        if len(self._turns) >= self._slots:
+            raise EngineError(f"all {len(self._turns)} places are taken")
+        voice = self._speakers.get(spec.voice).voice
+        self._told[turn] = spec, voice, condition(spec, voice, self._texts)
+        ahead = round(self._config.max_ahead_s * upstream.rate)
+        self._turns[turn] = TurnThread(turn, ahead, self._take)
+
+    def push(self, turn: int, segment: Segment) -> None:
+        """The turn's next segment."""
+        thread, marks = self._turns[turn], (Mark(0, segment),)
+        texts = [text for text in self._texts.utterances(segment.text) if text]
+        pause = round(PAUSE_S * self._loaded.rate)
+        if not texts:
+            thread.push(Utterance(None, pause, marks))
+        for piece, text in enumerate(texts):
+            number = PIECES_PER_SEGMENT * segment.index + piece
+            length = self._length(segment, text, texts)
+            thread.push(Utterance(self._work(turn, number, text, length), pause, marks))
+            marks = ()
+
+    def end(self, turn: int) -> None:
+        """No further segment comes."""
+        self._turns[turn].push(None)
+
+    def consumed(self, turn: int, samples: int) -> None:
+        """So many samples have been taken, in all."""
+        if turn in self._turns:
+            self._turns[turn].consumed(samples)
+
+    def cancel(self, turn: int) -> None:
+        """End the turn: what upstream is at, a token or a chunk, is its last."""
+        thread = self._turns.pop(turn, None)
+        self._told.pop(turn, None)
+        if thread is not None:
+            thread.cancel()
+
+    def step(self) -> bool:
+        """Hand on what the turns made. ``False``: nothing comes before the next command."""
+        # Looked at first: what a thread reports, it reports before it stops being busy.
+        busy = any(thread.busy for thread in self._turns.values())
+        try:
+            thread, report = self._reports.get(timeout=STEP_S) if busy else self._reports.get(False)
+        except queue.Empty:
+            return busy
+        if self._turns.get(thread.turn) is thread:
+            if not isinstance(report, Audio):
+                self.cancel(thread.turn)
+            if thread.turn == REHEARSAL:
+                self._rehearsed(thread, report)
+            else:
+                self._emit(report)
+        return True
+
+    def close(self) -> None:
+        """Forget the model."""
+        threads = list(self._turns.values())
+        for turn in list(self._turns):
+            self.cancel(turn)
+        for thread in threads:
+            thread.join(CLOSE_S)
+        self._upstream = None
+
+    @property
+    def _slots(self) -> int:
+        return self._config.slots or 1
+
+    @property
+    def _loaded(self) -> Upstream:
+        if self._upstream is None:
+            raise EngineError(f"{self._pack.model_id} is not loaded")
+        return self._upstream
+
+    @property
+    def _texts(self) -> TextFrontend:
+        assert self._frontend is not None, "not loaded"
+        return self._frontend
+
+    def _work(
+        self, turn: int, number: int, text: list[int], length: int | None
+    ) -> Callable[[], Work]:
+        upstream, (spec, voice, told) = self._loaded, self._told[turn]
+
+        def begin() -> Work:
+            request = Request(seed_of(spec.seed, number), length, upstream.device)
+
+            def chunks(request: Request) -> Iterator[Samples]:
+                return upstream.speak(request, text, told, voice, spec.speed)
+
+            return request, chunks
+
+        return begin
+
+    def _length(self, segment: Segment, text: list[int], texts: list[list[int]]) -> int | None:
+        """Speech tokens of an utterance; None: the model says."""
+        if not self._pack.synthetic:
+            return None
+        # A model of random weights does not know when to end: it speaks as long as speech is.
+        speech = SPEECH_PER_CHAR * len(segment.text) / sum(map(len, texts))
+        return max(8, round(speech * len(text)))
+
+    def _take(self, thread: TurnThread, report: Report) -> None:
+        self._reports.put((thread, report))
+
+    def _memory(self, device: torch.device) -> EngineMemory:
+        if device.type == "cuda":
+            used = torch.cuda.memory_reserved(device)
+        else:
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return EngineMemory(
+            used_mb=round(used / budget.MIB, 1),
+            total_mb=round(budget.free_memory(device)[1] / budget.MIB, 1),
+            per_session_mb=self._session_mb,
+            per_voice_mb=0.0,
+        )
+
+    def _rehearse(self, text: str) -> None:
+        self.open(REHEARSAL, TurnSpec(voice=self.info.default_voice, seed=0))
+        self.push(REHEARSAL, Segment(0, text, 0, len(text)))
+        self.end(REHEARSAL)
+        while REHEARSAL in self._turns:
+            self.step()
+
+    def _rehearsed(self, thread: TurnThread, report: Report) -> None:
+        if isinstance(report, Failed):
+            raise CosyVoiceError(f"warm-up: {report.message}")
+        thread.consumed(2**62)  # nobody has to keep up
+
+    @contextmanager
+    def _timed(self, phase: str) -> Generator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings[phase] = round(1000 * (time.monotonic() - begun), 1)
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of a turn's utterance, 64 bits: whoever takes the turn over draws the same."""
+    digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _nothing(_: Voice) -> None:
+    """Upstream keeps nothing of a voice."""
+
+
+def build(pack: Voicepack, config: CosyVoice2Config, emit: Emit) -> CosyVoice2UpstreamCore:
+    """A core, not loaded yet."""
+    return CosyVoice2UpstreamCore(pack, config, emit)

@@ -1,0 +1,255 @@
+"""A voicepack's model as upstream loads it, with its options and its defects mended."""
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from worker.config import CosyVoice2Config
+from worker.engines.cosyvoice2 import voice_files
+from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from worker.engines.cosyvoice2.speaker import Conditioning
+from worker.engines.cosyvoice2.voice import Voice
+from worker.engines.cosyvoice2_upstream import mending
+from worker.engines.cosyvoice2_upstream.package import import_model_class, stand_ins
+from worker.engines.cosyvoice2_upstream.request import Request, current, working_on
+from worker.engines.protocol import Samples
+from worker.voicepacks import Voicepack
+
+Timed = Callable[[str], AbstractContextManager[None]]
+
+
+class Upstream:
+    """Upstream's model, asked for one utterance at a time by any number of threads.
+
+    ``mended`` names the defects that were mended, ``rate`` is in Hz.
+    """
+
+    def __init__(self, cosyvoice: Any, mended: tuple[str, ...]) -> None:
+        self.model = cosyvoice.model
+        self.rate: int = cosyvoice.sample_rate
+        self.device = torch.device(self.model.device)
+        self.mended = mended
+
+    def speak(
+        self,
+        request: Request,
+        text: list[int],
+        told: Conditioning,
+        voice: Voice,
+        speed: float = 1.0,
+    ) -> Iterator[Samples]:
+        """Upstream's chunks of one utterance: float32 ``[n]``.
+
+        ``text`` are its text tokens. Another speed than 1 upstream can only make at once, not
+        streamed. Raises ``CancelledError`` soon after ``request`` was cancelled.
+        """
+        inputs = model_inputs(text, told, voice)
+        chunks = self.model.tts(**inputs, stream=speed == 1.0, speed=speed)
+        try:
+            # tts runs when it is asked for its next chunk, each time in this thread.
+            while True:
+                request.check()
+                with working_on(request):
+                    chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                yield chunk["tts_speech"].squeeze(0).float().numpy()
+        finally:
+            request.cancel()
+            chunks.close()
+            if request.thread is not None:
+                request.thread.join()
+            if request.key is not None:
+                mending.forget(self.model, request.key)
+
+
+def model_inputs(text: list[int], told: Conditioning, voice: Voice) -> dict[str, torch.Tensor]:
+    """What upstream's ``frontend_zero_shot``, ``_cross_lingual``, ``_instruct2`` and ``_sft`` make.
+
+    Tokens are int32 ``[1, n]``, the mel f32 ``[1, frames, bands]``, embeddings f32 ``[1, 192]``.
+    """
+
+    def tokens(ids: list[int] | NDArray[np.int64]) -> torch.Tensor:
+        return torch.as_tensor(ids, dtype=torch.int32).reshape(1, -1)
+
+    speaker = torch.from_numpy(voice.speaker)[None]
+    return {
+        "text": tokens(text),
+        "prompt_text": tokens(told.text),
+        "llm_prompt_speech_token": tokens(told.speech),
+        "flow_prompt_speech_token": tokens(voice.flow_tokens),
+        "prompt_speech_feat": torch.from_numpy(voice.mel)[None],
+        "llm_embedding": speaker,
+        "flow_embedding": speaker,
+    }
+
+
+def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Upstream:
+    """Load a pack with upstream's loader.
+
+    Raises:
+        CosyVoiceInitializationError: The package, or what an option needs, is not there; or
+            upstream cannot load the model.
+    """
+    with timed("package"):
+        model_class = import_model_class()
+    options = _options(model_class, config, pack.directory)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.load_vllm:
+        _register_with_vllm()
+    with timed("weights"):
+        try:
+            # It prints what it loads.
+            with stand_ins(), _read_in_fp32(), contextlib.redirect_stdout(sys.stderr):
+                cosyvoice = model_class(str(pack.directory), **options)
+        except Exception as error:
+            raise CosyVoiceInitializationError(
+                f"{pack.model_id}: upstream cannot load it: {type(error).__name__}: {error}"
+            ) from error
+    with timed("mending"):
+        mended = mending.mend(cosyvoice.model)
+        _set_lengths(cosyvoice.model)
+    return Upstream(cosyvoice, ("training-imports", "transformers-dtype", *mended))
+
+
+def voices_of(pack: Voicepack) -> dict[str, Voice]:
+    """The pack's voices and upstream's speakers, by name, their prompts uncut.
+
+    Raises:
+        CosyVoiceInitializationError: There is none, a file is invalid, or the default is unknown.
+    """
+    found = voice_files.voices_of(pack.directory)
+    for name, speaker in voice_files.sft_speakers(pack.directory / "spk2info.pt").items():
+        found.setdefault(name, speaker)
+    if not found:
+        raise CosyVoiceInitializationError(
+            f"{pack.model_id} has no voice: add one with voicefleet voices add NAME --wav FILE "
+            "--text '...'"
+        )
+    if pack.default_voice is not None and pack.default_voice not in found:
+        raise CosyVoiceInitializationError(
+            f"{pack.model_id}: default_voice {pack.default_voice!r} is not one of "
+            f"{', '.join(found)}"
+        )
+    return found
+
+
+def _options(model_class: type[Any], config: CosyVoice2Config, model: Path) -> dict[str, Any]:
+    """The arguments of upstream's class. It drops silently what it cannot do: we refuse it."""
+    _check_device(config.device)
+    if config.dtype == "bf16":
+        raise CosyVoiceInitializationError("dtype: upstream knows fp32 and fp16, not bf16")
+    asked = {
+        "load_jit": config.load_jit,
+        "load_trt": config.load_trt,
+        "load_vllm": config.load_vllm,
+        "fp16": config.dtype == "fp16",
+    }
+    options = {name: True for name, value in asked.items() if value}
+    known = inspect.signature(model_class).parameters
+    for name in options:
+        if name not in known:
+            raise CosyVoiceInitializationError(f"{name}: this upstream package does not know it")
+        if not torch.cuda.is_available():
+            raise CosyVoiceInitializationError(f"{name}: upstream needs a CUDA device for it")
+    if config.load_trt:
+        _need_package("load_trt", "tensorrt")
+    if config.load_vllm:
+        _need_package("load_vllm", "vllm")
+    precision = "fp16" if config.dtype == "fp16" else "fp32"
+    if config.load_jit:
+        _need_file("load_jit", model / f"flow.encoder.{precision}.zip")
+    if config.load_trt and not (model / f"flow.decoder.estimator.{precision}.mygpu.plan").exists():
+        _need_file("load_trt", model / "flow.decoder.estimator.fp32.onnx")
+    # PyPI's cosyvoice2-eu looks for llm-original.pt and the like unless it is told so.
+    return options | ({"final": True} if "final" in known else {})
+
+
+def _check_device(name: str) -> None:
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise CosyVoiceInitializationError(
+            f"device {name}: this machine has no CUDA device, or torch is built without CUDA"
+        )
+    if (name == "cpu" and torch.cuda.is_available()) or name not in (
+        "auto",
+        "cpu",
+        "cuda",
+        "cuda:0",
+    ):
+        raise CosyVoiceInitializationError(
+            f"device {name}: upstream takes the first GPU that it sees; choose which with "
+            "CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _need_package(option: str, package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise CosyVoiceInitializationError(f"{option} needs {package}, which is not installed")
+
+
+def _need_file(option: str, path: Path) -> None:
+    if not path.is_file():
+        raise CosyVoiceInitializationError(f"{option} needs {path}, which is not there")
+
+
+def _register_with_vllm() -> None:
+    """Upstream leaves it to its caller to tell vLLM of its model."""
+    try:
+        vllm: Any = importlib.import_module("vllm")
+        theirs: Any = importlib.import_module("cosyvoice.vllm.cosyvoice2")
+        vllm.ModelRegistry.register_model("CosyVoice2ForCausalLM", theirs.CosyVoice2ForCausalLM)
+    except Exception as error:
+        raise CosyVoiceInitializationError(
+            f"load_vllm: upstream's model does not fit the installed vllm: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _read_in_fp32() -> Iterator[None]:
+    """transformers 5 makes a module in the precision of its file, which is 16 bit here.
+
+    Upstream reads ``llm.pt`` into that module afterwards, and counts on fp32 as transformers 4
+    made it.
+    """
+    module: Any = importlib.import_module("cosyvoice.llm.llm")
+    theirs = module.Qwen2ForCausalLM
+
+    class InFp32:
+        @staticmethod
+        def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+            return theirs.from_pretrained(*args, **kwargs).float()
+
+    module.Qwen2ForCausalLM = InFp32
+    try:
+        yield
+    finally:
+        module.Qwen2ForCausalLM = theirs
+
+
+def _set_lengths(model: Any) -> None:
+    """Hold utterances to their request's length, where it has one: an option, not a mend.
+
+    Upstream bounds speech tokens by ratios to text tokens; equal ratios set their number.
+    """
+    inference = model.llm.inference
+
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        request = current()
+        if request is not None and request.length is not None:
+            # Half a token more: upstream rounds down.
+            ratio = (request.length + 0.5) / max(1, int(kwargs["text_len"]))
+            kwargs |= {"min_token_text_ratio": ratio, "max_token_text_ratio": ratio}
+        return inference(*args, **kwargs)
+
+    model.llm.inference = bounded

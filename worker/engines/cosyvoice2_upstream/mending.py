@@ -1,0 +1,296 @@
+"""Upstream's defects, mended at run time in the loaded model. Its files stay as they are.
+
+Each mend looks at what upstream's code does, not at its version, and is left out where the defect
+is not there. None of them makes upstream compute anything else than it means to.
+"""
+
+import dis
+import functools
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
+from typing import Any, Final, cast
+
+import torch
+
+from worker.engines.cosyvoice2_upstream.request import current, working_on
+
+Model = Any
+"""Upstream's ``CosyVoice2Model``."""
+
+
+@dataclass(frozen=True)
+class Mend:
+    """One defect: what it is called, whether a model has it, and what ends it."""
+
+    name: str
+    needed: Callable[[Model], bool]
+    apply: Callable[[Model], None]
+
+
+def mend(model: Model) -> tuple[str, ...]:
+    """Mend a loaded model; returns the names of what was mended."""
+    applied: list[str] = []
+    for each in MENDS:
+        if each.needed(model):
+            each.apply(model)
+            applied.append(each.name)
+    return tuple(applied)
+
+
+def forget(model: Model, key: str) -> None:
+    """Drop what ``tts`` keeps of a request: it leaves all of it behind when it is not finished."""
+    with model.lock:
+        for name, entries in vars(model).items():
+            if name.endswith("_dict") and isinstance(entries, dict):
+                cast("dict[str, Any]", entries).pop(key, None)
+
+
+# hop-reset: tts doubles the model's token_hop_len as a request goes on and never sets it back, so
+# that the second request's first chunk is as large as the first one's last, and requests side by
+# side grow each other's. Here each request has its own.
+
+
+def _grows_hop(model: Model) -> bool:
+    return any(
+        step.opname == "STORE_ATTR" and step.argval == "token_hop_len"
+        for step in dis.get_instructions(type(model).tts)
+    )
+
+
+def _own_hop(model: Model) -> None:
+    kind, first = type(model), model.token_hop_len
+
+    def get(_: Model) -> int:
+        request = current()
+        return first if request is None or request.hop is None else request.hop
+
+    def put(_: Model, hop: int) -> None:
+        request = current()
+        if request is not None:
+            request.hop = hop
+
+    # Upstream asks for names of classes: this one keeps its name.
+    model.__class__ = type(kind.__name__, (kind,), {"token_hop_len": property(get, put)})
+
+
+# polling: tts looks for new tokens every 100 ms. Here it is told of each.
+
+
+def _polls(model: Model) -> bool:
+    return _calls(type(model).tts, "sleep")
+
+
+def _tell(model: Model) -> None:
+    def sleep(seconds: float) -> None:
+        request = current()
+        time.sleep(seconds) if request is None else request.wait(seconds)
+
+    _globals(model)["time"] = _Changed(time, sleep=sleep)
+
+
+# language-model-thread: its exceptions are lost, and tts waits for its tokens for ever; and when
+# tts is closed before its end, it runs on to its own. Here what ends it ends the request, and the
+# other way round.
+
+
+def _starts_thread(model: Model) -> bool:
+    return _calls(type(model).tts, "Thread")
+
+
+def _bind_thread(model: Model) -> None:
+    _globals(model)["threading"] = _Changed(threading, Thread=_RequestThread)
+    inference = model.llm.inference
+
+    def until_cancelled(*args: Any, **kwargs: Any) -> Generator[Any]:
+        request = current()
+        tokens = inference(*args, **kwargs)
+        try:
+            for token in tokens:
+                yield token
+                if request is not None:
+                    request.news.set()
+                    if request.cancelled:
+                        return
+        finally:
+            tokens.close()
+
+    model.llm.inference = until_cancelled
+
+
+class _RequestThread(threading.Thread):
+    """Works on the same request as the thread that made it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, daemon=True)
+        self._request = current()
+        if self._request is not None:
+            self._request.key = kwargs["args"][-1]
+            self._request.thread = self
+
+    def run(self) -> None:
+        request = self._request
+        if request is None:
+            super().run()
+            return
+        with working_on(request):
+            try:
+                super().run()
+            except BaseException as error:
+                request.fail(error)
+            finally:
+                request.news.set()
+
+    def join(self, timeout: float | None = None) -> None:
+        super().join(timeout)
+        if self._request is not None and current() is self._request:
+            self._request.check()
+
+
+# empty-cache: after each request all free memory is given back to the driver, which waits for the
+# whole device and makes the next request ask for it anew.
+
+
+def _empties_cache(model: Model) -> bool:
+    return _calls(type(model).tts, "empty_cache")
+
+
+def _keep_cache(model: Model) -> None:
+    class Done:
+        """Stands for the stream that is waited for: each chunk is on the host by then."""
+
+        def synchronize(self) -> None: ...
+
+    def nothing() -> None: ...
+
+    cuda = _Changed(torch.cuda, empty_cache=nothing, current_stream=Done)
+    _globals(model)["torch"] = _Changed(torch, cuda=cuda)
+
+
+# decode-mask: the decode step passes a mask of length 1 beside a cache of many, which transformers
+# from 4.53 on take for the mask of the whole sequence. One sequence needs no mask.
+
+
+def _misreads_mask(model: Model) -> bool:
+    """Whether reading a sequence token by token gives something else than reading it at once."""
+    body = model.llm.llm
+    if hasattr(model.llm, "vllm"):
+        return False
+    weights = body.model.get_input_embeddings().weight
+    with torch.inference_mode(), torch.autocast(weights.device.type, enabled=False):
+        sequence = weights[:6].unsqueeze(0)
+        lower = torch.ones(1, 6, 6, dtype=torch.bool, device=weights.device).tril()
+        whole = body.forward_one_step(sequence, masks=lower, cache=None)[0][:, -1]
+        cache, last = None, whole
+        for at, width in ((0, 3), (3, 1), (4, 1), (5, 1)):
+            piece = sequence[:, at : at + width]
+            out, cache = body.forward_one_step(piece, masks=lower[:, :width, :width], cache=cache)
+            last = out[:, -1]
+        return float((whole - last).norm() / whole.norm()) > 0.01
+
+
+def _no_mask(model: Model) -> None:
+    body = model.llm.llm
+
+    def forward_one_step(xs: Any, masks: Any, cache: Any = None) -> tuple[Any, Any]:
+        out = body.model(
+            inputs_embeds=xs,
+            attention_mask=None,
+            output_hidden_states=True,
+            return_dict=True,
+            use_cache=True,
+            past_key_values=cache,
+        )
+        return out.hidden_states[-1], out.past_key_values
+
+    body.forward_one_step = forward_one_step
+
+
+# seeds: tokens and noise are drawn from torch's global source, by threads side by side. Here each
+# request has its own: one state for the tokens, put into the global source's place for the moment
+# of a draw, and one generator for the vocoder's noise.
+
+
+def _draws_unseeded(model: Model) -> bool:
+    return not hasattr(model.llm, "vllm")
+
+
+def _seed(model: Model) -> None:
+    sampling, device, lock = model.llm.sampling, torch.device(model.device), threading.Lock()
+    source = (
+        torch.cuda.default_generators[torch.cuda.current_device()]
+        if device.type == "cuda"
+        else torch.default_generator
+    )
+
+    @functools.wraps(sampling.func if isinstance(sampling, functools.partial) else sampling)
+    def seeded(*args: Any, **kwargs: Any) -> Any:
+        request = current()
+        if request is None:
+            return sampling(*args, **kwargs)
+        with lock:
+            source.set_state(request.sampling)
+            try:
+                return sampling(*args, **kwargs)
+            finally:
+                request.sampling = source.get_state()
+
+    model.llm.sampling = seeded
+    noisy = {name: _with_noise(getattr(torch, name)) for name in ("rand", "randn")}
+
+    def randn_like(like: torch.Tensor) -> torch.Tensor:
+        return noisy["randn"](like.shape, dtype=like.dtype, device=like.device)
+
+    vocoder = _globals_of(type(model.hift).inference)
+    vocoder["torch"] = _Changed(torch, **noisy, randn_like=randn_like)
+
+
+def _with_noise(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def drawn(*size: Any, **options: Any) -> torch.Tensor:
+        request = current()
+        return draw(*size, **options, generator=None if request is None else request.noise)
+
+    return drawn
+
+
+MENDS: Final = (
+    Mend("hop-reset", _grows_hop, _own_hop),
+    Mend("language-model-thread", _starts_thread, _bind_thread),
+    Mend("polling", _polls, _tell),
+    Mend("empty-cache", _empties_cache, _keep_cache),
+    Mend("decode-mask", _misreads_mask, _no_mask),
+    Mend("seeds", _draws_unseeded, _seed),
+)
+
+
+class _Changed:
+    """A module with some of its names exchanged, for the one module that is given it."""
+
+    def __init__(self, module: ModuleType, **names: object) -> None:
+        self.__dict__.update(names)
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _calls(function: Callable[..., Any], name: str) -> bool:
+    return name in _plain(function).__code__.co_names
+
+
+def _globals(model: Model) -> dict[str, Any]:
+    """Those of the module that ``tts`` is written in."""
+    return _globals_of(type(model).tts)
+
+
+def _globals_of(function: Callable[..., Any]) -> dict[str, Any]:
+    return _plain(function).__globals__
+
+
+def _plain(function: Callable[..., Any]) -> FunctionType:
+    """Without its decorators."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
+    return cast("FunctionType", function)

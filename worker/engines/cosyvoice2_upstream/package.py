@@ -1,0 +1,127 @@
+"""Brings upstream's package in without what only its training and its recordings' frontend need.
+
+Importing it runs its code, and constructing it runs what ``cosyvoice2.yaml`` names: unlike our own
+engine's, this loader trusts its model directory.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Generator
+from types import ModuleType
+from typing import Any, Final
+
+from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+
+HOW_TO_BRING: Final = (
+    "git clone --recursive https://github.com/FunAudioLLM/CosyVoice, and put that folder and its "
+    "third_party/Matcha-TTS on PYTHONPATH"
+)
+
+NOT_FOR_SERVING: Final = (
+    "cosyvoice.cli.frontend",  # reads recordings and texts, with whisper: ours does
+    "cosyvoice.tokenizer.tokenizer",  # whisper, tiktoken: ours tokenises
+    "cosyvoice.dataset.processor",  # pyarrow, pyworld, whisper
+    "cosyvoice.hifigan.hifigan",  # the vocoder's training, with its discriminators' weights
+    "cosyvoice.hifigan.discriminator",
+    "cosyvoice.utils.onnx",  # speech tokens made while training
+    "matcha.utils",  # hydra, lightning, gdown, wget
+    "matcha.utils.pylogger",
+    "matcha.utils.audio",  # librosa
+    "matcha.hifigan.models",  # matplotlib
+)
+"""Upstream's modules that serving from ready voices never calls, and what they drag in."""
+
+NOT_FOR_SERVING_BESIDE: Final = ("modelscope", "torchaudio")
+"""Imported at the top of its modules, and called only to download and to read a recording."""
+
+
+def import_model_class() -> type[Any]:
+    """Upstream's ``CosyVoice2``.
+
+    Raises:
+        CosyVoiceInitializationError: The package is not on the path, or it lacks something.
+    """
+    try:
+        found = importlib.util.find_spec("cosyvoice.cli") is not None
+    except ImportError:
+        found = False
+    if not found:
+        raise CosyVoiceInitializationError(
+            f"implementation: upstream needs the official cosyvoice package: {HOW_TO_BRING}"
+        )
+    try:
+        with stand_ins(), _logging_kept():
+            module = importlib.import_module("cosyvoice.cli.cosyvoice")
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "matcha":
+            remedy = "the submodule third_party/Matcha-TTS belongs on PYTHONPATH too"
+        else:
+            remedy = "pip install 'voicefleet[upstream]'"
+        raise CosyVoiceInitializationError(
+            f"upstream's package cannot be imported: {error}; {remedy}"
+        ) from None
+    try:
+        return module.CosyVoice2
+    except AttributeError:
+        raise CosyVoiceInitializationError(
+            f"{module.__file__} has no CosyVoice2: {HOW_TO_BRING}"
+        ) from None
+
+
+@contextlib.contextmanager
+def stand_ins() -> Generator[None]:
+    """In this block, modules that serving does without can be imported and are empty.
+
+    Also what ``cosyvoice2.yaml`` names in them can be made, and is nothing.
+    """
+    made: list[str] = []
+    try:
+        beside = [name for name in NOT_FOR_SERVING_BESIDE if importlib.util.find_spec(name) is None]
+        for name in (*NOT_FOR_SERVING, *beside):
+            if name not in sys.modules:
+                sys.modules[name] = _Empty(name)
+                made.append(name)
+            parent, _, child = name.rpartition(".")
+            if parent and child not in vars(package := importlib.import_module(parent)):
+                setattr(package, child, sys.modules[name])
+        yield
+    finally:
+        for name in made:
+            module = sys.modules.pop(name)
+            parent, _, child = name.rpartition(".")
+            if parent in sys.modules and vars(sys.modules[parent]).get(child) is module:
+                delattr(sys.modules[parent], child)
+
+
+class Absent:
+    """Anything that a stand-in is asked for: can be made from anything, and does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+
+class _Empty(ModuleType):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        if name == "matcha.utils":
+            self.__path__ = []  # it is a package
+
+    def __getattr__(self, name: str) -> type[Absent]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Absent
+
+
+@contextlib.contextmanager
+def _logging_kept() -> Generator[None]:
+    """Upstream sets the root logger to DEBUG as it is imported; what it logs there is text."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers

@@ -1,0 +1,137 @@
+"""A turn in a thread of its own, in which upstream makes its utterances one after another."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from worker.engines.cosyvoice2.errors import CosyVoiceOOMError, CosyVoiceSynthesisError
+from worker.engines.cosyvoice2_upstream.request import CancelledError, Request
+from worker.engines.hosting.messages import Audio, Failed, Spoken
+from worker.engines.protocol import EngineError, Mark, Samples
+
+Report = Audio | Spoken | Failed
+Work = tuple[Request, Callable[[Request], Iterator[Samples]]]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A piece of text to be spoken as one.
+
+    ``begin`` makes its request and its chunks, in the turn's thread; None: ``pause`` samples of
+    silence. ``marks`` open its audio.
+    """
+
+    begin: Callable[[], Work] | None
+    pause: int
+    marks: tuple[Mark, ...]
+
+
+class TurnThread:
+    """Speaks the utterances that are pushed, and reports.
+
+    It waits while it is more than ``max_ahead`` samples ahead of what was consumed. After
+    ``cancel`` it reports nothing more.
+    """
+
+    def __init__(
+        self, turn: int, max_ahead: int, report: Callable[["TurnThread", Report], None]
+    ) -> None:
+        self.turn = turn
+        self._max_ahead = max_ahead
+        self._report = report
+        self._utterances = queue.SimpleQueue[Utterance | None]()
+        self._asked = 0
+        self._done = 0
+        self._produced = 0
+        self._consumed = 0
+        self._heard = threading.Condition()
+        self._request: Request | None = None
+        self._cancelled = False
+        self._thread = threading.Thread(target=self._run, name=f"turn {turn}", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a report is to be expected before the next command."""
+        ahead = self._produced - self._consumed > self._max_ahead
+        return self._done < self._asked and not ahead
+
+    def push(self, utterance: Utterance | None) -> None:
+        """The next utterance; None: there is no other."""
+        self._asked += 1
+        self._utterances.put(utterance)
+
+    def consumed(self, samples: int) -> None:
+        """So many samples have been taken, in all."""
+        with self._heard:
+            self._consumed = samples
+            self._heard.notify()
+
+    def cancel(self) -> None:
+        """End at the next token or chunk, and say nothing more. Returns at once."""
+        with self._heard:
+            self._cancelled = True
+            if self._request is not None:
+                self._request.cancel()
+            self._heard.notify()
+        self._utterances.put(None)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until it has ended."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while (utterance := self._utterances.get()) is not None:
+                self._speak(utterance)
+                self._done += 1
+            self._tell(Spoken(self.turn))
+        except CancelledError:
+            pass
+        except Exception as error:
+            self._tell(_failure(self.turn, error))
+
+    def _speak(self, utterance: Utterance) -> None:
+        marks = utterance.marks
+        for samples in self._chunks(utterance):
+            if len(samples):
+                self._tell(Audio.of(self.turn, samples, marks))
+                self._produced += len(samples)
+                marks = ()
+            self._wait_for_listener()
+
+    def _chunks(self, utterance: Utterance) -> Iterator[Samples]:
+        if utterance.begin is None:
+            yield np.zeros(utterance.pause, dtype=np.float32)
+            return
+        request, speak = utterance.begin()
+        with self._heard:
+            if self._cancelled:
+                raise CancelledError
+            self._request = request
+        yield from speak(request)
+
+    def _wait_for_listener(self) -> None:
+        with self._heard:
+            self._heard.wait_for(
+                lambda: self._cancelled or self._produced - self._consumed <= self._max_ahead
+            )
+            if self._cancelled:
+                raise CancelledError
+
+    def _tell(self, report: Report) -> None:
+        if not self._cancelled:
+            self._report(self, report)
+
+
+def _failure(turn: int, error: Exception) -> Failed:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        first = str(error).partition("\n")[0] or type(error).__name__
+        error = CosyVoiceOOMError(f"out of memory: {first}")
+    elif not isinstance(error, EngineError):
+        error = CosyVoiceSynthesisError(f"upstream failed: {type(error).__name__}: {error}")
+    return Failed(turn, "retry", f"{type(error).__name__}: {error}")

@@ -1,0 +1,108 @@
+"""A core in this very process, where profilers and debuggers see it. Not for a worker."""
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any
+
+import anyio
+import msgspec
+from anyio.lowlevel import checkpoint
+
+from worker.engines.hosting.core import Core
+from worker.engines.hosting.cores import factory_of
+from worker.engines.hosting.messages import Audio, Event, Failed, Spoken
+from worker.engines.protocol import (
+    Chunk,
+    EngineError,
+    EngineInfo,
+    Segment,
+    TurnSpec,
+)
+from worker.voicepacks import Voicepack
+
+
+class InProcessEngine:
+    """An ``Engine`` that runs its core on the event loop and holds it for each step.
+
+    One turn at a time, its text complete before its first step.
+    """
+
+    def __init__(
+        self, pack: Voicepack, core: str, config: msgspec.Struct | Mapping[str, Any]
+    ) -> None:
+        self._pack = pack
+        self._name = core
+        self._config = config
+        self._events = deque[Event]()
+        self._core: Core | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the model can do. Raises ``EngineError`` while it is not loaded."""
+        return self._loaded().info
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Milliseconds by phase, of load and warm-up. Raises ``EngineError``."""
+        return self._loaded().timings
+
+    async def load(self) -> None:
+        """Load the model here. Raises ``EngineLoadError``."""
+        core = factory_of(self._name)(self._pack, self._config, self._events.append)
+        core.load()
+        self._core = core
+
+    async def warm_up(self, text: str) -> None:
+        """Do all that is slow the first time."""
+        self._loaded().warm_up(text)
+
+    async def speak(
+        self, spec: TurnSpec, segments: AsyncIterator[Segment]
+    ) -> AsyncGenerator[Chunk]:
+        """Speak the segments. See ``Engine.speak``."""
+        core, turn, consumed = self._loaded(), 1, 0
+        self._events.clear()
+        core.open(turn, spec)
+        try:
+            async for segment in segments:
+                core.push(turn, segment)
+            core.end(turn)
+            while True:
+                if not self._events and not core.step() and not self._events:
+                    raise EngineError(f"{self._pack.model_id} stands still before its turn is over")
+                for event in self._taken():
+                    match event:
+                        case Audio():
+                            consumed += len(event.array)
+                            core.consumed(turn, consumed)
+                            yield Chunk(event.array, event.marks)
+                        case Failed():
+                            raise event.error
+                        case Spoken():
+                            return
+                        case _:
+                            pass
+                await checkpoint()
+        finally:
+            core.cancel(turn)
+
+    async def lost(self) -> str:
+        """Never returns."""
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async def unload(self) -> None:
+        """Close the core. What its libraries keep goes with this process."""
+        core, self._core = self._core, None
+        if core is not None:
+            core.close()
+
+    def _taken(self) -> list[Event]:
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def _loaded(self) -> Core:
+        if self._core is None:
+            raise EngineError(f"{self._pack.model_id} is not loaded")
+        return self._core

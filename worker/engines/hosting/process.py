@@ -1,0 +1,175 @@
+"""The engine's process as the worker sees it: started, listened to, ended."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Self, cast
+
+import anyio
+import structlog
+from anyio.abc import Process
+
+from worker.engines.hosting.messages import Logged, Message, ProtocolError, Report, Unpacker, pack
+
+log = structlog.get_logger()
+
+STOP_GRACE_S: Final = 2.0
+STATUS_GRACE_S: Final = 1.0
+KILLED_GRACE_S: Final = 20.0
+_LOGGERS: Final = ("debug", "info", "warning", "error", "critical")
+
+
+class EngineProcess(asyncio.Protocol):
+    """One child and the socket to it. Made by ``start``, ended by ``stop``.
+
+    ``on_report`` gets each report; ``on_gone`` is called once when nothing can come any more, with
+    the reason. Both run inside the event loop's callbacks and must return at once.
+    """
+
+    ENDED: Final = "its process ended"
+    """Why nothing can come any more where no better reason is known; see ``status``."""
+
+    def __init__(self, on_report: Callable[[Report], None], on_gone: Callable[[str], None]) -> None:
+        self._on_report = on_report
+        self._on_gone = on_gone
+        self._unpacker = Unpacker(Report)
+        self._transport: asyncio.Transport | None = None
+        self._process: Process | None = None
+        self._gone = False
+        self._killed = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    @classmethod
+    async def start(
+        cls, on_report: Callable[[Report], None], on_gone: Callable[[str], None]
+    ) -> Self:
+        """Start the child.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        made = cls(on_report, on_gone)
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                arguments = [str(theirs.fileno()), str(os.getpid())]
+                # It imports what we would, and nothing from the directory it happens to run in.
+                paths = os.pathsep.join(path for path in sys.path if path)
+                made._process = await anyio.open_process(
+                    [sys.executable, "-P", "-m", "worker.engines.hosting.child", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=None,
+                    stderr=None,
+                    env={**os.environ, "PYTHONPATH": paths},
+                    start_new_session=True,
+                    pass_fds=[theirs.fileno()],
+                )
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: made, sock=ours)
+        except BaseException:
+            ours.close()
+            if made._process is not None:
+                made._process.kill()
+                with anyio.CancelScope(shield=True):
+                    await made._process.wait()
+            raise
+        return made
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
+    def send(self, message: Message) -> None:
+        """Send a command; without effect on a child that is gone."""
+        if self._transport is not None:
+            self._transport.write(pack(message))
+
+    async def drained(self) -> None:
+        """Wait while the child does not take what was sent."""
+        await self._writable.wait()
+
+    def kill(self) -> None:
+        """End the child now, whatever it is doing. ``stop`` is still to be called."""
+        if not self._killed:
+            self._killed = True
+            # It leads a group of its own: what it started may hold the device's memory too.
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def stop(self, *, wait: bool) -> None:
+        """Return when the child is gone. ``wait``: before it is killed it has a moment to go."""
+        child = self._child
+        try:
+            if wait:
+                with anyio.move_on_after(STOP_GRACE_S):
+                    await child.wait()
+        finally:
+            self.kill()
+            with anyio.move_on_after(KILLED_GRACE_S, shield=True) as patience:
+                await child.wait()
+            if patience.cancelled_caught:
+                # In the kernel's hands, a driver's most likely: nobody can end it from here.
+                log.error("engine_process_stuck", pid=child.pid)
+
+    async def status(self) -> str:
+        """How a child that is gone ended, in words."""
+        with anyio.move_on_after(STATUS_GRACE_S):
+            await self._child.wait()
+        status = self._child.returncode
+        if status is None:
+            return "still running"
+        return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+
+    @property
+    def _child(self) -> Process:
+        assert self._process is not None
+        return self._process
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        try:
+            reports = cast(list[Report], self._unpacker.feed(data))
+        except ProtocolError as error:
+            self._lose(f"its process spoke nonsense: {error}")
+            self.kill()
+            return
+        for report in reports:
+            if isinstance(report, Logged):
+                level = report.level if report.level in _LOGGERS else "warning"
+                getattr(log, level)(report.event, **report.fields)
+            elif not self._gone:
+                self._on_report(report)
+
+    def pause_writing(self) -> None:
+        """Called by the event loop: the child reads slower than we write."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """Called by the event loop."""
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        self._transport = None
+        self._writable.set()
+        self._lose(self.ENDED)
+
+    def _lose(self, reason: str) -> None:
+        if not self._gone:
+            self._gone = True
+            self._on_gone(reason)

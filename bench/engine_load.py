@@ -1,7 +1,6 @@
 """Who asks for what, and when: the loads under which an engine or a fleet is measured."""
 
 import random
-from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -151,5 +150,3 @@ class Poisson(Turns):
             self.ask(at)
             at += self.chance.expovariate(self._rate)
 
-
-LoadOf = Callable[[int], Load]

@@ -165,9 +165,9 @@ class Orchestrator:
         raw = await self.redis.hgetall(self.keys.worker(name))
         return {field.decode(): value.decode() for field, value in raw.items()}
 
-    async def worker_is(self, name: str, state: str) -> None:
+    async def worker_is(self, name: str, state: str, timeout_s: float = HANG_S) -> None:
         """Wait for a worker's state."""
-        with anyio.fail_after(HANG_S):
+        with anyio.fail_after(timeout_s):
             while (await self.worker(name)).get("state") != state:
                 await anyio.sleep(0.02)
 
@@ -224,6 +224,10 @@ class WorkerProcess:
             command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -249,11 +253,12 @@ async def worker_process(
     name: str,
     *flags: str,
     config: str = "configs/tone.yaml",
+    ready_s: float = HANG_S,
 ) -> AsyncGenerator[WorkerProcess]:
-    """A worker process, ready; what it logged is printed at the end."""
+    """A worker process, ready within ``ready_s``; what it logged is printed at the end."""
     worker = WorkerProcess(redis_url, orchestrator.keys.prefix, name, *flags, config=config)
     try:
-        await orchestrator.worker_is(name, "ready")
+        await orchestrator.worker_is(name, "ready", ready_s)
         yield worker
     finally:
         print(worker.end())

@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
 from worker.engines.cosyvoice2 import checkpoint, graphs, loading, sampling, voice, voice_files
@@ -174,11 +175,14 @@ def test_warming_up_again_disturbs_nobody(model: Model) -> None:
 
 LENGTHS = (8, 31, 60, 87, 140)
 BATCHES = (1, 2, 4)
+NOTHING = np.zeros(0, dtype=np.float32)
 
 
-def stage_of(model: Model, graphs: Graphs, apart: bool) -> BlockStage:
+def stage_of(
+    model: Model, graphs: Graphs, apart: bool = False, batches: tuple[int, ...] = BATCHES
+) -> BlockStage:
     renderer = BlockRenderer(model.flow, pages=64, states=16, max_blocks=16, rows_apart=apart)
-    return BlockStage(renderer, VocoderStage(model.vocoder, BATCHES, graphs), BATCHES, graphs)
+    return BlockStage(renderer, VocoderStage(model.vocoder, batches, graphs), batches, graphs)
 
 
 def speaker_of(stage: BlockStage, pack: Path) -> Speaker:
@@ -204,72 +208,87 @@ def session_of(stage: BlockStage, speaker: Speaker, tokens: int, speed: float = 
 def feed(session: Session, until: int) -> None:
     """Decoding has come to token ``until``."""
     (utterance,) = session.speaking
+    until = max(until, len(utterance.tokens))
     generator = torch.Generator().manual_seed(session.turn)
     tokens = torch.randint(0, CODES, (session.turn,), generator=generator).tolist()
     utterance.tokens[:] = tokens[:until]
     utterance.decoded = until >= len(tokens)
 
 
-def speak(stage: BlockStage, sessions: Sequence[Session], every: int = 11) -> dict[int, np.ndarray]:
-    """All of them side by side, ``every`` tokens at a time; each begins later than the one before.
-
-    What was started is collected after the next was started, as in the loop.
-    """
+def speak(stage: BlockStage, sessions: Sequence[Session]) -> dict[int, np.ndarray]:
+    """All of them side by side, some tokens at a time; each begins later than the one before."""
     heard: dict[int, list[np.ndarray]] = {session.turn: [] for session in sessions}
     farthest = max(session.turn for session in sessions)
-    for until in range(every, farthest + 16 * len(sessions) + 300, every):
+    for until in range(11, farthest + 16 * len(sessions) + 300, 11):
         for place, session in enumerate(sessions):
             feed(session, max(0, until - 16 * place))
-        able = [s for s in sessions if s.rendering is not None and s.rendering.ready]
-        stage.start(able[: stage.batch])
-        for piece in stage.collect():
-            heard[piece.session.turn].append(piece.samples.copy())
+        render(stage, sessions, heard)
     assert not any(stage.holds(session.speaking[0]) for session in sessions)
-    return {turn: np.concatenate(pieces) for turn, pieces in heard.items()}
+    return {turn: np.concatenate([NOTHING, *pieces]) for turn, pieces in heard.items()}
 
 
-def everybody(stage: BlockStage, pack: Path) -> dict[int, np.ndarray]:
+def render(
+    stage: BlockStage, sessions: Sequence[Session], heard: dict[int, list[np.ndarray]]
+) -> None:
+    able = [s for s in sessions if s.rendering is not None and s.rendering.ready]
+    stage.start(able[: stage.batch])
+    for piece in stage.collect():
+        heard[piece.session.turn].append(piece.samples.copy())
+
+
+def everybody(
+    stage: BlockStage, pack: Path, lengths: tuple[int, ...] = LENGTHS
+) -> dict[int, np.ndarray]:
     speaker = speaker_of(stage, pack)
-    return speak(stage, [session_of(stage, speaker, tokens) for tokens in LENGTHS])
+    return speak(stage, [session_of(stage, speaker, tokens) for tokens in lengths])
 
 
 @pytest.mark.timeout(300)
 @torch.inference_mode()
-def test_rendering_from_graphs_is_rendering(model: Model, tiny_pack: Path) -> None:
-    """To the last bit; and nearly what rows give that are computed one by one."""
-    expected = everybody(stage_of(model, Graphs(enabled=False), apart=False), tiny_pack)
+def test_rendering_from_recordings_is_rendering(model: Model, tiny_pack: Path) -> None:
+    """To the last bit."""
+    lengths, batches = (31, 60, 85), (3,)
+    plain = stage_of(model, Graphs(enabled=False), batches=batches)
+    expected = everybody(plain, tiny_pack, lengths)
     captured = Captured()
-    found = everybody(stage_of(model, captured, apart=False), tiny_pack)
+    found = everybody(stage_of(model, captured, batches=batches), tiny_pack, lengths)
     for turn, samples in expected.items():
         assert len(samples) == turn * TINY.samples_per_token
         assert np.array_equal(found[turn], samples)
     kinds = Counter(key[0] for key in captured.keys if isinstance(key, tuple))
-    assert kinds["flow"] >= 3
-    assert kinds["vocoder"] >= 4
+    assert kinds["flow"] == 2, "up to 4 pages, and up to 8"
+    assert kinds["vocoder"] >= 3, "first, middle and last windows"
+
+
+@torch.inference_mode()
+def test_rendering_from_graphs_is_rendering(model: Model, tiny_pack: Path) -> None:
+    """Batches of all sizes, captured as they come; and nearly what rows one by one give."""
+    expected = everybody(stage_of(model, Graphs(enabled=False)), tiny_pack)
+    found = everybody(stage_of(model, Captured(recorded=False)), tiny_pack)
     apart = everybody(stage_of(model, Graphs(enabled=False), apart=True), tiny_pack)
     for turn, samples in expected.items():
+        assert np.array_equal(found[turn], samples)
         assert np.abs(apart[turn] - samples).max() < 1e-4
 
 
 @torch.inference_mode()
 def test_warming_up_the_renderer_again_disturbs_nobody(model: Model, tiny_pack: Path) -> None:
     """Every shape is captured while three utterances are half rendered."""
-    expected = everybody(stage_of(model, Graphs(enabled=False), apart=False), tiny_pack)
-    stage = stage_of(model, Captured(recorded=False), apart=False)
+    expected = everybody(stage_of(model, Graphs(enabled=False)), tiny_pack)
+    stage = stage_of(model, Captured(recorded=False))
     speaker = speaker_of(stage, tiny_pack)
     sessions = [session_of(stage, speaker, tokens) for tokens in LENGTHS]
     heard: dict[int, list[np.ndarray]] = {tokens: [] for tokens in LENGTHS}
     for until in (20, 45, 70):
         for session in sessions[1:4]:
             feed(session, until)
-        able = [s for s in sessions[1:4] if s.rendering is not None and s.rendering.ready]
-        stage.start(able)
-        for piece in stage.collect():
-            heard[piece.session.turn].append(piece.samples.copy())
-    stage.warm_up(16)
+        render(stage, sessions[1:4], heard)
+    stage.warm_up(8)
     stage.rehearse(4)
     for turn, rest in speak(stage, sessions).items():
-        assert np.allclose(np.concatenate([*heard[turn], rest]), expected[turn], atol=1e-5)
+        whole = np.concatenate([*heard[turn], rest])
+        assert len(whole) == len(expected[turn])
+        assert np.allclose(whole, expected[turn], atol=1e-5)
 
 
 @pytest.mark.timeout(300)
@@ -301,7 +320,7 @@ def test_a_warm_core_captures_nothing_more(
     """For utterances of usual length: what is captured while people listen makes them wait."""
     captured = Captured(recorded=False)
     monkeypatch.setattr(loading, "_graphs", lambda *_: captured)
-    driver = Driver(tiny_pack, slots=3, warm=True)
+    driver = Driver(tiny_pack, slots=3, flow_batch=1, warm=True)
     warm = set(captured.keys)
     for turn in (1, 2, 3):
         driver.open(turn, segments(*SENTENCES), seed=turn)
@@ -341,7 +360,6 @@ WAITS = {
     "masked_select",
     "unique2",
     "equal",
-    "_to_copy_to_host",
 }
 """Operations whose result, or whose shape, the host has to wait for."""
 
@@ -354,6 +372,7 @@ class Operations(TorchDispatchMode):
         self.all: Counter[str] = Counter()
         self.launches = 0
         self.host_made = 0
+        self.devices: set[frozenset[str]] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
@@ -369,10 +388,15 @@ class Operations(TorchDispatchMode):
         if name in {"index", "index_put_", "_index_put_impl_", "index_put"}:
             masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
             assert not masks, f"{name} by a mask waits for the device"
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        leaves = tree_leaves((args, kwargs, result))
+        tensors = (leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+        self.devices.add(frozenset(tensor.device.type for tensor in tensors))
+        return result
 
     def assert_safe(self) -> None:
         assert not WAITS & set(self.all), WAITS & set(self.all)
+        assert all(len(devices) <= 1 for devices in self.devices), "copies between devices"
         assert not self.host_made, "tensors are made of Python's numbers on the way"
 
 
@@ -455,6 +479,32 @@ def test_a_window_is_the_same_work_for_all(
         model.vocoder.rows_apart = True
     assert counts[0] == counts[1]
     record_property("launches_per_window", counts[0])
+
+
+@torch.inference_mode()
+def test_nothing_leaves_the_device() -> None:
+    """The device is ``meta``, which is not the host either and has no values to wait for."""
+    model = checkpoint.skeleton(TINY)
+    for part in model:
+        part.to("meta").requires_grad_(False)
+        part.optimise()
+        part.to("meta")
+    decoder = decoder_of(model, Graphs(enabled=False))
+    decoder._prompts[32] = decoder._static_prompt(32)
+    renderer = BlockRenderer(model.flow, pages=8, states=4, max_blocks=8, rows_apart=False)
+    inputs = renderer.inputs(4, 8)
+    vocoder, window = VocoderStage(model.vocoder, BATCHES, Graphs(enabled=False)), (4, 96, (4, 4))
+    vocoder._inputs_of(window)
+    for work in (
+        lambda: decoder._step(512),
+        lambda: decoder._read_prompt(32, 32),
+        lambda: renderer.step(inputs),
+        lambda: vocoder._window(window),
+    ):
+        with Operations() as operations:
+            work()
+        operations.assert_safe()
+        assert operations.devices == {frozenset({"meta"})}
 
 
 @torch.inference_mode()

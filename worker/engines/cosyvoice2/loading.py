@@ -70,6 +70,7 @@ class Loaded:
     voices: dict[str, Voice]
     offered: int
     step_s: float = 0.0
+    batch_s: float = 0.0
 
     @property
     def info(self) -> EngineInfo:
@@ -168,11 +169,11 @@ class Loaded:
             self.offered = self.config.slots or 1
             return
         rows = self.audio.batch
-        batch_s = self._time(lambda: self.audio.rehearse(rows))
+        self.batch_s = self._time(lambda: self.audio.rehearse(rows))
         encoder = self.sizes.flow.encoder
         speed = Speed(
             step_s=self.step_s,
-            batch_s=batch_s,
+            batch_s=self.batch_s,
             rows=rows,
             token_rate=self.sizes.token_rate,
             block_s=encoder.chunk / self.sizes.token_rate,
@@ -183,6 +184,11 @@ class Loaded:
     def burst(self, seconds: float, longest: int) -> int:
         """Steps of decoding that take about so long."""
         return max(1, min(longest, int(seconds / max(self.step_s, 1e-6))))
+
+    def batch(self, seconds: float) -> int:
+        """Utterances that are rendered together in about so long, were each to cost the same."""
+        rows = self.audio.batch
+        return max(1, min(rows, int(rows * seconds / max(self.batch_s, 1e-6))))
 
     def shrink(self) -> None:
         """Take less memory: there was not enough."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.flow_blocks import Block, BlockRenderer, Prompt, Rendering
-from worker.engines.cosyvoice2.flow_cache import SPARE_STATE, StepInputs
+from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
+from worker.engines.cosyvoice2.flow_cache import StepInputs
+from worker.engines.cosyvoice2.flow_utterance import Block, Prompt, Rendering
 from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.hyperparameters import FlowSizes
 from worker.engines.cosyvoice2.session import Chunking, Session, Utterance
@@ -18,6 +19,10 @@ from worker.engines.protocol import Samples
 
 LONGEST_SPAN = 4
 """Blocks at once of an utterance that is computed anew each time: 4 s of audio."""
+
+
+USUAL_BLOCKS = 6
+"""Blocks behind an utterance's in its middle, its prompt's included."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,9 @@ class BlockStage:
 
     def rehearse(self, rows: int) -> None:
         """Run one batch of nothing, for its time."""
-        self._run(self._renderer.inputs(rows, self._renderer.page_buckets[0]))
+        pages = next(size for size in self._renderer.page_buckets if size >= USUAL_BLOCKS)
+        for _ in range(rows if self._renderer.rows_apart else 1):
+            self._run(self._renderer.inputs(1 if self._renderer.rows_apart else rows, pages))
         self._vocoder.rehearse(rows)
 
     @property
@@ -194,7 +201,7 @@ class BlockStage:
         work = lambda: self._renderer.step(inputs)  # noqa: E731
         if not self._graphs.has(key):
             live = inputs.integers.clone()
-            self._graphs.prepare(key, work, lambda: _rest(inputs))
+            self._graphs.prepare(key, work, inputs.rest)
             inputs.integers.copy_(live)
         return self._graphs.run(key, work, lambda: None)
 
@@ -204,10 +211,3 @@ def _next(voicing: _Voicing) -> Block:
     block = voicing.rendering.next(utterance.tokens, utterance.decoded, utterance.span)
     assert block is not None, "an utterance is rendered when it is ready"
     return block
-
-
-def _rest(inputs: StepInputs) -> None:
-    """Rows without an utterance: they read zeros and write where nobody reads."""
-    inputs.integers.zero_()
-    inputs.held.fill_(1)
-    inputs.target.fill_(SPARE_STATE)

@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def _register_with_vllm() -> None:
 
 
 @contextlib.contextmanager
-def _read_in_fp32() -> Iterator[None]:
+def _read_in_fp32() -> Generator[None]:
     """transformers 5 makes a module in the precision of its file, which is 16 bit here.
 
     Upstream reads ``llm.pt`` into that module afterwards, and counts on fp32 as transformers 4

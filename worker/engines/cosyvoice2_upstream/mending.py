@@ -43,7 +43,8 @@ def mend(model: Model) -> tuple[str, ...]:
 def forget(model: Model, key: str) -> None:
     """Drop what ``tts`` keeps of a request: it leaves all of it behind when it is not finished."""
     with model.lock:
-        for name, entries in vars(model).items():
+        fields = cast("dict[str, Any]", vars(model))
+        for name, entries in fields.items():
             if name.endswith("_dict") and isinstance(entries, dict):
                 cast("dict[str, Any]", entries).pop(key, None)
 
@@ -56,12 +57,12 @@ def forget(model: Model, key: str) -> None:
 def _grows_hop(model: Model) -> bool:
     return any(
         step.opname == "STORE_ATTR" and step.argval == "token_hop_len"
-        for step in dis.get_instructions(type(model).tts)
+        for step in dis.get_instructions(_kind(model).tts)
     )
 
 
 def _own_hop(model: Model) -> None:
-    kind, first = type(model), model.token_hop_len
+    kind, first = _kind(model), model.token_hop_len
 
     def get(_: Model) -> int:
         request = current()
@@ -80,7 +81,7 @@ def _own_hop(model: Model) -> None:
 
 
 def _polls(model: Model) -> bool:
-    return _calls(type(model).tts, "sleep")
+    return _calls(_kind(model).tts, "sleep")
 
 
 def _tell(model: Model) -> None:
@@ -97,7 +98,7 @@ def _tell(model: Model) -> None:
 
 
 def _starts_thread(model: Model) -> bool:
-    return _calls(type(model).tts, "Thread")
+    return _calls(_kind(model).tts, "Thread")
 
 
 def _bind_thread(model: Model) -> None:
@@ -116,8 +117,17 @@ def _bind_thread(model: Model) -> None:
                         return
         finally:
             tokens.close()
+            if request is not None and request.cancelled and hasattr(model.llm, "vllm"):
+                _abort(model.llm, kwargs["uuid"])
 
     model.llm.inference = until_cancelled
+
+
+def _abort(llm: Any, key: str) -> None:
+    """Tell vLLM too: it goes on with a request whoever else asks it for a step."""
+    with llm.lock:
+        llm.vllm.abort_request([key])
+        llm.vllm_output_queue.pop(key, None)
 
 
 class _RequestThread(threading.Thread):
@@ -154,7 +164,7 @@ class _RequestThread(threading.Thread):
 
 
 def _empties_cache(model: Model) -> bool:
-    return _calls(type(model).tts, "empty_cache")
+    return _calls(_kind(model).tts, "empty_cache")
 
 
 def _keep_cache(model: Model) -> None:
@@ -238,21 +248,20 @@ def _seed(model: Model) -> None:
                 request.sampling = source.get_state()
 
     model.llm.sampling = seeded
-    noisy = {name: _with_noise(getattr(torch, name)) for name in ("rand", "randn")}
+
+    def rand(*size: int, **options: Any) -> torch.Tensor:
+        return torch.rand(*size, **options, generator=_noise())
 
     def randn_like(like: torch.Tensor) -> torch.Tensor:
-        return noisy["randn"](like.shape, dtype=like.dtype, device=like.device)
+        return torch.empty_like(like).normal_(generator=_noise())
 
-    vocoder = _globals_of(type(model.hift).inference)
-    vocoder["torch"] = _Changed(torch, **noisy, randn_like=randn_like)
+    vocoder = _globals_of(_kind(model.hift).inference)
+    vocoder["torch"] = _Changed(torch, rand=rand, randn_like=randn_like)
 
 
-def _with_noise(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def drawn(*size: Any, **options: Any) -> torch.Tensor:
-        request = current()
-        return draw(*size, **options, generator=None if request is None else request.noise)
-
-    return drawn
+def _noise() -> torch.Generator | None:
+    request = current()
+    return None if request is None else request.noise
 
 
 MENDS: Final = (
@@ -276,13 +285,17 @@ class _Changed:
         return getattr(self._module, name)
 
 
+def _kind(thing: Any) -> type[Any]:
+    return cast("type[Any]", type(thing))
+
+
 def _calls(function: Callable[..., Any], name: str) -> bool:
     return name in _plain(function).__code__.co_names
 
 
 def _globals(model: Model) -> dict[str, Any]:
     """Those of the module that ``tts`` is written in."""
-    return _globals_of(type(model).tts)
+    return _globals_of(_kind(model).tts)
 
 
 def _globals_of(function: Callable[..., Any]) -> dict[str, Any]:

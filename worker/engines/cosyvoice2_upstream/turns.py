@@ -2,7 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,14 +98,15 @@ class TurnThread:
 
     def _speak(self, utterance: Utterance) -> None:
         marks = utterance.marks
-        for samples in self._chunks(utterance):
-            if len(samples):
-                self._tell(Audio.of(self.turn, samples, marks))
-                self._produced += len(samples)
-                marks = ()
-            self._wait_for_listener()
+        with closing(self._chunks(utterance)) as chunks:
+            for samples in chunks:
+                if len(samples):
+                    self._tell(Audio.of(self.turn, samples, marks))
+                    self._produced += len(samples)
+                    marks = ()
+                self._wait_for_listener()
 
-    def _chunks(self, utterance: Utterance) -> Iterator[Samples]:
+    def _chunks(self, utterance: Utterance) -> Generator[Samples]:
         if utterance.begin is None:
             yield np.zeros(utterance.pause, dtype=np.float32)
             return
@@ -129,9 +131,10 @@ class TurnThread:
 
 
 def _failure(turn: int, error: Exception) -> Failed:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
         first = str(error).partition("\n")[0] or type(error).__name__
         error = CosyVoiceOOMError(f"out of memory: {first}")
+        torch.cuda.empty_cache()
     elif not isinstance(error, EngineError):
         error = CosyVoiceSynthesisError(f"upstream failed: {type(error).__name__}: {error}")
-    return Failed(turn, "retry", f"{type(error).__name__}: {error}")
+    return Failed(turn, "retry", str(error))

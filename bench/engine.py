@@ -1,0 +1,277 @@
+"""The engine alone: its loop in this process, driven by listeners who listen in real time.
+
+Four loads. *closed*: N listeners, each asks again when it has heard its turn. *together*: the same,
+and all begin at the same moment. *open*: turns come at a rate, whoever still listens. *greedy*: N
+sessions whose audio is taken as soon as it is made, which shows how fast the engine can be.
+"""
+
+import resource
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import torch
+
+from bench import engine_batching, engine_meter
+from bench.engine_drive import Drive
+from bench.engine_level import Level, figures_of, level_of
+from bench.engine_load import Closed, Load
+from bench.engine_operations import Operations, Tally
+from bench.engine_packs import PackName, pack_of
+from bench.engine_plan import EnginePlan
+from bench.report import Figure, Report, figure
+from worker.config import CosyVoice2Config
+from worker.engines.hosting.cores import factory_of
+from worker.engines.protocol import EngineError
+from worker.voicepacks import Voicepack
+
+AIMS: Final = {"1": 60.0, "16": 150.0, "64": 300.0, "stop": 20.0, "underruns": 0.0, "rtf": 1 / 150}
+"""On one H100 at full size: ms to the first audio at the 95th percentile by sessions, and others."""
+
+LOAD_AIM_MS: Final = 20_000.0
+WARM_UP_TEXT: Final = "The quick brown fox jumps over the lazy dog."
+_MB: Final = 2**20
+
+
+def run(pack_name: PackName, plan: EnginePlan, packs: Path, *, upstream: bool) -> Report:
+    """Measure one pack on one device in one precision."""
+    pack = pack_of(pack_name, packs)
+    device, dtype = plan.device, plan.dtype
+    config = CosyVoice2Config(
+        device=device,
+        dtype=dtype,
+        slots=max(plan.sessions),
+        max_slots=max(plan.sessions),
+        cuda_graphs="auto" if plan.graphs else "off",
+        threads=plan.threads,
+    )
+    on_gpu = device == "cuda"
+    judged = AIMS if on_gpu and pack_name == "full" and plan.graphs and dtype == "bf16" else {}
+    levels, timings, loop = _native(pack, config, plan)
+    figures: list[Figure] = []
+    for level in levels:
+        figures += figures_of(level, judged)
+        figures += _stage_figures(level)
+    until_ready = sum(timings.values())
+    figures.append(
+        figure("load and warm-up", until_ready, "ms", target=LOAD_AIM_MS if judged else None)
+    )
+    figures += [figure(f"  {phase}", ms, "ms") for phase, ms in timings.items()]
+    figures += _loop_figures(loop)
+    batching = engine_batching.measure(
+        pack, config, plan.rows, device, dtype, plan.repeats
+    )
+    figures += _batching_figures(batching)
+    baselines: dict[str, list[Level]] = {}
+    if upstream:
+        baselines, said = _baselines(pack, config, plan)
+        for name, found in baselines.items():
+            for level in found:
+                figures += [
+                    msgspec.structs.replace(one, name=f"{name}: {one.name}")
+                    for one in figures_of(level, {})
+                ]
+    else:
+        said = "not compared with upstream in this run"
+    return Report(
+        bench=f"engine_{plan.label(pack_name)}",
+        title=f"The CosyVoice 2 engine alone: {pack_name} pack, {plan.machine_word}, {dtype}"
+        + ("" if plan.graphs or not on_gpu else ", without graphs"),
+        conditions=(
+            f"random weights in the official layout ({pack.model_id}): the work is that of the "
+            "published model of this size, the sound is noise; such a pack speaks 1.8 tokens for "
+            "each character of text, 25 a second, so that texts are as long as they would be",
+            f"texts of {plan.texts[0]:g} to {plan.texts[1]:g} s of speech, cut into segments by "
+            "the worker's own segmenter; a voice with 3 s of prompt",
+            "a listener plays in real time from the first audio on; an underrun is a sample that "
+            "was needed before it was made, after which playing goes on later; audible is the "
+            "first sample above -50 dB of the turn's peak",
+            "times count from the moment a turn was due, even if the loop or a slot was not free",
+            "RTF is measured in the greedy loads; a paced session waits for its listener",
+            f"{plan.seconds:g} s for each closed or open load, and what was begun is finished",
+            *plan.words,
+            said,
+        ),
+        figures=tuple(figures),
+        series={
+            "levels": [msgspec.to_builtins(level) for level in levels],
+            "baselines": {
+                name: [msgspec.to_builtins(level) for level in found]
+                for name, found in baselines.items()
+            },
+            "batching": msgspec.to_builtins(batching),
+            "loop": msgspec.to_builtins(loop),
+            "timings_ms": timings,
+        },
+    )
+
+
+def _native(
+    pack: Voicepack, config: CosyVoice2Config, plan: EnginePlan
+) -> tuple[list[Level], dict[str, float], Operations]:
+    """The levels, the milliseconds of load and warm-up by phase, and the loop's operations."""
+    drive = Drive(config.slots)
+    core: Any = factory_of("cosyvoice2")(pack, config, drive.emit)
+    drive.core = core
+    try:
+        core.load()
+        core.warm_up(WARM_UP_TEXT)
+        timings = dict(core.timings)
+        meter = engine_meter.watch(core, device_times=plan.device_times)
+        levels: list[Level] = []
+        for load, sessions in plan.loads():
+            levels.append(_level(drive, meter, load, sessions))
+        loop = _tally(drive, plan)
+    finally:
+        core.close()
+    return levels, timings, loop
+
+
+def _level(drive: Drive, meter: engine_meter.Meter, load: Load, sessions: float) -> Level:
+    meter.reset()
+    _reset_memory()
+    found = drive.run(load)
+    stages = meter.read()
+    wall_s = max(sum(stages[name].seconds for name in ("step",)), 1e-9)
+    decode = stages.get("decode", engine_meter.Stage())
+    more: dict[str, Any] = {
+        "stages": {
+            name: {
+                "runs": stage.runs,
+                "ms": round(1000 * stage.seconds, 3),
+                "device_ms": round(1000 * stage.device_s, 3),
+                "share": stage.seconds / wall_s,
+                "mean_rows": stage.mean_rows,
+            }
+            for name, stage in stages.items()
+        },
+        "decode_step_ms": 1000 * (decode.device_s or decode.seconds) / max(1, decode.units),
+        "decode_rows": decode.mean_rows,
+        "memory_mb": _memory_mb(),
+        "most_at_once": found.highest,
+    }
+    return level_of(load.name, sessions, found.heard, found.began_at, found.waited, **more)
+
+
+def _tally(drive: Drive, plan: EnginePlan) -> Operations:
+    """What the whole loop dispatches while it serves its sessions, waits included."""
+    with Tally() as tally:
+        drive.run(Closed(min(2, max(plan.sessions)), 0.1, paced=False, texts=(2.0, 3.0)))
+    return tally.found
+
+
+def _baselines(
+    pack: Voicepack, config: CosyVoice2Config, plan: EnginePlan
+) -> tuple[dict[str, list[Level]], str]:
+    """Upstream itself where it can be imported, and its algorithm through our modules."""
+    found: dict[str, list[Level]] = {}
+    said: list[str] = []
+    one = msgspec.structs.replace(config, slots=1, max_slots=1)
+    if find_spec("cosyvoice") is not None:
+        name = "cosyvoice2-upstream"
+        try:
+            official = msgspec.structs.replace(one, implementation="upstream")
+            found[name] = _alone(name, pack, official, plan)
+            said.append("the package cosyvoice behind our protocol, one turn at a time")
+        except (EngineError, ImportError, RuntimeError) as error:
+            said.append(f"the package cosyvoice is here but could not be measured: {error}")
+    else:
+        said.append("the package cosyvoice is not installed here")
+    name = "upstream's algorithm through our modules"
+    exact = msgspec.structs.replace(one, upstream_exact=True)
+    found[name] = _alone("cosyvoice2", pack, exact, plan)
+    return found, "baseline: " + "; ".join(said) + f"; {name} (upstream_exact), one turn at a time"
+
+
+def _alone(
+    core_name: str, pack: Voicepack, config: CosyVoice2Config, plan: EnginePlan
+) -> list[Level]:
+    """One listener, and one session as fast as it can be."""
+    drive = Drive(1)
+    core: Any = factory_of(core_name)(pack, config, drive.emit)
+    drive.core = core
+    try:
+        core.load()
+        core.warm_up(WARM_UP_TEXT)
+        levels: list[Level] = []
+        for load in (
+            Closed(1, plan.seconds, texts=plan.texts),
+            Closed(1, plan.seconds, paced=False, name="greedy", texts=plan.texts),
+        ):
+            found = drive.run(load)
+            levels.append(level_of(load.name, 1, found.heard, found.began_at))
+    finally:
+        core.close()
+    return levels
+
+
+def _stage_figures(level: Level) -> list[Figure]:
+    stages: dict[str, Any] = level.more["stages"]
+    if level.load not in ("closed", "greedy"):
+        return []
+    figures = [
+        figure(f"{level.name}, decode step", level.more["decode_step_ms"], "ms"),
+        figure(f"{level.name}, sessions in a decode step", level.more["decode_rows"], ""),
+        figure(f"{level.name}, sessions in a flow batch", stages["flow"]["mean_rows"], ""),
+    ]
+    for name in (*engine_meter.STAGES, "host"):
+        stage = stages.get(name)
+        if stage and stage["runs"]:
+            figures.append(figure(f"{level.name}, {name}", 100 * stage["share"], "% of the loop"))
+    for name, value in level.more["memory_mb"].items():
+        figures.append(figure(f"{level.name}, memory {name}", value, "MiB"))
+    return figures
+
+
+def _loop_figures(loop: Operations) -> list[Figure]:
+    return [
+        figure(
+            "operations of the loop that stop the host", sum(loop.waiting.values()), "", target=0,
+            samples=loop.launches,
+        )
+    ]
+
+
+def _batching_figures(batching: dict[str, Any]) -> list[Figure]:
+    figures: list[Figure] = []
+    for what, points in batching.items():
+        if what == "operations":
+            continue
+        unit = "tokens/s" if what == "decode" else "x real time"
+        noun = "step" if what == "decode" else "batch"
+        for point in (points[0], points[-1]):
+            rows = f"{point['rows']:g} sessions"
+            figures.append(figure(f"{what}, {noun} of {rows}", point["ms"], "ms"))
+            figures.append(figure(f"{what}, {rows}", point["per_second"], unit))
+    for rows, found in batching["operations"].items():
+        for what, operations in found.items():
+            figures.append(figure(f"launches, {what}, {rows} sessions", operations.launches, ""))
+            figures.append(
+                figure(
+                    f"waits, {what}, {rows} sessions", sum(operations.waiting.values()), "",
+                    target=0,
+                )
+            )
+    return figures
+
+
+def _reset_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _memory_mb() -> dict[str, float]:
+    """The most that was in use, of the device or of this process."""
+    if torch.cuda.is_available():
+        return {
+            "allocated": torch.cuda.max_memory_allocated() / _MB,
+            "reserved": torch.cuda.max_memory_reserved() / _MB,
+        }
+    found = {"resident, highest": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        found["resident"] = pages * resource.getpagesize() / _MB
+    return found
+

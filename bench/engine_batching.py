@@ -1,0 +1,187 @@
+"""What a batch costs: one step, one block and one window, by how many sessions share it.
+
+Measured on the engine's own parts outside its loop, on otherwise idle hands. ``rows_apart`` is
+the engine's choice on a CPU: each row by itself, so that no row depends on its company to the last
+bit. ``together`` is what a batch would bring there, and what a GPU does.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from bench.engine_operations import Operations, count
+from worker.config import CosyVoice2Config
+from worker.engines.cosyvoice2 import budget, checkpoint, model_yaml
+from worker.engines.cosyvoice2.decoding import Decoder
+from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
+from worker.engines.cosyvoice2.graphs import Graphs
+from worker.engines.cosyvoice2.loading import DTYPES
+from worker.engines.cosyvoice2.rendering import BlockStage
+from worker.engines.cosyvoice2.vocoding import WINDOW_LENGTHS, VocoderStage
+from worker.voicepacks import Voicepack
+
+PROMPT: Final = 120
+"""Positions in front of the measured steps: prompt and text."""
+
+STEPS: Final = 16
+PAGES: Final = 8
+"""Blocks that a block looks back on, its own included: 8 s of prompt and speech."""
+
+
+class Batching:
+    """Parts of one pack on one device."""
+
+    def __init__(self, pack: Voicepack, device: str, dtype: str, graphs: bool, repeats: int) -> None:
+        self._device = torch.device(device)
+        self._dtype = DTYPES[dtype]
+        self._sizes = model_yaml.read(pack.directory / "cosyvoice2.yaml")
+        self._model = checkpoint.load(pack.directory, self._sizes, self._dtype, self._device)
+        self._graphs = graphs and self._device.type == "cuda"
+        self._repeats = repeats
+
+    @torch.inference_mode()
+    def decode(self, slots: Sequence[int]) -> list[dict[str, float]]:
+        """A step's ms and tokens a second, with so many slots, all of them taken."""
+        points: list[dict[str, float]] = []
+        for count_ in slots:
+            decoder = self._decoder(count_)
+            self._fill(decoder)
+            done = 0
+
+            def burst(decoder: Decoder = decoder, count_: int = count_) -> None:
+                nonlocal done
+                done += STEPS
+                decoder.burst({slot: done for slot in range(count_)}, STEPS)
+                decoder.collect()
+
+            step_s = self._time(burst) / STEPS
+            points.append(
+                {"rows": count_, "ms": 1000 * step_s, "per_second": count_ / step_s}
+            )
+        return points
+
+    @torch.inference_mode()
+    def flow(self, rows: Sequence[int], *, rows_apart: bool) -> list[dict[str, float]]:
+        """A block's ms and seconds of audio a second, in batches of so many rows."""
+        renderer = self._renderer(rows_apart)
+        points: list[dict[str, float]] = []
+        for count_ in rows:
+            seconds = self._time(lambda c=count_: self._block(renderer, c, rows_apart))
+            audio_s = count_ * self._sizes.flow.encoder.chunk / self._sizes.token_rate
+            points.append(
+                {"rows": count_, "ms": 1000 * seconds, "per_second": audio_s / seconds}
+            )
+        return points
+
+    @torch.inference_mode()
+    def vocoder(self, rows: Sequence[int], *, rows_apart: bool) -> list[dict[str, float]]:
+        """A window's ms and seconds of audio a second, in batches of so many rows."""
+        self._model.vocoder.rows_apart = rows_apart
+        points: list[dict[str, float]] = []
+        for count_ in rows:
+            stage = VocoderStage(self._model.vocoder, (count_,), Graphs(enabled=self._graphs))
+            seconds = self._time(lambda s=stage, c=count_: s.rehearse(c))
+            left, right = stage._trims()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            frames = WINDOW_LENGTHS[-1] - left - right
+            audio_s = count_ * frames * self._sizes.vocoder.hop / self._sizes.sample_rate
+            points.append(
+                {"rows": count_, "ms": 1000 * seconds, "per_second": audio_s / seconds}
+            )
+        self._model.vocoder.rows_apart = True
+        return points
+
+    @torch.inference_mode()
+    def operations(self, rows: int) -> dict[str, Operations]:
+        """Operations that a step, a block and a window of ``rows`` sessions start."""
+        decoder = self._decoder(rows, graphs=False)
+        self._fill(decoder)
+        renderer = self._renderer(rows_apart=False)
+        self._model.vocoder.rows_apart = False
+        stage = VocoderStage(self._model.vocoder, (rows,), Graphs(enabled=False))
+        stage.rehearse(rows)
+        found = {
+            "decode step": count(decoder.rehearse),
+            "flow block": count(lambda: self._block(renderer, rows, False)),
+            "vocoder window": count(lambda: stage.rehearse(rows)),
+        }
+        self._model.vocoder.rows_apart = True
+        return found
+
+    def _decoder(self, slots: int, graphs: bool | None = None) -> Decoder:
+        enabled = self._graphs if graphs is None else graphs
+        return Decoder(
+            self._model.language_model, slots, 1024, budget.MAX_TOKENS, Graphs(enabled=enabled)
+        )
+
+    def _fill(self, decoder: Decoder) -> None:
+        """An utterance in every slot that will not end by itself."""
+        chance = np.random.Generator(np.random.PCG64(0))
+        width = self._sizes.language_model.width
+        for slot in range(decoder.slots):
+            draws = chance.random((budget.MAX_TOKENS, 2), dtype=np.float32)
+            decoder.begin(slot, draws)
+            decoder.rule(slot, quiet_until=budget.MAX_TOKENS, mute=(True, True, True))
+            prompt = torch.randn(PROMPT, width, device=self._device, dtype=self._dtype)
+            decoder.read(slot, prompt)
+
+    def _renderer(self, rows_apart: bool) -> BlockRenderer:
+        renderer = BlockRenderer(
+            self._model.flow, pages=PAGES, states=2, max_blocks=PAGES, rows_apart=rows_apart
+        )
+        if self._graphs:
+            # The stage is what runs a renderer from graphs.
+            vocoder = VocoderStage(self._model.vocoder, (1,), Graphs(enabled=False))
+            BlockStage(renderer, vocoder, (1,), Graphs(enabled=True))
+        return renderer
+
+    def _block(self, renderer: BlockRenderer, rows: int, apart: bool) -> None:
+        times, batch = (rows, 1) if apart else (1, rows)
+        run = renderer.run or renderer.step
+        for _ in range(times):
+            run(renderer.inputs(batch, PAGES))
+
+    def _time(self, work: Callable[[], object]) -> float:
+        """The median of a few runs, in seconds."""
+        times: list[float] = []
+        work()
+        for _ in range(self._repeats):
+            begun = time.perf_counter()
+            work()
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            times.append(time.perf_counter() - begun)
+        return float(np.median(times))
+
+
+@contextmanager
+def threads(count_: int) -> Iterator[None]:
+    """With so many threads of the CPU; 0: as it is."""
+    before = torch.get_num_threads()
+    if count_:
+        torch.set_num_threads(count_)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure(
+    pack: Voicepack, config: CosyVoice2Config, rows: Sequence[int], device: str, dtype: str,
+    repeats: int,
+) -> dict[str, Any]:
+    """All of it, as points to plot."""
+    with threads(config.threads):
+        parts = Batching(pack, device, dtype, config.cuda_graphs != "off", repeats)
+        apart = (False, True) if device == "cpu" else (False,)
+        found: dict[str, Any] = {"decode": parts.decode(rows)}
+        for way in apart:
+            name = "apart" if way else "together"
+            found[f"flow, {name}"] = parts.flow(rows, rows_apart=way)
+            found[f"vocoder, {name}"] = parts.vocoder(rows, rows_apart=way)
+        one, many = parts.operations(1), parts.operations(rows[-1])
+    found["operations"] = {"1": one, f"{rows[-1]}": many}
+    return found

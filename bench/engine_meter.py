@@ -1,0 +1,142 @@
+"""What an engine's time goes into, counted from outside: its parts' methods are wrapped."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import torch
+
+from worker.engines.cosyvoice2.core import CosyVoice2Core
+from worker.engines.cosyvoice2.exact import ExactStage
+from worker.engines.cosyvoice2.transfer import Transfer
+
+STAGES: Final = ("prefill", "decode", "flow", "recompute", "vocoder", "wait")
+"""``wait``: for what the device has not finished. What of a step is none of these is ``host``."""
+
+
+class Stage(msgspec.Struct):
+    """One kind of work. ``rows`` are the sessions that had part in a run, added up.
+
+    ``seconds`` is the host's time: beside a device, what it takes to start the work. ``device_s``
+    is the device's, between two events, where it is measured. ``units`` are decoding steps.
+    """
+
+    runs: int = 0
+    rows: int = 0
+    units: int = 0
+    seconds: float = 0.0
+    device_s: float = 0.0
+
+    @property
+    def mean_rows(self) -> float:
+        """Sessions that had part in a run."""
+        return self.rows / self.runs if self.runs else 0.0
+
+
+class Meter:
+    """Counts runs, sessions and time by stage; ``reset`` begins anew."""
+
+    def __init__(self, *, device_times: bool) -> None:
+        self._device_times = device_times and torch.cuda.is_available()
+        self._events: list[tuple[Stage, Any, Any]] = []
+        self.stages: defaultdict[str, Stage] = defaultdict(Stage)
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self._events.clear()
+        self.stages.clear()
+
+    def read(self) -> dict[str, Stage]:
+        """What was counted; ``host`` is the rest of ``step``."""
+        if self._events:
+            torch.cuda.synchronize()
+        for stage, begun, ended in self._events:
+            stage.device_s += begun.elapsed_time(ended) / 1000
+        self._events.clear()
+        parts = sum(self.stages[name].seconds for name in STAGES)
+        step = self.stages["step"]
+        self.stages["host"] = Stage(runs=step.runs, seconds=max(0.0, step.seconds - parts))
+        return dict(self.stages)
+
+    def wrap(self, owner: Any, method: str, name: str, rows: "Count", units: "Count") -> None:
+        """Count and time every call of a method."""
+        inner = getattr(owner, method)
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            stage = self.stages[name]
+            stage.runs += 1
+            stage.rows += rows(*args)
+            stage.units += units(*args)
+            event = self._event()
+            begun = time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                stage.seconds += time.perf_counter() - begun
+                if event is not None:
+                    self._events.append((stage, event, self._event()))
+
+        setattr(owner, method, outer)
+
+    def _event(self) -> Any:
+        if not self._device_times:
+            return None
+        event: Any = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+Count = Callable[..., int]
+
+
+def _none(*_: Any) -> int:
+    return 0
+
+
+def _one(*_: Any) -> int:
+    return 1
+
+
+def _first(*args: Any) -> int:
+    return len(args[0])
+
+
+def watch(core: Any, *, device_times: bool = False) -> Meter:
+    """Wrap a loaded core's parts. Of another engine's core only ``step`` is seen."""
+    meter = Meter(device_times=device_times)
+    meter.wrap(core, "step", "step", _none, _none)
+    if not isinstance(core, CosyVoice2Core):
+        return meter
+    loaded: Any = core._model  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    audio = loaded.audio
+    meter.wrap(loaded.decoder, "read", "prefill", _one, lambda _, embeddings: len(embeddings))
+    meter.wrap(loaded.decoder, "burst", "decode", _first, lambda _, steps: steps)
+    if isinstance(audio, ExactStage):
+        meter.wrap(audio, "_mel", "flow", _one, _one)
+        meter.wrap(audio._vocoder, "forward", "vocoder", _one, _none)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    else:
+        meter.wrap(audio._renderer, "render", "flow", _first, _first)  # noqa: SLF001
+        meter.wrap(audio._renderer, "recompute", "recompute", _first, _first)  # noqa: SLF001
+        meter.wrap(audio._vocoder, "render", "vocoder", _first, _none)  # noqa: SLF001
+    if not hasattr(Transfer.wait, "metered"):
+        inner = Transfer.wait
+
+        def wait(transfer: Transfer) -> torch.Tensor:
+            meter = _WAITS[-1]
+            stage = meter.stages["wait"]
+            begun = time.perf_counter()
+            tensor = inner(transfer)
+            stage.seconds += time.perf_counter() - begun
+            stage.runs += 1
+            return tensor
+
+        wait.metered = True  # pyright: ignore[reportFunctionMemberAccess]
+        Transfer.wait = wait
+    _WAITS.append(meter)
+    return meter
+
+
+_WAITS: list[Meter] = []
+"""The latest is in use: one engine is measured at a time."""

@@ -1,0 +1,70 @@
+"""How many operations the host hands to the device, and whether any of them waits for it."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+WAITING: Final = frozenset(
+    {
+        "aten::_local_scalar_dense",
+        "aten::nonzero",
+        "aten::is_nonzero",
+        "aten::equal",
+        "aten::masked_select",
+        "aten::_unique2",
+    }
+)
+"""Each of these stops the host until the device has an answer."""
+
+_NO_WORK: Final = frozenset({"aten::empty", "aten::empty_strided", "aten::empty_like"})
+
+
+class Operations(msgspec.Struct, frozen=True, kw_only=True):
+    """``launches`` start work on the device, one kernel or a few; views and memory are not counted.
+
+    ``waiting`` names operations that stop the host, with their counts.
+    """
+
+    launches: int
+    waiting: dict[str, int]
+    commonest: dict[str, int]
+
+
+class Tally(TorchDispatchMode):
+    """Counts what is dispatched while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Count an operation and do it."""
+        name = func._schema.name  # noqa: SLF001
+        if not func.is_view and name not in _NO_WORK:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def found(self) -> Operations:
+        """The counts."""
+        return Operations(
+            launches=self.counts.total(),
+            waiting={name: n for name, n in self.counts.items() if name in WAITING},
+            commonest=dict(self.counts.most_common(8)),
+        )
+
+
+def count(work: Callable[[], object]) -> Operations:
+    """Operations of ``work``, once it has run once before."""
+    with torch.inference_mode():
+        work()
+    tally = Tally()
+    with torch.inference_mode(), tally:
+        work()
+    return tally.found

@@ -1,0 +1,23 @@
+"""Packs of random weights, written once and kept."""
+
+import tempfile
+from pathlib import Path
+from typing import Final, Literal
+
+from worker import voicepacks
+from worker.voicepacks import Voicepack
+
+PackName = Literal["tiny", "full"]
+
+KEPT: Final = Path(tempfile.gettempdir()) / "voicefleet-bench-packs"
+
+
+def pack_of(name: PackName, directory: Path = KEPT) -> Voicepack:
+    """The pack ``cosyvoice2-<name>`` below ``directory``, written where it is missing."""
+    from worker.engines.cosyvoice2 import random_pack  # noqa: PLC0415  torch, for a pack only
+
+    model = f"cosyvoice2-{name}"
+    folder = directory / "cosyvoice2" / name
+    if not (folder / "metadata.yaml").exists():
+        random_pack.write(folder, random_pack.MODELS[model], 0, model)
+    return voicepacks.read(folder)

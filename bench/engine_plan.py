@@ -1,0 +1,104 @@
+"""How much of an engine is measured, and on what."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from bench.engine_load import Closed, Load, Poisson
+from bench.engine_packs import PackName
+from bench.engine_texts import SECONDS
+
+
+class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes of the loads.
+
+    ``sessions`` are those of the closed loads, ``rates`` of the open ones in turns a second,
+    ``rows`` of the batches measured by themselves; a load lasts ``seconds``.
+    """
+
+    device: str
+    dtype: str
+    graphs: bool = True
+    threads: int = 0
+    sessions: tuple[int, ...]
+    rates: tuple[float, ...]
+    rows: tuple[int, ...]
+    seconds: float = 20.0
+    texts: tuple[float, float] = SECONDS
+    repeats: int = 7
+    device_times: bool = False
+    words: tuple[str, ...] = ()
+
+    @property
+    def machine_word(self) -> str:
+        """The device, for a title."""
+        return "GPU" if self.device == "cuda" else "CPU"
+
+    def label(self, pack: PackName) -> str:
+        """For file names."""
+        graphs = "" if self.graphs or self.device != "cuda" else "_eager"
+        return f"{pack}_{self.machine_word.lower()}_{self.dtype}{graphs}"
+
+    def loads(self) -> Iterator[tuple[Load, float]]:
+        """One after another."""
+        texts = self.texts
+        for n in self.sessions:
+            yield Closed(n, self.seconds, texts=texts), n
+        most = self.sessions[-1]
+        # Everybody asks once, at the same moment.
+        yield Closed(most, 0.0, together=True, name="together", texts=texts), most
+        for rate in self.rates:
+            yield Poisson(rate, self.seconds, texts), rate
+        for n in dict.fromkeys((self.sessions[0], most)):
+            yield Closed(n, self.seconds / 2, paced=False, name="greedy", texts=texts), n
+        stop_after = (0.2, 2.0)
+        yield Closed(most, self.seconds / 4, stop_after=stop_after, name="stopped", texts=texts), most
+
+
+GPU_SESSIONS: Final = (1, 2, 4, 8, 16, 32, 64)
+GPU_RATES: Final = (1.0, 4.0, 8.0)
+"""A turn is 7 s in the mean: 8 turns a second are 56 listeners."""
+
+CPU_SESSIONS: Final[dict[PackName, tuple[int, ...]]] = {"tiny": (1, 2, 4, 8, 16), "full": (1, 2)}
+CPU_RATES: Final[dict[PackName, tuple[float, ...]]] = {"tiny": (0.1, 0.4), "full": ()}
+
+
+def plan_of(
+    pack: PackName,
+    device: str,
+    dtype: str,
+    *,
+    graphs: bool = True,
+    quick: bool = False,
+    threads: int = 0,
+    sessions: tuple[int, ...] = (),
+    seconds: float | None = None,
+    texts: tuple[float, float] = SECONDS,
+    words: tuple[str, ...] = (),
+) -> EnginePlan:
+    """What makes sense on a device."""
+    if device == "cuda":
+        all_sessions, rates = GPU_SESSIONS, GPU_RATES
+        rows: tuple[int, ...] = (1, 4, 16, 64)
+        if quick:
+            all_sessions, rates = (1, 16, 64), (8.0,)
+    else:
+        all_sessions, rates = CPU_SESSIONS[pack], CPU_RATES[pack]
+        rows = (1, 2, 4, 8, 16) if pack == "tiny" else (1, 2, 4)
+        if quick:
+            all_sessions, rates, rows = all_sessions[:2], rates[:1], rows[:2]
+    chosen = sessions or all_sessions
+    return EnginePlan(
+        device=device,
+        dtype=dtype,
+        graphs=graphs,
+        threads=threads,
+        sessions=chosen,
+        rates=rates,
+        rows=rows,
+        seconds=seconds or (6.0 if quick else 20.0),
+        texts=texts,
+        repeats=3 if quick else 7,
+        words=words,
+    )

@@ -9,7 +9,7 @@ import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from bench import machine, plots, table
+from bench import engine_commands, machine, table
 from bench.plan import QUICK, Plan
 from bench.report import Record, Report
 
@@ -18,6 +18,8 @@ Name = Literal["first_frame", "control", "jitter", "cpu", "piper", "memory"]
 RESULTS: Final = Path(__file__).parent / "results"
 
 app = App(name="bench", help="Measure the fleet against its targets.", help_format="plaintext")
+app.command(engine_commands.engine)
+app.command(engine_commands.gpu)
 
 
 @app.default
@@ -62,6 +64,8 @@ def bench(
         "rounds": rounds,
     }
     given = {name: value for name, value in said.items() if value is not None}
+    from bench import plots  # noqa: PLC0415  matplotlib, which the engine's benches can do without
+
     plan = msgspec.structs.replace(QUICK if quick else Plan(), **given)
     console = Console(width=None if sys.stdout.isatty() else 110)
     out.mkdir(parents=True, exist_ok=True)
@@ -80,4 +84,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(app())

@@ -28,7 +28,7 @@ from worker.engines.protocol import EngineError
 from worker.voicepacks import Voicepack
 
 AIMS: Final = {"1": 60.0, "16": 150.0, "64": 300.0, "stop": 20.0, "underruns": 0.0, "rtf": 1 / 150}
-"""On one H100 at full size: ms to the first audio at the 95th percentile by sessions, and others."""
+"""On one H100 at full size: ms to the first audio (p95) by sessions, and other aims."""
 
 LOAD_AIM_MS: Final = 20_000.0
 WARM_UP_TEXT: Final = "The quick brown fox jumps over the lazy dog."
@@ -60,9 +60,7 @@ def run(pack_name: PackName, plan: EnginePlan, packs: Path, *, upstream: bool) -
     )
     figures += [figure(f"  {phase}", ms, "ms") for phase, ms in timings.items()]
     figures += _loop_figures(loop)
-    batching = engine_batching.measure(
-        pack, config, plan.rows, device, dtype, plan.repeats
-    )
+    batching = engine_batching.measure(pack, config, plan.rows, device, dtype, plan.repeats)
     figures += _batching_figures(batching)
     baselines: dict[str, list[Level]] = {}
     if upstream:
@@ -228,7 +226,10 @@ def _stage_figures(level: Level) -> list[Figure]:
 def _loop_figures(loop: Operations) -> list[Figure]:
     return [
         figure(
-            "operations of the loop that stop the host", sum(loop.waiting.values()), "", target=0,
+            "operations of the loop that stop the host",
+            sum(loop.waiting.values()),
+            "",
+            target=0,
             samples=loop.launches,
         )
     ]
@@ -250,7 +251,9 @@ def _batching_figures(batching: dict[str, Any]) -> list[Figure]:
             figures.append(figure(f"launches, {what}, {rows} sessions", operations.launches, ""))
             figures.append(
                 figure(
-                    f"waits, {what}, {rows} sessions", sum(operations.waiting.values()), "",
+                    f"waits, {what}, {rows} sessions",
+                    sum(operations.waiting.values()),
+                    "",
                     target=0,
                 )
             )
@@ -274,4 +277,3 @@ def _memory_mb() -> dict[str, float]:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         found["resident"] = pages * resource.getpagesize() / _MB
     return found
-

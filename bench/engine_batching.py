@@ -35,7 +35,9 @@ PAGES: Final = 8
 class Batching:
     """Parts of one pack on one device."""
 
-    def __init__(self, pack: Voicepack, device: str, dtype: str, graphs: bool, repeats: int) -> None:
+    def __init__(
+        self, pack: Voicepack, device: str, dtype: str, graphs: bool, repeats: int
+    ) -> None:
         self._device = torch.device(device)
         self._dtype = DTYPES[dtype]
         self._sizes = model_yaml.read(pack.directory / "cosyvoice2.yaml")
@@ -55,13 +57,11 @@ class Batching:
             def burst(decoder: Decoder = decoder, count_: int = count_) -> None:
                 nonlocal done
                 done += STEPS
-                decoder.burst({slot: done for slot in range(count_)}, STEPS)
+                decoder.burst(dict.fromkeys(range(count_), done), STEPS)
                 decoder.collect()
 
             step_s = self._time(burst) / STEPS
-            points.append(
-                {"rows": count_, "ms": 1000 * step_s, "per_second": count_ / step_s}
-            )
+            points.append({"rows": count_, "ms": 1000 * step_s, "per_second": count_ / step_s})
         return points
 
     @torch.inference_mode()
@@ -72,9 +72,7 @@ class Batching:
         for count_ in rows:
             seconds = self._time(lambda c=count_: self._block(renderer, c, rows_apart))
             audio_s = count_ * self._sizes.flow.encoder.chunk / self._sizes.token_rate
-            points.append(
-                {"rows": count_, "ms": 1000 * seconds, "per_second": audio_s / seconds}
-            )
+            points.append({"rows": count_, "ms": 1000 * seconds, "per_second": audio_s / seconds})
         return points
 
     @torch.inference_mode()
@@ -85,12 +83,10 @@ class Batching:
         for count_ in rows:
             stage = VocoderStage(self._model.vocoder, (count_,), Graphs(enabled=self._graphs))
             seconds = self._time(lambda s=stage, c=count_: s.rehearse(c))
-            left, right = stage._trims()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            left, right = stage._trims()  # pyright: ignore[reportPrivateUsage]
             frames = WINDOW_LENGTHS[-1] - left - right
             audio_s = count_ * frames * self._sizes.vocoder.hop / self._sizes.sample_rate
-            points.append(
-                {"rows": count_, "ms": 1000 * seconds, "per_second": audio_s / seconds}
-            )
+            points.append({"rows": count_, "ms": 1000 * seconds, "per_second": audio_s / seconds})
         self._model.vocoder.rows_apart = True
         return points
 
@@ -170,7 +166,11 @@ def threads(count_: int) -> Iterator[None]:
 
 
 def measure(
-    pack: Voicepack, config: CosyVoice2Config, rows: Sequence[int], device: str, dtype: str,
+    pack: Voicepack,
+    config: CosyVoice2Config,
+    rows: Sequence[int],
+    device: str,
+    dtype: str,
     repeats: int,
 ) -> dict[str, Any]:
     """All of it, as points to plot."""

@@ -85,8 +85,13 @@ def figures_of(level: Level, targets: dict[str, float]) -> list[Figure]:
             value = getattr(level.stop, which)
             target = targets.get("stop") if which == "p95" else None
             figures.append(
-                figure(f"{name}, stop to slot free, {which}", value, "ms", target=target,
-                       samples=level.stop.count)
+                figure(
+                    f"{name}, stop to slot free, {which}",
+                    value,
+                    "ms",
+                    target=target,
+                    samples=level.stop.count,
+                )
             )
         return figures
     if level.load != "greedy":
@@ -98,23 +103,38 @@ def figures_of(level: Level, targets: dict[str, float]) -> list[Figure]:
                 if what == "first audio" and which == "p95" and level.load == "closed":
                     target = targets.get(f"{level.sessions:g}")
                 figures.append(
-                    figure(f"{name}, {what}, {which}", getattr(found, which), "ms", target=target,
-                           samples=found.count)
+                    figure(
+                        f"{name}, {what}, {which}",
+                        getattr(found, which),
+                        "ms",
+                        target=target,
+                        samples=found.count,
+                    )
                 )
         underrun_target = targets.get("underruns") if level.load == "closed" else None
         figures.append(
-            figure(f"{name}, underruns", level.underruns, "", target=underrun_target,
-                   samples=level.turns)
+            figure(
+                f"{name}, underruns",
+                level.underruns,
+                "",
+                target=underrun_target,
+                samples=level.turns,
+            )
         )
         if level.underruns:
             figures.append(figure(f"{name}, worst underrun", level.worst_underrun_ms, "ms"))
     else:
         if level.rtf is not None:
-            figures.append(figure(f"{name}, RTF of a session, p50", level.rtf.p50, "",
-                                  samples=level.rtf.count))
+            figures.append(
+                figure(f"{name}, RTF of a session, p50", level.rtf.p50, "", samples=level.rtf.count)
+            )
         figures.append(
-            figure(f"{name}, all sessions' RTF", 1 / max(level.x_real_time, 1e-9), "",
-                   target=targets.get("rtf"))
+            figure(
+                f"{name}, all sessions' RTF",
+                1 / max(level.x_real_time, 1e-9),
+                "",
+                target=targets.get("rtf"),
+            )
         )
     figures.append(figure(f"{name}, x real time", level.x_real_time, "x"))
     if level.failed:

@@ -136,9 +136,7 @@ class Closed(Turns):
 class Poisson(Turns):
     """Listeners who know nothing of each other: ``rate`` turns a second for ``seconds``."""
 
-    def __init__(
-        self, rate: float, seconds: float, texts: tuple[float, float] = SECONDS
-    ) -> None:
+    def __init__(self, rate: float, seconds: float, texts: tuple[float, float] = SECONDS) -> None:
         super().__init__("open", round(1000 * rate), texts)
         self._rate = rate
         self._lasts = seconds
@@ -149,4 +147,3 @@ class Poisson(Turns):
         while at < now + self._lasts:
             self.ask(at)
             at += self.chance.expovariate(self._rate)
-

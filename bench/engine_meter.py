@@ -109,17 +109,17 @@ def watch(core: Any, *, device_times: bool = False) -> Meter:
     meter.wrap(core, "step", "step", _none, _none)
     if not isinstance(core, CosyVoice2Core):
         return meter
-    loaded: Any = core._model  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    loaded: Any = core._model  # pyright: ignore[reportPrivateUsage]
     audio = loaded.audio
     meter.wrap(loaded.decoder, "read", "prefill", _one, lambda _, embeddings: len(embeddings))
     meter.wrap(loaded.decoder, "burst", "decode", _first, lambda _, steps: steps)
     if isinstance(audio, ExactStage):
         meter.wrap(audio, "_mel", "flow", _one, _one)
-        meter.wrap(audio._vocoder, "forward", "vocoder", _one, _none)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        meter.wrap(audio._vocoder, "forward", "vocoder", _one, _none)  # pyright: ignore[reportPrivateUsage]
     else:
-        meter.wrap(audio._renderer, "render", "flow", _first, _first)  # noqa: SLF001
-        meter.wrap(audio._renderer, "recompute", "recompute", _first, _first)  # noqa: SLF001
-        meter.wrap(audio._vocoder, "render", "vocoder", _first, _none)  # noqa: SLF001
+        meter.wrap(audio._renderer, "render", "flow", _first, _first)
+        meter.wrap(audio._renderer, "recompute", "recompute", _first, _first)
+        meter.wrap(audio._vocoder, "render", "vocoder", _first, _none)
     if not hasattr(Transfer.wait, "metered"):
         inner = Transfer.wait
 

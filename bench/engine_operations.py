@@ -41,11 +41,9 @@ class Tally(TorchDispatchMode):
         super().__init__()
         self.counts: Counter[str] = Counter()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count an operation and do it."""
-        name = func._schema.name  # noqa: SLF001
+        name = func._schema.name
         if not func.is_view and name not in _NO_WORK:
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))

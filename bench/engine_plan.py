@@ -53,7 +53,10 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
         for n in dict.fromkeys((self.sessions[0], most)):
             yield Closed(n, self.seconds / 2, paced=False, name="greedy", texts=texts), n
         stop_after = (0.2, 2.0)
-        yield Closed(most, self.seconds / 4, stop_after=stop_after, name="stopped", texts=texts), most
+        yield (
+            Closed(most, self.seconds / 4, stop_after=stop_after, name="stopped", texts=texts),
+            most,
+        )
 
 
 GPU_SESSIONS: Final = (1, 2, 4, 8, 16, 32, 64)

@@ -5,12 +5,15 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import psutil
 
 from bench.resp import Connection
 from wire.embedded import EmbeddedServer
+
+_PACKAGES: Final = ("redis", "hiredis", "numpy", "soxr", "anyio")
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,19 +28,24 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     server: str
     packages: dict[str, str]
     load_average: tuple[float, float, float]
+    accelerator: str | None = None
 
     @property
     def line(self) -> str:
         """In one line."""
         load = ", ".join(f"{value:.2f}" for value in self.load_average)
+        accelerator = "" if self.accelerator is None else f"{self.accelerator}; "
         return (
-            f"{self.cpu}, {self.cores} cores, {self.memory_gb:.0f} GB; {self.kernel}; "
+            f"{accelerator}{self.cpu}, {self.cores} cores, {self.memory_gb:.0f} GB; {self.kernel}; "
             f"Python {self.python}; {self.server}; load average {load}; {self.measured_at}"
         )
 
 
-def describe() -> Machine:
-    """Describe this machine, and the server that comes with the fleet."""
+def describe(accelerator: str | None = None, *packages: str) -> Machine:
+    """Describe this machine, and the server that comes with the fleet.
+
+    ``packages`` are listed beside the usual ones.
+    """
     return Machine(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         cpu=_cpu(),
@@ -46,8 +54,9 @@ def describe() -> Machine:
         kernel=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         server=_server(),
-        packages={name: version(name) for name in ("redis", "hiredis", "numpy", "soxr", "anyio")},
+        packages={name: version(name) for name in (*_PACKAGES, *packages)},
         load_average=psutil.getloadavg(),
+        accelerator=accelerator,
     )
 
 

@@ -47,7 +47,11 @@ class Testbed(msgspec.Struct, frozen=True):
 
 @contextmanager
 def testbed(
-    config: Path, model: str, *settings: str, command: Sequence[str] = _WORKER
+    config: Path,
+    model: str,
+    *settings: str,
+    command: Sequence[str] = _WORKER,
+    ready_s: float = _READY_S,
 ) -> Generator[Testbed]:
     """Start both and wait until the worker takes requests; end both with the block.
 
@@ -56,6 +60,7 @@ def testbed(
         model: What requests are for.
         settings: ``section.key=value`` beside the file.
         command: What runs the worker. The file, ``--redis-url``, ``--name`` and ``--set`` follow.
+        ready_s: It is ready by then.
     """
     with EmbeddedServer.start_blocking() as server, tempfile.TemporaryFile() as log:
         arguments = [str(config), "--redis-url", server.url, "--name", _NAME]
@@ -66,7 +71,7 @@ def testbed(
         )
         try:
             with Connection(server.port) as connection:
-                _await_ready(connection, worker)
+                _await_ready(connection, worker, ready_s)
             yield Testbed(server, worker, model)
         except BaseException:
             log.seek(0)
@@ -76,8 +81,8 @@ def testbed(
             _end(worker)
 
 
-def _await_ready(connection: Connection, worker: psutil.Popen) -> None:
-    deadline = time.monotonic() + _READY_S
+def _await_ready(connection: Connection, worker: psutil.Popen, ready_s: float) -> None:
+    deadline = time.monotonic() + ready_s
     while connection.call("HGET", Keys().worker(_NAME), "state") != b"ready":
         if worker.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the worker did not get ready (status {worker.poll()})")

@@ -4,18 +4,15 @@ import time
 from collections.abc import Mapping
 from contextlib import aclosing
 
-import anyio
 import msgspec
 import numpy as np
 
 from schemas.request import TextPiece
-from worker import voicepacks
+from worker import alone
 from worker.config import Config
-from worker.engines import registry
 from worker.engines.hosting.engine import HostedEngine
 from worker.engines.hosting.in_process import InProcessEngine
 from worker.engines.protocol import Samples, TurnSpec
-from worker.engines.registry import UnknownModelError
 from worker.text.feed import TextFeed
 
 SEED = 0
@@ -61,20 +58,12 @@ async def one_shot(config: Config, text: str, *, in_process: bool = False) -> On
         UnknownModelError: No model is configured, or it has no voicepack or no engine.
         EngineError: It could not be loaded or could not speak.
     """
-    manager = config.model_manager
-    packs = voicepacks.discover(voicepacks.default_directory(manager.voicepacks_dir))
-    named = (manager.default_model_id, *config.worker.models)
-    model = next((name for name in named if name), "")
-    if model not in packs:
-        raise UnknownModelError(f"unknown model {model!r}; the voicepacks are {', '.join(packs)}")
-    build = registry.build_in_process if in_process else registry.build
-    engine = build(packs[model], config.engine)
+    pack = alone.pack_of(config)
     clock = _Clock()
-    try:
-        await engine.load()
+    async with alone.loaded(pack, config, in_process=in_process) as engine:
         load_ms = clock.lap_ms()
-        if manager.warmup_enabled:
-            await engine.warm_up(manager.warmup_text)
+        if config.model_manager.warmup_enabled:
+            await engine.warm_up(config.model_manager.warmup_text)
         warm_up_ms = clock.lap_ms()
         info = engine.info
         feed = TextFeed(info.limits, config.worker.text_timeout_s)
@@ -88,7 +77,7 @@ async def one_shot(config: Config, text: str, *, in_process: bool = False) -> On
                 arrivals_ms.append(clock.elapsed_ms())
         timed = isinstance(engine, HostedEngine | InProcessEngine)
         return OneShot(
-            model=model,
+            model=pack.model_id,
             device=info.device,
             rate=info.native_rate,
             samples=np.concatenate([np.zeros(0, np.float32), *made]),
@@ -98,9 +87,6 @@ async def one_shot(config: Config, text: str, *, in_process: bool = False) -> On
             first_chunk_ms=arrivals_ms[0] if arrivals_ms else 0.0,
             spoken_ms=arrivals_ms[-1] if arrivals_ms else 0.0,
         )
-    finally:
-        with anyio.CancelScope(shield=True):
-            await engine.unload()
 
 
 class _Clock:

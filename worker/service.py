@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Generator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from typing import cast
+from typing import NamedTuple, cast
 
 import anyio
 import structlog
@@ -22,7 +22,7 @@ from wire.switchboard import Switchboard
 from worker import __version__, voicepacks
 from worker.clock import ServerClock
 from worker.config import Config
-from worker.engines.protocol import EngineInfo, EngineMemory
+from worker.engines.protocol import EngineInfo
 from worker.engines.registry import slots_of
 from worker.intake import Intake
 from worker.ledger import Ledger
@@ -176,6 +176,7 @@ class Service:
     def _describe(self) -> WorkerRecord:
         rooms = self._rooms
         residents = rooms.residency.resident
+        memories = [resident.info.memory for resident in residents if resident.info.memory]
         device = _memory([resident.info for resident in residents])
         faults = [f"{model}: {fault}" for model, fault in rooms.residency.faults.items()]
         return WorkerRecord(
@@ -194,8 +195,8 @@ class Service:
             rtf=rooms.stats.rtf,
             vram_used_mb=device and round(device.used_mb),
             vram_total_mb=device and round(device.total_mb),
-            session_mb=device and device.per_session_mb,
-            voice_mb=device and device.per_voice_mb,
+            session_mb=max((memory.per_session_mb for memory in memories), default=None),
+            voice_mb=max((memory.per_voice_mb for memory in memories), default=None),
             faults=" | ".join(faults) or None,
         )
 
@@ -210,29 +211,30 @@ class Service:
                 languages=info.languages if info else pack.languages,
                 voices=info.voices if info else pack.voices,
                 default_voice=info.default_voice if info else pack.default_voice or "",
-                modes=info.modes if info else (),
+                modes=info.modes if info else pack.modes,
                 capabilities=info.capabilities if info else pack.capabilities,
                 native_rate=info.native_rate if info else pack.native_rate,
                 sample_rates=SAMPLE_RATES,
-                synthetic=info.synthetic if info else False,
+                synthetic=info.synthetic if info else pack.synthetic,
             )
         return described
 
 
-def _memory(infos: Sequence[EngineInfo]) -> EngineMemory | None:
-    """What engines on GPUs hold together, and the most that one of them takes for one more."""
+class _Memory(NamedTuple):
+    used_mb: float
+    total_mb: float
+
+
+def _memory(infos: Sequence[EngineInfo]) -> _Memory | None:
+    """What engines on GPUs hold together."""
     on_gpus = [(info.device, info.memory) for info in infos if info.memory]
     on_gpus = [(device, memory) for device, memory in on_gpus if device != "cpu"]
     if not on_gpus:
         return None
     # Engines may share a device: its size counts once.
     totals = {device: memory.total_mb for device, memory in on_gpus}
-    return EngineMemory(
-        used_mb=sum(memory.used_mb for _, memory in on_gpus),
-        total_mb=sum(totals.values()),
-        per_session_mb=max(memory.per_session_mb for _, memory in on_gpus),
-        per_voice_mb=max(memory.per_voice_mb for _, memory in on_gpus),
-    )
+    used = sum(memory.used_mb for _, memory in on_gpus)
+    return _Memory(used, sum(totals.values()))
 
 
 async def run(config: Config) -> int:

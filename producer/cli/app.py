@@ -8,7 +8,19 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
-from producer.cli import control, demo, doctor, inspect, say, tail, up, voicepacks, voices, worker
+from producer.cli import (
+    capacity,
+    control,
+    demo,
+    doctor,
+    inspect,
+    say,
+    tail,
+    up,
+    voicepacks,
+    voices,
+    worker,
+)
 
 INTERRUPTED = 130
 
@@ -31,6 +43,7 @@ for command in (
     control.resume,
     control.stop,
     doctor.doctor,
+    capacity.capacity,
 ):
     app.command(command)
 app.command(voicepacks.app)

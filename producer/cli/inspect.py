@@ -26,6 +26,9 @@ async def workers(*, as_json: Json = False, target: Target = DEFAULT) -> None:
     if as_json:
         print_json([{"name": w.name, **msgspec.structs.asdict(w.record)} for w in found])
         return
+    for worker in found:
+        if worker.record.faults:
+            print(f"{worker.name}: {worker.record.faults}")
     headings = ("worker", "state", "device", "models", "free", "slots", "sessions", "p50", "p95")
     print_table(
         (*headings, "rtf", "up", "beat"),

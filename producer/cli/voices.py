@@ -1,11 +1,15 @@
 """``voices``: the voices of a model that speaks in any voice it has a recording of."""
 
+import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 from cyclopts import App, Parameter
 
+from producer.cli.configs import locate
 from producer.cli.failure import Failure
 from producer.cli.table import print_table
 
@@ -26,13 +30,15 @@ DEFAULT_MODEL = "cosyvoice2-en-base"
 
 
 @app.command
-def add(
+async def add(
     name: str,
     *,
     wav: Path,
     text: str,
     model: Model = DEFAULT_MODEL,
     force: Force = False,
+    gain: Annotated[bool, Parameter(help="Measure its loudness, by speaking.")] = True,
+    config: Path | None = None,
     directory: Directory = "",
 ) -> None:
     """Add a voice from a recording of 3 to 30 s.
@@ -47,10 +53,16 @@ def add(
         One speaker, nothing else to be heard. WAV, FLAC, OGG or MP3, at any rate.
     text
         What is said in the recording, word for word.
+    gain
+        Load the model and speak once to measure how loud the voice is. Without, every worker
+        does that when the voice is first asked for.
+    config
+        Of a worker, to measure with. Default: the shipped one of the model's family.
     """
     pack = _pack(model, directory)
     from worker.engines.cosyvoice2 import voice as voices  # noqa: PLC0415
     from worker.engines.cosyvoice2 import voice_files  # noqa: PLC0415
+    from worker.engines.protocol import EngineError  # noqa: PLC0415
 
     path = _free(pack, name, force=force)
     if not text.strip():
@@ -68,8 +80,25 @@ def add(
         seconds=prompt.seconds,
     )
     # A prompt of whole blocks: no session computes a part of one again.
-    voice_files.save(voices.aligned(voice, first_tokens=25), path)
+    voice = voices.aligned(voice, first_tokens=25)
+    voice_files.save(voice, path)
+    if gain:
+        try:
+            measured = await _gain(pack, name, config)
+            voice_files.save(replace(voice, gain=measured), path)
+        except EngineError as error:
+            print(f"its loudness is not measured, workers will: {error}")
     print(f"added {name} to {model}: {prompt.seconds:.1f} s of recording, {path}")
+
+
+async def _gain(pack: "Voicepack", name: str, config: Path | None) -> float:
+    """What brings the voice to the loudness of all others."""
+    from worker import alone  # noqa: PLC0415
+    from worker.config import AudioConfig  # noqa: PLC0415
+    from worker.configure import load  # noqa: PLC0415
+
+    settings = load(locate(config, f"{FAMILY}.yaml"), environ=os.environ, overrides=())
+    return await alone.gain_of(name, pack, msgspec.structs.replace(settings, audio=AudioConfig()))
 
 
 @app.command(name="list")

@@ -256,7 +256,7 @@ def test_rendering_from_recordings_is_rendering(model: Model, tiny_pack: Path) -
         assert len(samples) == turn * TINY.samples_per_token
         assert np.array_equal(found[turn], samples)
     kinds = Counter(key[0] for key in captured.keys if isinstance(key, tuple))
-    assert kinds["flow"] == 2, "up to 4 pages, and up to 8"
+    assert kinds["flow"] == 3, "of the prompt, up to 4 pages, and up to 8"
     assert kinds["vocoder"] >= 3, "first, middle and last windows"
 
 
@@ -311,6 +311,14 @@ def test_a_core_with_graphs_says_the_same(tiny_pack: Path, monkeypatch: pytest.M
     count = captured.count
     assert np.array_equal(driver.speak(4, *SENTENCES), driver.heard(1))
     assert captured.count == count, "nothing is captured twice"
+
+
+@pytest.mark.parametrize("flow_batch", [1, 4])
+def test_warming_up_leaves_nothing_behind(tiny_pack: Path, flow_batch: int) -> None:
+    """Neither in the voice's prompt, which warm-up is the first to compute, nor elsewhere."""
+    cold = Driver(tiny_pack, slots=1, flow_batch=flow_batch).speak(1, SENTENCES[0])
+    warm = Driver(tiny_pack, slots=1, flow_batch=flow_batch, warm=True)
+    assert np.array_equal(warm.speak(1, SENTENCES[0]), cold)
 
 
 @torch.inference_mode()
@@ -511,7 +519,7 @@ def test_nothing_leaves_the_device() -> None:
 def test_what_would_wait_is_noticed() -> None:
     """The measure itself: each of these is what the loop must not do."""
     x = torch.arange(4.0)
-    for forbidden in (lambda: x.sum().item(), lambda: x.nonzero(), lambda: torch.tensor([1, 2])):
+    for forbidden in (lambda: x.sum().item(), x.nonzero, lambda: torch.tensor([1, 2])):
         with Operations() as operations:
             forbidden()
         with pytest.raises(AssertionError):

@@ -214,25 +214,29 @@ def test_a_stopped_turn_makes_no_further_chunk(
     driver.speak(401, SENTENCES[0])
 
 
-def test_a_stopped_turn_ends_while_tokens_are_made(driver: UpstreamDriver) -> None:
-    """The first chunk would need far more of them than were ever made."""
-    drawn = threading.Event()
+def test_a_stopped_turn_draws_no_further_token(driver: UpstreamDriver) -> None:
+    at_fifth, go_on, calls = threading.Event(), threading.Event(), [0]
     sampling = driver.model.llm.sampling
 
-    def told_of(*args: Any, **kwargs: Any) -> Any:
-        drawn.set()
+    def halting(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 5:
+            at_fifth.set()
+            assert go_on.wait(60)
         return sampling(*args, **kwargs)
 
-    driver.model.llm.sampling = told_of
+    driver.model.llm.sampling = halting
     try:
         driver.open(410, segments(LONG))
-        assert drawn.wait(60)
+        assert at_fifth.wait(60)
         thread = driver.core._turns[410]
         driver.core.cancel(410)
+        go_on.set()
         thread.join(60)
     finally:
         driver.model.llm.sampling = sampling
     assert not thread._thread.is_alive()
+    assert calls[0] == 5
     assert not driver.model.llm_end_dict
 
 

@@ -1,5 +1,6 @@
 """``voicefleet voices``: add, list, mix, remove."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def recording(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(pack: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
     def run(*args: object) -> tuple[int, str, str]:
-        status = main(["voices", *map(str, args), "--dir", str(tmp_path)])
+        # These packs have no model that could speak.
+        gain = ["--no-gain"] if args[0] == "add" else []
+        status = main(["voices", *map(str, args), *gain, "--dir", str(tmp_path)])
         said = capfd.readouterr()
         return status, said.out, said.err
 
@@ -160,3 +163,23 @@ def test_a_broken_voice_is_listed_as_such(run: Run, pack: Path, recording: Path)
     status, out, _ = run("list")
     assert status == 1 and "good" in out
     assert "fail" in out and "bad.safetensors" in out
+
+
+def test_a_voice_is_measured_where_the_model_can_speak(
+    tiny_pack: Path, tmp_path: Path, recording: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The gain that is kept is the one that a worker would find, and a worker uses it."""
+    pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
+    from tests.cosyvoice2.driving import Driver
+
+    folder = tmp_path / "packs" / "cosyvoice2" / "tiny"
+    shutil.copytree(tiny_pack, folder)
+    where = ("--model", "cosyvoice2-tiny", "--dir", str(tmp_path / "packs"))
+    status = main(["voices", "add", "anna", "--wav", str(recording), "--text", TEXT, *where])
+    assert status == 0, capfd.readouterr().err
+    gain = voices_of(folder)["anna"].gain
+    assert gain is not None
+    assert 0.01 < gain < 100
+    driver = Driver(folder, slots=1)
+    assert driver.core.info.gains == {"anna": gain}
+    assert np.any(driver.speak(1, "Hello there.", voice="anna"))

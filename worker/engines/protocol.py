@@ -15,6 +15,10 @@ Samples = NDArray[np.float32]
 """Mono audio, shape ``[n]``, nominally in [-1, 1], at the engine's native rate."""
 
 
+GAIN_LUFS = -16.0
+"""The loudness (ITU-R BS.1770) that a voice's known gain is meant for."""
+
+
 class EngineError(Exception):
     """An engine failed at its work. The turn may be tried again, here or on another worker."""
 
@@ -103,8 +107,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     ``slots`` is how many turns it speaks at once without falling behind real time; like ``memory``
     it may change while the engine is loaded. ``streamed_limits`` are the limits for text that is
-    written while it is spoken, where the engine wants others. ``synthetic`` says that what it makes
-    is a test signal and no voice.
+    written while it is spoken, where the engine wants others. ``gains`` are linear gains that bring
+    voices to ``GAIN_LUFS``, where that was measured before. ``capacity`` says in names and values
+    what bounds ``slots``. ``synthetic`` says that what it makes is a test signal and no voice.
     """
 
     native_rate: int
@@ -119,6 +124,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     memory_mb: int = 0
     memory: EngineMemory | None = None
+    gains: dict[str, float] = {}
+    capacity: tuple[tuple[str, str], ...] = ()
     synthetic: bool = False
 
     def limits_for(self, *, streamed: bool) -> SegmentLimits:

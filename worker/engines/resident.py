@@ -12,6 +12,7 @@ from anyio import to_thread
 from worker.audio.loudness import gain_for
 from worker.config import AudioConfig
 from worker.engines.protocol import (
+    GAIN_LUFS,
     CannotSpeakError,
     Engine,
     EngineInfo,
@@ -47,8 +48,8 @@ class Resident:
     async def gain(self, voice: str) -> float:
         """The linear gain that brings the voice to the configured loudness; 1 where none is wanted.
 
-        A voice is measured once, by speaking the pack's calibration text with a fixed seed, so
-        that every worker finds the same gain.
+        A voice whose gain the engine does not know is measured once, by speaking the pack's
+        calibration text with a fixed seed, so that every worker finds the same gain.
 
         Raises:
             CannotSpeakError: The model has no such voice.
@@ -58,6 +59,9 @@ class Resident:
             return 1.0
         if voice not in self.info.voices:
             raise CannotSpeakError(f"unknown voice; the voices are {', '.join(self.info.voices)}")
+        known = self.info.gains.get(voice)
+        if known is not None:
+            return known * 10 ** ((self._audio.target_lufs - GAIN_LUFS) / 20)
         async with self._measuring[voice]:
             if voice not in self._gains:
                 self._gains[voice] = await self._measure(voice)

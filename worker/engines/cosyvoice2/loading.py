@@ -71,6 +71,7 @@ class Loaded:
     offered: int
     step_s: float = 0.0
     batch_s: float = 0.0
+    speed: Speed | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -89,6 +90,8 @@ class Loaded:
             device=str(self.device),
             memory_mb=self.pack.memory_mb,
             memory=self._memory(),
+            gains={name: v.gain for name, v in self.voices.items() if v.gain is not None},
+            capacity=self._capacity(),
             synthetic=self.pack.synthetic,
         )
 
@@ -171,7 +174,7 @@ class Loaded:
         rows = self.audio.batch
         self.batch_s = self._time(lambda: self.audio.rehearse(rows))
         encoder = self.sizes.flow.encoder
-        speed = Speed(
+        self.speed = Speed(
             step_s=self.step_s,
             batch_s=self.batch_s,
             rows=rows,
@@ -179,7 +182,7 @@ class Loaded:
             block_s=encoder.chunk / self.sizes.token_rate,
         )
         if not self.config.slots:
-            self.offered = min(self.budget.slots, speed.sessions)
+            self.offered = min(self.budget.slots, self.speed.sessions)
 
     def burst(self, seconds: float, longest: int) -> int:
         """Steps of decoding that take about so long."""
@@ -206,6 +209,35 @@ class Loaded:
                 torch.cuda.synchronize(self.device)
             times.append(time.monotonic() - begun)
         return min(times)
+
+    def _capacity(self) -> tuple[tuple[str, str], ...]:
+        """What bounds the slots."""
+        shares, speed = self.budget, self.speed
+        remembered = shares.pages * self.sizes.flow.encoder.chunk / self.sizes.token_rate
+        rows = [
+            ("decoder slots", f"{shares.slots} of {shares.slot_bytes / MIB:.1f} MiB"),
+            (
+                "flow cache",
+                f"{shares.pages} blocks of {shares.page_bytes / MIB:.1f} MiB: remembers "
+                f"{remembered:.0f} s of audio, prompts included; what is beyond is computed anew",
+            ),
+        ]
+        if speed is not None:
+            rows += [
+                (
+                    "decoding",
+                    f"{1000 * speed.step_s:.2f} ms a step of all slots, {speed.token_rate} a "
+                    f"second: {speed.decoding_share:.1%} of the time",
+                ),
+                (
+                    "rendering",
+                    f"{1000 * speed.batch_s:.1f} ms a batch of {speed.rows} blocks: "
+                    f"{speed.rendering_share:.2%} of the time for each session",
+                ),
+                ("by time", f"{speed.sessions} sessions, {1 - budget.HEADROOM:.0%} kept free"),
+            ]
+        chosen = "as configured" if self.config.slots else "the least of what bounds them"
+        return (*rows, ("offered", f"{self.offered} slots, {chosen}"))
 
     def _memory(self) -> EngineMemory:
         if self.device.type == "cuda":

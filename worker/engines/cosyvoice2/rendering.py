@@ -149,14 +149,14 @@ class BlockStage:
         for rows in self._batches:
             for pages in self._renderer.page_buckets:
                 if self._graphs.enabled and pages <= blocks:
-                    self._run(self._renderer.inputs(rows, pages))
+                    self._idle(rows, pages)
         self._vocoder.warm_up()
 
     def rehearse(self, rows: int) -> None:
         """Run one batch of nothing, for its time."""
         pages = next(size for size in self._renderer.page_buckets if size >= USUAL_BLOCKS)
         for _ in range(rows if self._renderer.rows_apart else 1):
-            self._run(self._renderer.inputs(1 if self._renderer.rows_apart else rows, pages))
+            self._idle(1 if self._renderer.rows_apart else rows, pages)
         self._vocoder.rehearse(rows)
 
     @property
@@ -194,6 +194,12 @@ class BlockStage:
         utterance = voicing.utterance
         utterance.advance(block.count)
         voicing.track.push(mel, utterance.done)
+
+    def _idle(self, rows: int, pages: int) -> None:
+        """Run one step that no utterance sees: the inputs still hold what was computed last."""
+        inputs = self._renderer.inputs(rows, pages)
+        inputs.rest()
+        self._run(inputs)
 
     def _run(self, inputs: StepInputs) -> Tensor:
         """One step of the flow, from its graph."""

@@ -93,4 +93,5 @@ def _missing(session: Session, utterance: Utterance) -> int:
     if session.rendering is not utterance:
         # An earlier utterance is still to be rendered: no hurry, but something to go on with.
         return 0 if utterance.tokens else 1
-    return utterance.missing
+    # More than it may have at most will not come.
+    return min(utterance.missing, max(1, utterance.max_tokens - len(utterance.tokens)))

@@ -4,6 +4,7 @@ import importlib
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,9 @@ def test_an_error_of_the_language_model_fails_its_turn_alone(
 def test_it_waits_for_its_listener(tiny_pack: Path) -> None:
     driver = UpstreamDriver(tiny_pack, max_ahead_s=0.5)
     driver.open(1, segments(*SENTENCES))
+    thread = driver.core._turns[1]
+    while thread._thread.is_alive() and not thread._heard._waiters:
+        time.sleep(0.01)
     while driver.core.step():
         pass
     made = len(driver.heard(1))

@@ -259,6 +259,7 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Loaded:
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     _limit(config, device)
+    _settle(device, dtype)
     if device.type == "cpu" and config.threads:
         torch.set_num_threads(config.threads)
     directory = pack.directory
@@ -349,6 +350,15 @@ def _graphs(config: CosyVoice2Config, device: torch.device) -> Graphs:
     if config.cuda_graphs == "on" and not on_cuda:
         raise CosyVoiceInitializationError(f"cuda_graphs: on needs a CUDA device, not {device}")
     return Graphs(enabled=on_cuda and config.cuda_graphs != "off", compiled=config.compile)
+
+
+def _settle(device: torch.device, dtype: torch.dtype) -> None:
+    """Make the device the current one. In 16 bit, what stays in fp32 may use its matrix units."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        rounded = dtype != torch.float32
+        torch.backends.cuda.matmul.allow_tf32 = rounded
+        torch.backends.cudnn.allow_tf32 = rounded
 
 
 def _limit(config: CosyVoice2Config, device: torch.device) -> None:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
+import msgspec
 from cyclopts import Parameter
 from rich.console import Console
 
@@ -37,6 +38,7 @@ def engine(
     texts: str | None = None,
     packs: Path | None = None,
     note: tuple[str, ...] = (),
+    suffix: str = "",
     out: Path = RESULTS,
 ) -> int:
     """Measure the CosyVoice 2 engine alone, in this process. Needs the cosyvoice extra.
@@ -69,13 +71,15 @@ def engine(
         Where packs are kept and looked for. Default: below the system's temporary folder.
     note
         A condition that the reader of the report has to know.
+    suffix
+        Of the names of the files.
     out
         Where JSON and pictures go.
     """
     from bench import engine as bench  # noqa: PLC0415  torch, when it is asked for
 
     plan = _plan(pack, device, dtype, eager, quick, threads, sessions, seconds, texts, note)
-    plan = _with(plan, device_times)
+    plan = msgspec.structs.replace(plan, device_times=device_times, suffix=suffix)
     where = _packs(packs)
     return _report(lambda: bench.run(pack, plan, where, upstream=against_upstream), plan, out)
 
@@ -124,7 +128,7 @@ def _plan(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = "bf16" if device == "cuda" else "fp32"
-    shortest, longest = map(float, texts.split(",")) if texts else (2.0, 12.0)
+    between = tuple(map(float, texts.split(","))) if texts else ()
     return plan_of(
         pack,
         device,
@@ -134,15 +138,9 @@ def _plan(
         threads=threads,
         sessions=tuple(map(int, sessions.split(","))) if sessions else (),
         seconds=seconds,
-        texts=(shortest, longest),
+        texts=(between[0], between[-1]) if between else None,
         words=note,
     )
-
-
-def _with(plan: EnginePlan, device_times: bool) -> EnginePlan:
-    import msgspec  # noqa: PLC0415
-
-    return msgspec.structs.replace(plan, device_times=device_times)
 
 
 def _packs(given: Path | None) -> Path:

@@ -21,3 +21,10 @@ def pack_of(name: PackName, directory: Path = KEPT) -> Voicepack:
     if not (folder / "metadata.yaml").exists():
         random_pack.write(folder, random_pack.MODELS[model], 0, model)
     return voicepacks.read(folder)
+
+
+if __name__ == "__main__":
+    import sys
+
+    for size in sys.argv[2:]:
+        print(pack_of(size, Path(sys.argv[1])).directory)

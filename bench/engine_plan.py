@@ -28,6 +28,7 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     texts: tuple[float, float] = SECONDS
     repeats: int = 7
     device_times: bool = False
+    suffix: str = ""
     words: tuple[str, ...] = ()
 
     @property
@@ -38,7 +39,8 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     def label(self, pack: PackName) -> str:
         """For file names."""
         graphs = "" if self.graphs or self.device != "cuda" else "_eager"
-        return f"{pack}_{self.machine_word.lower()}_{self.dtype}{graphs}"
+        suffix = f"_{self.suffix}" if self.suffix else ""
+        return f"{pack}_{self.machine_word.lower()}_{self.dtype}{graphs}{suffix}"
 
     def loads(self) -> Iterator[tuple[Load, float]]:
         """One after another."""
@@ -67,6 +69,9 @@ CPU_SESSIONS: Final[dict[PackName, tuple[int, ...]]] = {"tiny": (1, 2, 4, 8, 16)
 CPU_RATES: Final[dict[PackName, tuple[float, ...]]] = {"tiny": (0.1, 0.4), "full": ()}
 
 
+QUICK_TEXTS: Final = (2.0, 6.0)
+
+
 def plan_of(
     pack: PackName,
     device: str,
@@ -77,7 +82,7 @@ def plan_of(
     threads: int = 0,
     sessions: tuple[int, ...] = (),
     seconds: float | None = None,
-    texts: tuple[float, float] = SECONDS,
+    texts: tuple[float, float] | None = None,
     words: tuple[str, ...] = (),
 ) -> EnginePlan:
     """What makes sense on a device."""
@@ -100,8 +105,8 @@ def plan_of(
         sessions=chosen,
         rates=rates,
         rows=rows,
-        seconds=seconds or (6.0 if quick else 20.0),
-        texts=texts,
+        seconds=seconds or (4.0 if quick else 20.0),
+        texts=texts or (QUICK_TEXTS if quick else SECONDS),
         repeats=3 if quick else 7,
         words=words,
     )

@@ -7,6 +7,11 @@ from rich.table import Table
 
 from bench.report import Report
 
+_COLUMNS = (
+    *("load", "turns", "first p50", "p95", "p99 ms", "audible p50", "underruns (worst ms)"),
+    *("RTF p50", "x real time", "stop p95", "step ms", "rows: step", "flow", "MiB"),
+)
+
 
 def show(report: Report, console: Console) -> None:
     """Print the levels, the batches and what has a target. The rest is in the JSON file."""
@@ -24,33 +29,35 @@ def show(report: Report, console: Console) -> None:
 
 
 def _levels(title: str, levels: list[Any], console: Console) -> None:
+    rows = [_row(level) for level in levels]
+    filled = [n for n in range(len(_COLUMNS)) if any(row[n] != "-" for row in rows)]
     table = Table(title=title, title_justify="left")
-    table.add_column("load")
-    for column in (
-        *("turns", "first p50", "p95", "p99 ms", "audible p50", "underruns (worst ms)"),
-        *("RTF p50", "x real time", "stop p95", "step ms", "rows: step", "flow", "MiB"),
-    ):
-        table.add_column(column, justify="right")
-    for level in levels:
-        first, audible, stop = level["first"], level["audible"], level["stop"]
-        more = level["more"]
-        greedy = level["load"] == "greedy"
-        memory = more.get("memory_mb", {})
-        table.add_row(
-            f"{level['load']} {level['sessions']:g}",
-            f"{level['turns']}" + (f" ({level['failed']} failed)" if level["failed"] else ""),
-            *([f"{first[which]:.0f}" for which in ("p50", "p95", "p99")] if first else ["-"] * 3),
-            f"{audible['p50']:.0f}" if audible else "-",
-            "-" if greedy else f"{level['underruns']} ({level['worst_underrun_ms']:.0f})",
-            f"{level['rtf']['p50']:.3f}" if greedy and level["rtf"] else "-",
-            f"{level['x_real_time']:.2f}",
-            f"{stop['p95']:.1f}" if stop else "-",
-            f"{more['decode_step_ms']:.2f}" if "decode_step_ms" in more else "-",
-            f"{more['decode_rows']:.1f}" if "decode_rows" in more else "-",
-            f"{more['stages']['flow']['mean_rows']:.1f}" if "stages" in more else "-",
-            f"{max(memory.values()):.0f}" if memory else "-",
-        )
+    for n in filled:
+        table.add_column(_COLUMNS[n], justify="right" if n else "left")
+    for row in rows:
+        table.add_row(*(row[n] for n in filled))
     console.print(table)
+
+
+def _row(level: Any) -> list[str]:
+    first, audible, stop = level["first"], level["audible"], level["stop"]
+    more = level["more"]
+    greedy = level["load"] == "greedy"
+    memory = more.get("memory_mb", {})
+    return [
+        f"{level['load']} {level['sessions']:g}",
+        f"{level['turns']}" + (f" ({level['failed']} failed)" if level["failed"] else ""),
+        *([f"{first[which]:.0f}" for which in ("p50", "p95", "p99")] if first else ["-"] * 3),
+        f"{audible['p50']:.0f}" if audible else "-",
+        "-" if greedy else f"{level['underruns']} ({level['worst_underrun_ms']:.0f})",
+        f"{level['rtf']['p50']:.3f}" if greedy and level["rtf"] else "-",
+        f"{level['x_real_time']:.2f}",
+        f"{stop['p95']:.1f}" if stop else "-",
+        f"{more['decode_step_ms']:.2f}" if "decode_step_ms" in more else "-",
+        f"{more['decode_rows']:.1f}" if "decode_rows" in more else "-",
+        f"{more['stages']['flow']['mean_rows']:.1f}" if "stages" in more else "-",
+        f"{max(memory.values()):.0f}" if memory else "-",
+    ]
 
 
 def _batching(batching: dict[str, Any], console: Console) -> None:

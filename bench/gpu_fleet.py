@@ -98,11 +98,10 @@ class Fleet:
         self._count += 1
         session = f"{self._bed.model}-{self._bed.server.port}-{self._count}"
         stream = self._bed.keys.audio(session).encode()
-        lead = () if ask.paced else ("lead_ms", 5000)
         self._live[stream] = _Turn(ask=ask, added_at=time.monotonic(), playback=Playback(RATE))
         client.call(
             *("XADD", self._bed.keys.requests(self._bed.model), "*", "session", session),
-            *("text", ask.text, "seed", ask.seed, "sample_rate", RATE, *lead),
+            *("text", ask.text, "seed", ask.seed, "sample_rate", RATE),
         )
         return stream
 

@@ -61,4 +61,5 @@ async def gain_of(voice: str, pack: Voicepack, config: Config) -> float:
         EngineError: The model could not be loaded or could not speak.
     """
     async with loaded(pack, config) as engine:
+        await engine.warm_up(config.model_manager.warmup_text)
         return await Resident(engine, pack, config.audio).gain(voice)

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,6 @@ from producer.cli.failure import Failure
 from producer.cli.table import print_table
 
 if TYPE_CHECKING:
-    from worker.engines.cosyvoice2.prompt import Prompt
     from worker.voicepacks import Voicepack
 
 app = App(name="voices", help="The voices of a model that speaks in any voice it is shown.")
@@ -60,27 +58,18 @@ async def add(
         Of a worker, to measure with. Default: the shipped one of the model's family.
     """
     pack = _pack(model, directory)
-    from worker.engines.cosyvoice2 import voice as voices  # noqa: PLC0415
     from worker.engines.cosyvoice2 import voice_files  # noqa: PLC0415
+    from worker.engines.cosyvoice2.enrol import enrol  # noqa: PLC0415
+    from worker.engines.cosyvoice2.prompt import RecordingError  # noqa: PLC0415
     from worker.engines.protocol import EngineError  # noqa: PLC0415
 
     path = _free(pack, name, force=force)
     if not text.strip():
         raise Failure("--text: says nothing; give the words that are said in the recording")
-    prompt, rate = _read(pack, wav)
-    voice = voices.Voice(
-        name=name,
-        speaker=prompt.speaker,
-        prompt_text=text.strip(),
-        speech_tokens=prompt.speech_tokens,
-        flow_tokens=prompt.speech_tokens,
-        mel=prompt.mel,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        source_rate=rate,
-        seconds=prompt.seconds,
-    )
-    # A prompt of whole blocks: no session computes a part of one again.
-    voice = voices.aligned(voice, first_tokens=25)
+    try:
+        voice = enrol(pack, name, wav, text)
+    except RecordingError as error:
+        raise Failure(f"--wav: {error}") from None
     voice_files.save(voice, path)
     if gain:
         try:
@@ -88,7 +77,7 @@ async def add(
             voice_files.save(replace(voice, gain=measured), path)
         except EngineError as error:
             print(f"its loudness is not measured, workers will: {error}")
-    print(f"added {name} to {model}: {prompt.seconds:.1f} s of recording, {path}")
+    print(f"added {name} to {model}: {voice.seconds:.1f} s of recording, {path}")
 
 
 async def _gain(pack: "Voicepack", name: str, config: Path | None) -> float:
@@ -213,34 +202,4 @@ def _existing(pack: "Voicepack", name: str) -> Path:
     if not path.is_file():
         known = ", ".join(path.stem for path in files(pack.directory)) or "none"
         raise Failure(f"{pack.model_id} has no voice {name!r}; its voices are: {known}")
-    return path
-
-
-def _read(pack: "Voicepack", wav: Path) -> "tuple[Prompt, int]":
-    """What the pack's networks make of the recording, and its rate in Hz."""
-    from worker.engines.cosyvoice2.prompt import (  # noqa: PLC0415
-        PromptReader,
-        RecordingError,
-        read_recording,
-    )
-
-    encoder = _network(pack, "speaker_encoder", "campplus.onnx")
-    tokenizer = _network(pack, "speech_tokenizer", "speech_tokenizer_v2.onnx")
-    try:
-        samples, rate = read_recording(wav)
-        return PromptReader(encoder, tokenizer).read(samples, rate), rate
-    except RecordingError as error:
-        raise Failure(f"--wav: {error}") from None
-
-
-def _network(pack: "Voicepack", role: str, published: str) -> Path:
-    """A file that the pack names, else one of the published name in its folder."""
-    if role in pack.source.files:
-        return pack.file(role)
-    path = pack.directory / published
-    if not path.is_file():
-        raise Failure(
-            f"{pack.model_id}: there is no {path}: "
-            f"run `voicefleet voicepacks fetch {pack.model_id}`"
-        )
     return path

@@ -1,6 +1,7 @@
 """The engine's loop: what it speaks does not depend on who else speaks, when, or how it ends."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
+from tests.cosyvoice2.recordings import speechlike
 from worker.engines.hosting.messages import Audio, Failed, Spoken
 from worker.engines.protocol import CannotSpeakError, EngineError
 
@@ -219,3 +221,18 @@ def test_what_is_said_carries_no_text(driver: Driver) -> None:
     for event in driver.events:
         if not isinstance(event, Audio):
             assert not any(word in repr(event) for word in ("birch", "background", "depth"))
+
+
+def test_a_recording_in_the_pack_is_a_voice(tiny_pack: Path, tmp_path: Path) -> None:
+    """``prompts`` of the metadata, without any command having been run."""
+    soundfile = pytest.importorskip("soundfile", reason="needs the cosyvoice extra")
+    yaml = pytest.importorskip("yaml")
+    folder = tmp_path / "cosyvoice2" / "tiny"
+    shutil.copytree(tiny_pack, folder)
+    soundfile.write(folder / "bob.wav", speechlike(4, 16_000), 16_000)
+    metadata = yaml.safe_load((folder / "metadata.yaml").read_text())
+    metadata["prompts"] = {"bob": {"audio": "bob.wav", "text": "Hello, I am Bob."}}
+    (folder / "metadata.yaml").write_text(yaml.safe_dump(metadata))
+    driver = Driver(folder, slots=1)
+    assert "bob" in driver.core.info.voices
+    assert np.any(driver.speak(1, SENTENCES[0], voice="bob", mode="zero_shot"))

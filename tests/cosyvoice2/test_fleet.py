@@ -40,6 +40,7 @@ def serving(
         f"worker.models={MODEL}",
         "engine.cosyvoice2.threads=1",
         "engine.cosyvoice2.slots=3",
+        "engine.cosyvoice2.synthesis_timeout_s=30",  # a busy machine is no hung engine
         *flags,
         config="configs/cosyvoice2.yaml",
         ready_s=READY_S,

@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -389,6 +390,42 @@ def test_the_published_file_with_its_training_parts_is_loaded(
     after = {name for name in sys.modules if name.startswith(("cosyvoice", "matcha"))}
     left = [name for name in after - before if isinstance(sys.modules[name], package._Empty)]
     assert not left, "stand-ins are for the load alone"
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+ABSENT = {"torchaudio", "modelscope", "whisper", "tiktoken", "librosa", "onnxruntime", "onnx",
+          "lightning", "hydra", "gdown", "wget", "pyworld", "pyarrow", "inflect", "wetext",
+          "matplotlib", "x_transformers", "tensorrt", "vllm"}
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in ABSENT:
+            return None
+        return PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+
+from worker import voicepacks
+from worker.config import CosyVoice2Config
+from worker.engines.cosyvoice2_upstream.core import build
+
+core = build(voicepacks.read(Path(sys.argv[1])), CosyVoice2Config(), print)
+core.load()
+assert not ABSENT & sys.modules.keys(), ABSENT & sys.modules.keys()
+print("loaded")
+"""
+
+
+def test_serving_needs_no_more_than_the_extra(tiny_pack: Path) -> None:
+    """Nothing of what upstream's training and its reading of recordings need is imported."""
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT, str(tiny_pack)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("loaded\n"), done.stderr
 
 
 class GrowsHop:

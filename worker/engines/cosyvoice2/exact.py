@@ -21,8 +21,8 @@ from worker.engines.cosyvoice2.vocoder_upstream import Noise, UpstreamStreaming
 from worker.engines.cosyvoice2.voice import Voice
 from worker.engines.protocol import CannotSpeakError
 
-HOPS = (25, 50, 100)
-"""Tokens of the chunks after the first, as upstream's hop doubles; the last repeats."""
+HOPS = (50, 100)
+"""Tokens of the chunks after the first, as upstream's hop of 25 doubles; the last repeats."""
 
 
 class ExactStage:

@@ -14,6 +14,7 @@ from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2 import budget, checkpoint, model_yaml, sampling, voice_files
 from worker.engines.cosyvoice2.budget import MIB, Budget, Speed
 from worker.engines.cosyvoice2.decoding import Decoder
+from worker.engines.cosyvoice2.enrol import enrol
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from worker.engines.cosyvoice2.exact import ExactStage
 from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
@@ -305,6 +306,9 @@ def _audio(
 
 def _voices(pack: Voicepack, config: CosyVoice2Config) -> dict[str, Voice]:
     found = voice_files.voices_of(pack.directory)
+    for name, prompt in pack.prompts.items():
+        if name not in found:
+            found[name] = enrol(pack, name, pack.directory / prompt.audio, prompt.text)
     for name, speaker in voice_files.sft_speakers(pack.directory / "spk2info.pt").items():
         found.setdefault(name, speaker)
     if not found:

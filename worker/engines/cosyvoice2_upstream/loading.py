@@ -228,7 +228,7 @@ def _read_in_fp32() -> Generator[None]:
     class InFp32:
         @staticmethod
         def from_pretrained(*args: Any, **kwargs: Any) -> Any:
-            return theirs.from_pretrained(*args, **kwargs)
+            return theirs.from_pretrained(*args, **kwargs).float()
 
     module.Qwen2ForCausalLM = InFp32
     try:

@@ -34,9 +34,6 @@ NOT_FOR_SERVING: Final = (
 )
 """Upstream's modules that serving from ready voices never calls, and what they drag in."""
 
-NOT_FOR_SERVING_BESIDE: Final = ("modelscope", "torchaudio")
-"""Imported at the top of its modules, and called only to download and to read a recording."""
-
 
 def import_model_class() -> type[Any]:
     """Upstream's ``CosyVoice2``.
@@ -54,7 +51,11 @@ def import_model_class() -> type[Any]:
         )
     try:
         with stand_ins(), _logging_kept():
-            module = importlib.import_module("cosyvoice.cli.cosyvoice")
+            # On its own, with torchaudio's stand-in: transformers looks for the real one.
+            with _in_place_of_missing("torchaudio"):
+                importlib.import_module("cosyvoice.utils.file_utils")
+            with _in_place_of_missing("modelscope"):
+                module = importlib.import_module("cosyvoice.cli.cosyvoice")
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
         if missing == "matcha":
@@ -80,8 +81,7 @@ def stand_ins() -> Generator[None]:
     """
     made: list[str] = []
     try:
-        beside = [name for name in NOT_FOR_SERVING_BESIDE if importlib.util.find_spec(name) is None]
-        for name in (*NOT_FOR_SERVING, *beside):
+        for name in NOT_FOR_SERVING:
             if name not in sys.modules:
                 sys.modules[name] = _Empty(name)
                 made.append(name)
@@ -93,8 +93,21 @@ def stand_ins() -> Generator[None]:
         for name in made:
             module = sys.modules.pop(name)
             parent, _, child = name.rpartition(".")
-            if parent in sys.modules and vars(sys.modules[parent]).get(child) is module:
+            if vars(sys.modules[parent]).get(child) is module:
                 delattr(sys.modules[parent], child)
+
+
+@contextlib.contextmanager
+def _in_place_of_missing(name: str) -> Generator[None]:
+    """In this block, a package that is only imported, never called, need not be installed."""
+    missing = name not in sys.modules and importlib.util.find_spec(name) is None
+    if missing:
+        sys.modules[name] = _Empty(name)
+    try:
+        yield
+    finally:
+        if missing:
+            del sys.modules[name]
 
 
 class Absent:

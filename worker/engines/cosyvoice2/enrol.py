@@ -1,0 +1,58 @@
+"""A recording to a voice of a pack."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from worker.engines.cosyvoice2.prompt import PromptReader, read_recording
+from worker.engines.cosyvoice2.voice import Voice, aligned
+from worker.voicepacks import Voicepack
+
+SPEAKER_ENCODER = "campplus.onnx"
+SPEECH_TOKENIZER = "speech_tokenizer_v2.onnx"
+
+
+def enrol(pack: Voicepack, name: str, recording: Path, text: str) -> Voice:
+    """What the pack's networks make of a recording. Its gain is not measured.
+
+    Args:
+        pack: Its folder holds the networks, unless its ``source.files`` name them as
+            ``speaker_encoder`` and ``speech_tokenizer``.
+        name: What requests will call the voice.
+        recording: 3 to 30 s of one speaker: WAV, FLAC, OGG or MP3, at any rate.
+        text: What is said in it, word for word.
+
+    Raises:
+        RecordingError: The recording cannot be used.
+        CosyVoiceInitializationError: A network is missing, or the name is none.
+    """
+    encoder = _network(pack, "speaker_encoder", SPEAKER_ENCODER)
+    tokenizer = _network(pack, "speech_tokenizer", SPEECH_TOKENIZER)
+    samples, rate = read_recording(recording)
+    prompt = PromptReader(encoder, tokenizer).read(samples, rate)
+    voice = Voice(
+        name=name,
+        speaker=prompt.speaker,
+        prompt_text=text.strip(),
+        speech_tokens=prompt.speech_tokens,
+        flow_tokens=prompt.speech_tokens,
+        mel=prompt.mel,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        source_rate=rate,
+        seconds=prompt.seconds,
+    )
+    # A prompt of whole blocks: no session computes a part of one again.
+    return aligned(voice, first_tokens=25)
+
+
+def _network(pack: Voicepack, role: str, published: str) -> Path:
+    """A file that the pack names, else one of the published name in its folder."""
+    if role in pack.source.files:
+        return pack.file(role)
+    path = pack.directory / published
+    if not path.is_file():
+        raise CosyVoiceInitializationError(
+            f"{pack.model_id}: there is no {path}: "
+            f"run `voicefleet voicepacks fetch {pack.model_id}`"
+        )
+    return path

@@ -6,6 +6,7 @@ sessions whose audio is taken as soon as it is made, which shows how fast the en
 """
 
 import resource
+import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,7 @@ AIMS: Final = {"1": 60.0, "16": 150.0, "64": 300.0, "stop": 20.0, "underruns": 0
 
 LOAD_AIM_MS: Final = 20_000.0
 WARM_UP_TEXT: Final = "The quick brown fox jumps over the lazy dog."
+BRIEF_WARM_UP_TEXT: Final = "Hello there."
 _MB: Final = 2**20
 
 
@@ -88,7 +90,9 @@ def run(pack_name: PackName, plan: EnginePlan, packs: Path, *, upstream: bool) -
             "first sample above -50 dB of the turn's peak",
             "times count from the moment a turn was due, even if the loop or a slot was not free",
             "RTF is measured in the greedy loads; a paced session waits for its listener",
-            f"{plan.seconds:g} s for each closed or open load, and what was begun is finished",
+            "one turn for each session"
+            if plan.brief
+            else f"{plan.seconds:g} s for each closed or open load, and what was begun is finished",
             *plan.words,
             said,
         ),
@@ -115,7 +119,7 @@ def _native(
     drive.core = core
     try:
         core.load()
-        core.warm_up(WARM_UP_TEXT)
+        core.warm_up(BRIEF_WARM_UP_TEXT if plan.brief else WARM_UP_TEXT)
         timings = dict(core.timings)
         meter = engine_meter.watch(core, device_times=plan.device_times)
         levels: list[Level] = []
@@ -130,7 +134,9 @@ def _native(
 def _level(drive: Drive, meter: engine_meter.Meter, load: Load, sessions: float) -> Level:
     meter.reset()
     _reset_memory()
+    used = time.process_time()
     found = drive.run(load)
+    used = time.process_time() - used
     stages = meter.read()
     wall_s = max(sum(stages[name].seconds for name in ("step",)), 1e-9)
     decode = stages.get("decode", engine_meter.Stage())
@@ -148,6 +154,7 @@ def _level(drive: Drive, meter: engine_meter.Meter, load: Load, sessions: float)
         "decode_step_ms": 1000 * (decode.device_s or decode.seconds) / max(1, decode.units),
         "decode_rows": decode.mean_rows,
         "memory_mb": _memory_mb(),
+        "cpu_s": used,
         "most_at_once": found.highest,
     }
     return level_of(load.name, sessions, found.heard, found.began_at, found.waited, **more)
@@ -192,14 +199,17 @@ def _alone(
     drive.core = core
     try:
         core.load()
-        core.warm_up(WARM_UP_TEXT)
+        core.warm_up(BRIEF_WARM_UP_TEXT if plan.brief else WARM_UP_TEXT)
         levels: list[Level] = []
-        for load in (
-            Closed(1, plan.seconds, texts=plan.texts),
-            Closed(1, plan.seconds, paced=False, name="greedy", texts=plan.texts),
-        ):
+        greedy = Closed(
+            1, 0.0 if plan.brief else plan.seconds, paced=False, name="greedy", texts=plan.texts
+        )
+        loads = [greedy] if plan.brief else [Closed(1, plan.seconds, texts=plan.texts), greedy]
+        for load in loads:
+            used = time.process_time()
             found = drive.run(load)
-            levels.append(level_of(load.name, 1, found.heard, found.began_at))
+            used = time.process_time() - used
+            levels.append(level_of(load.name, 1, found.heard, found.began_at, cpu_s=used))
     finally:
         core.close()
     return levels

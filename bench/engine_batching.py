@@ -83,7 +83,7 @@ class Batching:
         for count_ in rows:
             stage = VocoderStage(self._model.vocoder, (count_,), Graphs(enabled=self._graphs))
             seconds = self._time(lambda s=stage, c=count_: s.rehearse(c))
-            left, right = stage._trims()  # pyright: ignore[reportPrivateUsage]
+            left, right = stage._trims()
             frames = WINDOW_LENGTHS[-1] - left - right
             audio_s = count_ * frames * self._sizes.vocoder.hop / self._sizes.sample_rate
             points.append({"rows": count_, "ms": 1000 * seconds, "per_second": audio_s / seconds})

@@ -8,8 +8,7 @@ from typing import Any, Final
 import msgspec
 import torch
 
-from worker.engines.cosyvoice2.core import CosyVoice2Core
-from worker.engines.cosyvoice2.exact import ExactStage
+from worker.engines.cosyvoice2.rendering import BlockStage
 from worker.engines.cosyvoice2.transfer import Transfer
 
 STAGES: Final = ("prefill", "decode", "flow", "recompute", "vocoder", "wait")
@@ -90,6 +89,9 @@ class Meter:
 
 Count = Callable[..., int]
 
+_WAITS: list[Meter] = []
+"""The latest counts waits: one engine is measured at a time."""
+
 
 def _none(*_: Any) -> int:
     return 0
@@ -104,21 +106,17 @@ def _first(*args: Any) -> int:
 
 
 def watch(core: Any, *, device_times: bool = False) -> Meter:
-    """Wrap a loaded core's parts. Of another engine's core only ``step`` is seen."""
+    """Wrap a loaded ``CosyVoice2Core``'s parts."""
     meter = Meter(device_times=device_times)
     meter.wrap(core, "step", "step", _none, _none)
-    if not isinstance(core, CosyVoice2Core):
-        return meter
-    loaded: Any = core._model  # pyright: ignore[reportPrivateUsage]
+    loaded: Any = core._model
     audio = loaded.audio
     meter.wrap(loaded.decoder, "read", "prefill", _one, lambda _, embeddings: len(embeddings))
     meter.wrap(loaded.decoder, "burst", "decode", _first, lambda _, steps: steps)
-    if isinstance(audio, ExactStage):
-        meter.wrap(audio, "_mel", "flow", _one, _one)
-        meter.wrap(audio._vocoder, "forward", "vocoder", _one, _none)  # pyright: ignore[reportPrivateUsage]
-    else:
-        meter.wrap(audio._renderer, "render", "flow", _first, _first)
-        meter.wrap(audio._renderer, "recompute", "recompute", _first, _first)
+    if isinstance(audio, BlockStage):
+        renderer: Any = audio._renderer
+        meter.wrap(renderer, "render", "flow", _first, _first)
+        meter.wrap(renderer, "recompute", "recompute", _first, _first)
         meter.wrap(audio._vocoder, "render", "vocoder", _first, _none)
     if not hasattr(Transfer.wait, "metered"):
         inner = Transfer.wait
@@ -132,11 +130,7 @@ def watch(core: Any, *, device_times: bool = False) -> Meter:
             stage.runs += 1
             return tensor
 
-        wait.metered = True  # pyright: ignore[reportFunctionMemberAccess]
+        wait.metered = True
         Transfer.wait = wait
     _WAITS.append(meter)
     return meter
-
-
-_WAITS: list[Meter] = []
-"""The latest is in use: one engine is measured at a time."""

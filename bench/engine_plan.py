@@ -14,7 +14,8 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes of the loads.
 
     ``sessions`` are those of the closed loads, ``rates`` of the open ones in turns a second,
-    ``rows`` of the batches measured by themselves; a load lasts ``seconds``.
+    ``rows`` of the batches measured by themselves; a load lasts ``seconds``. ``brief``: one closed
+    load and the greedy ones, for what takes many times the length of its audio.
     """
 
     device: str
@@ -29,6 +30,7 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     repeats: int = 7
     device_times: bool = False
     suffix: str = ""
+    brief: bool = False
     words: tuple[str, ...] = ()
 
     @property
@@ -45,6 +47,11 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     def loads(self) -> Iterator[tuple[Load, float]]:
         """One after another."""
         texts = self.texts
+        if self.brief:
+            yield Closed(1, 0.0, texts=texts), 1
+            for n in self.sessions:
+                yield Closed(n, 0.0, paced=False, name="greedy", texts=texts), n
+            return
         for n in self.sessions:
             yield Closed(n, self.seconds, texts=texts), n
         most = self.sessions[-1]
@@ -93,9 +100,10 @@ def plan_of(
             all_sessions, rates = (1, 16, 64), (8.0,)
     else:
         all_sessions, rates = CPU_SESSIONS[pack], CPU_RATES[pack]
-        rows = (1, 2, 4, 8, 16) if pack == "tiny" else (1, 2, 4)
+        rows = (1, 2, 4, 8, 16) if pack == "tiny" else (1, 2)
         if quick:
             all_sessions, rates, rows = all_sessions[:2], rates[:1], rows[:2]
+    brief = device == "cpu" and pack == "full"
     chosen = sessions or all_sessions
     return EnginePlan(
         device=device,
@@ -106,7 +114,8 @@ def plan_of(
         rates=rates,
         rows=rows,
         seconds=seconds or (4.0 if quick else 20.0),
-        texts=texts or (QUICK_TEXTS if quick else SECONDS),
-        repeats=3 if quick else 7,
+        texts=texts or ((2.0, 2.0) if brief else QUICK_TEXTS if quick else SECONDS),
+        repeats=1 if brief else 3 if quick else 7,
+        brief=brief,
         words=words,
     )

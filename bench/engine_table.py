@@ -9,7 +9,7 @@ from bench.report import Report
 
 _COLUMNS = (
     *("load", "turns", "first p50", "p95", "p99 ms", "audible p50", "underruns (worst ms)"),
-    *("RTF p50", "x real time", "stop p95", "step ms", "rows: step", "flow", "MiB"),
+    *("RTF p50", "x real time", "CPU s/s", "stop p95", "step ms", "rows: step", "flow", "MiB"),
 )
 
 
@@ -52,6 +52,7 @@ def _row(level: Any) -> list[str]:
         "-" if greedy else f"{level['underruns']} ({level['worst_underrun_ms']:.0f})",
         f"{level['rtf']['p50']:.3f}" if greedy and level["rtf"] else "-",
         f"{level['x_real_time']:.2f}",
+        f"{more['cpu_s'] / level['audio_s']:.3f}" if "cpu_s" in more and level["audio_s"] else "-",
         f"{stop['p95']:.1f}" if stop else "-",
         f"{more['decode_step_ms']:.2f}" if "decode_step_ms" in more else "-",
         f"{more['decode_rows']:.1f}" if "decode_rows" in more else "-",

@@ -19,7 +19,7 @@ from bench import engine_batching, engine_meter
 from bench.engine_drive import Drive
 from bench.engine_level import Level, figures_of, level_of
 from bench.engine_load import Closed, Load
-from bench.engine_operations import Operations, Tally
+from bench.engine_operations import Operations, Tally, counted_synchronisations
 from bench.engine_packs import PackName, pack_of
 from bench.engine_plan import EnginePlan
 from bench.report import Figure, Report, figure
@@ -162,9 +162,13 @@ def _level(drive: Drive, meter: engine_meter.Meter, load: Load, sessions: float)
 
 def _tally(drive: Drive, plan: EnginePlan) -> Operations:
     """What the whole loop dispatches while it serves its sessions, waits included."""
-    with Tally() as tally:
-        drive.run(Closed(min(2, max(plan.sessions)), 0.1, paced=False, texts=(2.0, 3.0)))
-    return tally.found
+    load = Closed(min(2, max(plan.sessions)), 0.1, paced=False, texts=(2.0, 3.0))
+    with Tally() as tally, counted_synchronisations() as synchronised:
+        found = drive.run(load)
+    operations = tally.found
+    if plan.device == "cuda":
+        operations.synchronised_a_turn = len(synchronised) / len(found.heard)
+    return operations
 
 
 def _baselines(
@@ -234,14 +238,19 @@ def _stage_figures(level: Level) -> list[Figure]:
 
 
 def _loop_figures(loop: Operations) -> list[Figure]:
+    figures: list[Figure] = []
+    if loop.synchronised_a_turn is not None:
+        name = "CUDA calls that stop the host, in a turn"
+        figures.append(figure(name, loop.synchronised_a_turn, ""))
     return [
+        *figures,
         figure(
             "operations of the loop that stop the host",
             sum(loop.waiting.values()),
             "",
             target=0,
             samples=loop.launches,
-        )
+        ),
     ]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from bench.engine_operations import Operations, count
 from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2 import budget, checkpoint, model_yaml
+from worker.engines.cosyvoice2 import budget, checkpoint, model_yaml, sampling
 from worker.engines.cosyvoice2.decoding import Decoder
 from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
 from worker.engines.cosyvoice2.graphs import Graphs
@@ -115,11 +115,9 @@ class Batching:
 
     def _fill(self, decoder: Decoder) -> None:
         """An utterance in every slot that will not end by itself."""
-        chance = np.random.Generator(np.random.PCG64(0))
         width = self._sizes.language_model.width
         for slot in range(decoder.slots):
-            draws = chance.random((budget.MAX_TOKENS, 2), dtype=np.float32)
-            decoder.begin(slot, draws)
+            decoder.begin(slot, sampling.draws(slot, 0, budget.MAX_TOKENS))
             decoder.rule(slot, quiet_until=budget.MAX_TOKENS, mute=(True, True, True))
             prompt = torch.randn(PROMPT, width, device=self._device, dtype=self._dtype)
             decoder.read(slot, prompt)

@@ -135,6 +135,7 @@ class Drive:
                 audible_at=playback.audible_at,
                 last_at=playback.last_at,
                 audio_s=playback.produced / playback.rate,
+                first_piece_s=playback.first_samples / playback.rate,
                 late_s=tuple(playback.late_s) if ask.paced else (),
                 stop_s=now - ask.stop_at if stopped and ask.stop_at is not None else None,
                 failed=failed,

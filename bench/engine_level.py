@@ -15,8 +15,9 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
     """One load. Times are in ms; percentiles are None where nothing was measured.
 
     ``first`` is from the moment a turn was asked for to its first audio, ``audible`` to its first
-    sample above -50 dB of its peak. ``rtf`` is the time a session took for a second of audio, in
-    company. ``x_real_time`` is audio made over the time from the first turn to the last sample.
+    sample above -50 dB of its peak, ``first_piece`` how long that first audio is. ``rtf`` is the
+    time a session took for a second of audio, in company. ``x_real_time`` is audio made over the
+    time from the first turn to the last sample.
     """
 
     load: str
@@ -27,6 +28,7 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
     first: Percentiles | None
     audible: Percentiles | None
     rtf: Percentiles | None
+    first_piece: Percentiles | None
     stop: Percentiles | None
     underruns: int
     underrun_turns: int
@@ -66,6 +68,7 @@ def level_of(
         first=_of(1000 * (one.first_at - one.asked_at) for one in heard),
         audible=_of(1000 * (one.audible_at - one.asked_at) for one in whole),
         rtf=_of((one.last_at - one.opened_at) / one.audio_s for one in whole if one.audio_s),
+        first_piece=_of(1000 * one.first_piece_s for one in whole),
         stop=_of(1000 * one.stop_s for one in heard if one.stop_s is not None),
         underruns=len(late),
         underrun_turns=sum(bool(one.late_s) for one in whole),
@@ -121,6 +124,10 @@ def figures_of(level: Level, targets: dict[str, float]) -> list[Figure]:
                 samples=level.turns,
             )
         )
+        if level.first_piece is not None:
+            figures.append(
+                figure(f"{name}, length of the first audio, p50", level.first_piece.p50, "ms")
+            )
         if level.underruns:
             figures.append(figure(f"{name}, worst underrun", level.worst_underrun_ms, "ms"))
     else:

@@ -16,7 +16,8 @@ HEAD_S: Final = 3.0
 class Heard(msgspec.Struct, frozen=True, kw_only=True):
     """One turn as its listener had it. Times are in seconds on the monotonic clock.
 
-    ``late_s`` has an entry for each time that a sample was needed before it was there.
+    ``first_piece_s`` is how much audio came first: the next has so much time. ``late_s`` has an
+    entry for each time that a sample was needed before it was there.
     """
 
     asked_at: float
@@ -25,6 +26,7 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
     audible_at: float
     last_at: float
     audio_s: float
+    first_piece_s: float
     late_s: tuple[float, ...]
     stop_s: float | None = None
     failed: str | None = None
@@ -40,6 +42,7 @@ class Playback:
     def __init__(self, rate: int) -> None:
         self.rate = rate
         self.produced = 0
+        self.first_samples = 0
         self.first_at: float | None = None
         self.last_at = 0.0
         self.late_s: list[float] = []
@@ -51,6 +54,7 @@ class Playback:
         """A piece has arrived."""
         if self.first_at is None:
             self.first_at = self._clock = at
+            self.first_samples = len(samples)
         needed = self._clock + self.produced / self.rate
         if at > needed:
             self.late_s.append(at - needed)

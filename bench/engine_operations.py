@@ -1,7 +1,9 @@
 """How many operations the host hands to the device, and whether any of them waits for it."""
 
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -23,15 +25,17 @@ WAITING: Final = frozenset(
 _NO_WORK: Final = frozenset({"aten::empty", "aten::empty_strided", "aten::empty_like"})
 
 
-class Operations(msgspec.Struct, frozen=True, kw_only=True):
+class Operations(msgspec.Struct, kw_only=True):
     """``launches`` start work on the device, one kernel or a few; views and memory are not counted.
 
-    ``waiting`` names operations that stop the host, with their counts.
+    ``waiting`` names operations that stop the host, with their counts. ``synchronised_a_turn`` are
+    calls of which CUDA itself says that they do, copies from and to pageable memory too.
     """
 
     launches: int
     waiting: dict[str, int]
     commonest: dict[str, int]
+    synchronised_a_turn: float | None = None
 
 
 class Tally(TorchDispatchMode):
@@ -56,6 +60,23 @@ class Tally(TorchDispatchMode):
             waiting={name: n for name, n in self.counts.items() if name in WAITING},
             commonest=dict(self.counts.most_common(8)),
         )
+
+
+@contextmanager
+def counted_synchronisations() -> Iterator[list[object]]:
+    """A list that grows by one for each call that stops the host until the device is done."""
+    if not torch.cuda.is_available():
+        yield []
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        found: list[object] = []
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            found += [one for one in caught if "synchronizing CUDA" in str(one.message)]
 
 
 def count(work: Callable[[], object]) -> Operations:

@@ -8,9 +8,20 @@ from rich.table import Table
 from bench.report import Report
 
 _COLUMNS = (
-    *("load", "turns", "first p50", "p95", "p99 ms", "audible p50", "underruns (worst ms)"),
+    *(
+        "load",
+        "turns",
+        "first p50",
+        "p95",
+        "p99 ms",
+        "audible p50",
+        "1st piece",
+        "underruns (worst ms)",
+    ),
     *("RTF p50", "x real time", "CPU s/s", "stop p95", "step ms", "rows: step", "flow", "MiB"),
 )
+
+_SAID = ("load", "stop to the", "server and", "CUDA calls")
 
 
 def show(report: Report, console: Console) -> None:
@@ -22,7 +33,7 @@ def show(report: Report, console: Console) -> None:
     if "batching" in report.series:
         _batching(report.series["batching"], console)
     for one in report.figures:
-        if one.target is not None or one.name.startswith(("load", "stop to the", "server and")):
+        if one.target is not None or one.name.startswith(_SAID):
             verdict = {None: "", True: ", met", False: ", NOT met"}[one.met]
             target = "" if one.target is None else f" (at most {one.target:.3g}{verdict})"
             console.print(f"{one.name}: {one.value:.3g} {one.unit}{target}", highlight=False)
@@ -49,6 +60,7 @@ def _row(level: Any) -> list[str]:
         f"{level['turns']}" + (f" ({level['failed']} failed)" if level["failed"] else ""),
         *([f"{first[which]:.0f}" for which in ("p50", "p95", "p99")] if first else ["-"] * 3),
         f"{audible['p50']:.0f}" if audible else "-",
+        f"{level['first_piece']['p50']:.0f}" if level["first_piece"] else "-",
         "-" if greedy else f"{level['underruns']} ({level['worst_underrun_ms']:.0f})",
         f"{level['rtf']['p50']:.3f}" if greedy and level["rtf"] else "-",
         f"{level['x_real_time']:.2f}",

@@ -161,6 +161,7 @@ class Fleet:
                 audible_at=playback.audible_at,
                 last_at=playback.last_at,
                 audio_s=playback.produced / playback.rate,
+                first_piece_s=playback.first_samples / playback.rate,
                 late_s=tuple(playback.late_s) if ask.paced else (),
                 stop_s=at - turn.stopped_at if stopped and turn.stopped_at else None,
                 failed=None if whole else f"{reason}: {said.get(b'error', b'').decode()}",

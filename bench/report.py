@@ -1,12 +1,14 @@
 """What a bench found: figures, their targets, the conditions, and the samples behind them."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.machine import Machine
 from bench.percentiles import Percentiles
+
+if TYPE_CHECKING:  # it describes the machine with what a reader of reports can do without
+    from bench.machine import Machine
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +60,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class Record(msgspec.Struct, frozen=True):
     """A report and the machine on which it was made: the JSON file of one bench."""
 
-    machine: Machine
+    machine: "Machine"
     report: Report
 
     def write(self, directory: Path) -> Path:

@@ -90,10 +90,10 @@ def stand_ins() -> Generator[None]:
                 setattr(package, child, sys.modules[name])
         yield
     finally:
-        for name in made:
+        for name in reversed(made):
             module = sys.modules.pop(name)
             parent, _, child = name.rpartition(".")
-            if vars(sys.modules[parent]).get(child) is module:
+            if parent in sys.modules and vars(sys.modules[parent]).get(child) is module:
                 delattr(sys.modules[parent], child)
 
 

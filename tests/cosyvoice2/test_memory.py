@@ -1,0 +1,185 @@
+"""Memory: what it is said to be, what happens where it ends, and that closing gives it back."""
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
+
+from tests.cosyvoice2.driving import SENTENCES, Driver
+from worker.engines.cosyvoice2.budget import BLOCKS_PER_SLOT
+
+ROOT = Path(__file__).parents[2]
+MIB = 2**20
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and limits RLIMIT_DATA")
+
+
+def test_the_figures_are_those_of_the_tensors(tiny_pack: Path) -> None:
+    driver = Driver(tiny_pack, slots=3)
+    loaded: Any = driver.core._model
+    memory, shares = loaded.info.memory, loaded.budget
+    cache = loaded.decoder.cache
+    # One more position than is offered takes what pads a prompt.
+    slot = (cache.keys.nbytes + cache.values.nbytes) / shares.slots
+    assert shares.slot_bytes == pytest.approx(slot, rel=1e-3)
+    flow = loaded.audio._renderer._cache
+    pages = [flow.tokens, flow.frames]
+    page = sum(pool.nbytes // pool.shape[1] for pool in pages)
+    page += flow.steps.nbytes // flow.tokens.shape[1]
+    states = [flow.left_tokens, flow.left_constants, flow.left_inputs]
+    state = sum(pool.nbytes // pool.shape[1] for pool in states)
+    state += flow.left_steps.nbytes // flow.left_steps.shape[2]
+    assert shares.page_bytes == page + state
+    assert flow.tokens.shape[1] == shares.pages + 1
+    assert memory.per_session_mb == pytest.approx(
+        (shares.slot_bytes + BLOCKS_PER_SLOT * shares.page_bytes) / MIB, abs=0.1
+    )
+    free = loaded.audio._renderer.free_pages
+    loaded.speakers.get("random")
+    taken = free - loaded.audio._renderer.free_pages
+    assert taken >= 1
+    assert memory.per_voice_mb == pytest.approx(taken * shares.page_bytes / MIB, abs=0.1)
+    assert 0 < memory.used_mb < memory.total_mb
+
+
+def test_an_utterance_takes_the_pages_that_it_is_said_to_take(tiny_pack: Path) -> None:
+    driver = Driver(tiny_pack, slots=1)
+    renderer: Any = driver.core._model.audio._renderer
+    driver.speak(1, SENTENCES[0])
+    before, least = renderer.free_pages, renderer.free_pages
+    driver.open(2, [])
+    driver.core.cancel(2)
+    assert renderer.free_pages == before
+    from tests.cosyvoice2.driving import segments
+
+    driver.open(3, segments(*SENTENCES))
+    while 3 not in driver.ended:
+        driver.core.consumed(3, sum(map(len, driver.audio.get(3, []))))
+        driver.core.step()
+        least = min(least, renderer.free_pages)
+    assert renderer.free_pages == before
+    assert 0 < before - least <= BLOCKS_PER_SLOT
+
+
+CAPPED = """
+import hashlib, json, re, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.cosyvoice2.driving import SENTENCES, Driver, segments
+from worker.config import CosyVoice2Config
+from worker.engines.cosyvoice2 import loading
+from worker.engines.hosting.messages import Changed, Failed
+
+def digest(turn):
+    return hashlib.sha256(driver.heard(turn).tobytes()).hexdigest()
+
+driver = Driver(Path(sys.argv[1]), slots=3)
+driver.speak(1, *SENTENCES)
+found = {"alone": digest(1), "slots": driver.core.info.slots}
+data_kb = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+limit = data_kb // 1024 + 24
+loading._limit(CosyVoice2Config(memory_limit_mb=limit), torch.device("cpu"))
+driver.open(2, segments(*SENTENCES))
+for _ in range(12):
+    driver.core.step()
+driver.events.clear()
+driver.open(3, segments(SENTENCES[0]), mode="instruct", instruct="softly " * 300)
+driver.run(2, 3)
+failed = [event for event in driver.events if isinstance(event, Failed)]
+changed = [event for event in driver.events if isinstance(event, Changed)]
+driver.speak(4, *SENTENCES)
+found |= {
+    "failed": [[event.turn, event.kind, event.message] for event in failed],
+    "changed": [event.info.slots for event in changed],
+    "beside": digest(2),
+    "after": digest(4),
+    "free": len(driver.core._free_slots),
+}
+print(json.dumps(found))
+"""
+
+
+@linux
+def test_where_memory_ends_only_the_one_who_asked_fails(tiny_pack: Path) -> None:
+    """In a process of its own, held to a little more than it has by a real limit."""
+    ran = subprocess.run(
+        [sys.executable, "-c", CAPPED, str(tiny_pack)],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        cwd=ROOT,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found = json.loads(ran.stdout.splitlines()[-1])
+    ((turn, kind, message),) = found["failed"]
+    assert (turn, kind) == (3, "retry")
+    assert message.startswith("out of memory")
+    assert "softly" not in message
+    assert found["changed"] == [found["slots"] - 1]
+    assert found["beside"] == found["alone"]
+    assert found["after"] == found["alone"]
+    assert found["free"] == 3
+
+
+def resident_mb() -> float:
+    """Of this process, after what is free has been given back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / MIB
+
+
+CYCLES = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.cosyvoice2.driving import Driver
+from tests.cosyvoice2.test_memory import resident_mb
+
+def cycle():
+    driver = Driver(Path(sys.argv[1]), slots=2, flow_cache_mb=64)
+    driver.speak(1, "Well done.")
+    driver.core.close()
+
+sizes = []
+for _ in range(20):
+    cycle()
+    sizes.append(resident_mb())
+print(" ".join(map(str, sizes)))
+"""
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_twenty_loads_leave_nothing(tiny_pack: Path) -> None:
+    """The model alone is some 60 MB, its caches 100 MB more: kept twice, it would show."""
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(CYCLES), str(tiny_pack)],
+        capture_output=True,
+        text=True,
+        timeout=290,
+        cwd=ROOT,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    sizes = [float(size) for size in ran.stdout.splitlines()[-1].split()]
+    assert len(sizes) == 20
+    # The first loads fill what libraries keep for good.
+    assert sizes[-1] - sizes[4] < 15, sizes
+    assert max(sizes[5:]) - min(sizes[5:]) < 30, sizes

@@ -1,0 +1,79 @@
+"""One Euler step of the flow's estimator as an ONNX graph, for whole utterances."""
+
+import io
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worker.engines.cosyvoice2.estimator import GUIDANCE_ROWS, Estimator
+from worker.engines.cosyvoice2.flow_past import NoPast
+
+INPUTS = ("x", "constants", "step", "mask")
+OUTPUT = "velocity"
+OPSET = 18
+
+MOST_FRAMES = 1 << 16
+"""What the graph promises to take; TensorRT is told how many it will get."""
+
+
+class WholeStep(nn.Module):
+    """The estimator's step where nothing is cached."""
+
+    def __init__(self, estimator: Estimator) -> None:
+        super().__init__()
+        self.estimator = estimator
+
+    def forward(self, x: Tensor, constants: Tensor, step: Tensor, mask: Tensor) -> Tensor:
+        """The velocity of an utterance.
+
+        Args:
+            x: The state, ``[1, t, bands]``.
+            constants: From ``Estimator.constants``, ``[1, 2, t, 2 * channels]``.
+            step: Which Euler step, i64 ``[1]``.
+            mask: Added to attention scores, ``[2, 1, t, t]``: streamed or not.
+
+        Returns:
+            ``[1, 2, t, bands]``: with the conditions, without them.
+        """
+        past = NoPast(mask)
+        # The estimator is given the moments of this step alone, which are then its first.
+        own = {"moments": self.estimator.moments.index_select(0, step)}
+        return torch.func.functional_call(self.estimator, own, (x, constants, 0, past, past))
+
+
+def shapes(estimator: Estimator, frames: int) -> tuple[tuple[int, ...], ...]:
+    """Of the inputs of :class:`WholeStep`, in their order."""
+    return (
+        (1, frames, estimator.bands),
+        (1, GUIDANCE_ROWS, frames, 2 * estimator.channels),
+        (1,),
+        (GUIDANCE_ROWS, 1, frames, frames),
+    )
+
+
+def export(estimator: Estimator) -> bytes:
+    """The graph, with the weights inside, in the estimator's dtype; ``t`` stays free.
+
+    Needs the packages ``onnx`` and ``onnxscript``.
+    """
+    frames = torch.export.Dim("t", min=2, max=MOST_FRAMES)
+    free: tuple[dict[int, Any], ...] = ({1: frames}, {2: frames}, {}, {2: frames, 3: frames})
+    floats = estimator.entry_bias
+    x, constants, step, mask = (floats.new_zeros(shape) for shape in shapes(estimator, 12))
+    # Tracing looks at tensors that inference mode has no versions of.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        program = torch.onnx.export(
+            WholeStep(estimator).eval(),
+            (x, constants, step.long(), mask),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=INPUTS,
+            output_names=(OUTPUT,),
+            dynamic_shapes=free,
+            verbose=False,
+        )
+    assert program is not None
+    graph = io.BytesIO()
+    program.save(graph)
+    return graph.getvalue()

@@ -1,0 +1,94 @@
+"""Rendering without remembered blocks, for an estimator that takes whole utterances only.
+
+Each span of an utterance is computed with all before it, the prompt included, in spans that grow.
+The result is the one of blocks; the price is several times theirs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from worker.engines.cosyvoice2.flow import Flow
+from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
+from worker.engines.cosyvoice2.flow_cache import SPARE_PAGE, SPARE_STATE
+from worker.engines.cosyvoice2.flow_utterance import Prompt, Rendering
+from worker.engines.cosyvoice2.graphs import Graphs
+from worker.engines.cosyvoice2.rendering import USUAL_BLOCKS, BlockStage
+from worker.engines.cosyvoice2.vocoding import VocoderStage
+
+
+class WholeRenderer(BlockRenderer):
+    """Renders every span from its utterance's start, one utterance at a time.
+
+    Args:
+        flow: The model, with any estimator.
+        max_blocks: The most blocks that an utterance can have, its prompt included.
+    """
+
+    def __init__(self, flow: Flow, *, max_blocks: int) -> None:
+        super().__init__(flow, pages=0, states=0, max_blocks=max_blocks, rows_apart=True)
+
+    def prompt(self, tokens: Sequence[int], mel: Tensor, speaker: Tensor) -> Prompt:
+        """What every utterance of a voice begins with; nothing of it is computed yet.
+
+        Raises:
+            ValueError: As ``BlockRenderer.prompt``.
+        """
+        if len(mel) != 2 * len(tokens):
+            raise ValueError(f"{len(mel)} mel frames for {len(tokens)} tokens")
+        encoder = self.sizes.encoder
+        blocks = max(0, len(tokens) - encoder.lookahead) // encoder.chunk
+        if blocks >= self.max_blocks:
+            raise ValueError(
+                f"a prompt of {blocks} blocks, of which an utterance may have {self.max_blocks}"
+            )
+        mel = mel.to(self.flow.device, self.flow.dtype)
+        voice = self.flow.speaker(speaker.to(self.flow.device)[None])[0]
+        # Its pages are counted, to know where utterances begin, and hold nothing.
+        return Prompt(tuple(tokens), mel, voice, (SPARE_PAGE,) * blocks, SPARE_STATE)
+
+    def begin(self, prompt: Prompt, *, cached: bool = False) -> Rendering | None:
+        """Begin an utterance, which is never cached. Raises ``ValueError``: as the parent."""
+        return super().begin(prompt, cached=False)
+
+    def rehearse(self, blocks: int) -> None:
+        """Render ``blocks`` blocks of nothing."""
+        chunk, device = self.sizes.encoder.chunk, self.flow.device
+        size = torch.tensor([blocks * chunk], device=device)
+        self.flow.render_own(
+            torch.zeros(
+                1, blocks * chunk + self.sizes.encoder.lookahead, dtype=torch.long, device=device
+            ),
+            size,
+            size,
+            torch.zeros(1, 0, self.sizes.mel_bands, dtype=self.flow.dtype, device=device),
+            torch.zeros(1, self.sizes.mel_bands, dtype=self.flow.dtype, device=device),
+            streaming=True,
+        )
+
+
+class WholeStage(BlockStage):
+    """A ``BlockStage`` without graphs for the flow: every span has a shape of its own."""
+
+    def __init__(
+        self,
+        renderer: WholeRenderer,
+        vocoder: VocoderStage,
+        batches: Sequence[int],
+        graphs: Graphs,
+    ) -> None:
+        super().__init__(renderer, vocoder, batches, graphs)
+        self._whole = renderer
+
+    def warm_up(self, blocks: int) -> None:
+        """Render utterances of one to ``blocks`` blocks, and capture the vocoder."""
+        for count in range(1, blocks + 1):
+            self._whole.rehearse(count)
+        self._vocoder.warm_up()
+
+    def rehearse(self, rows: int) -> None:
+        """Render ``rows`` utterances of nothing, for their time."""
+        for _ in range(rows):
+            self._whole.rehearse(USUAL_BLOCKS)
+        self._vocoder.rehearse(rows)

@@ -1,0 +1,120 @@
+"""What each option needs of the machine. What is missing is said at load, by name."""
+
+import importlib
+import re
+from types import ModuleType
+
+import torch
+
+from worker.config import CosyVoice2Config
+from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+
+VLLM = (0, 11)
+"""The first with the engine that upstream's documentation names, and nothing but it."""
+
+TENSORRT = (10, 0)
+"""The first whose strongly typed networks take every dtype here."""
+
+
+def check(config: CosyVoice2Config, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse what cannot work here, before anything is loaded.
+
+    Raises:
+        CosyVoiceInitializationError: An option contradicts another, or its hardware or its package
+            is missing.
+    """
+    if config.compile:
+        _check_compile(config, device)
+    if config.llm_backend == "vllm":
+        _check_vllm(config, device, dtype)
+    if config.estimator_backend == "tensorrt":
+        _check_tensorrt(config, device)
+
+
+def package(option: str, name: str, least: tuple[int, ...], remedy: str) -> ModuleType:
+    """The package that ``option`` needs, imported.
+
+    Raises:
+        CosyVoiceInitializationError: It is missing, broken or too old.
+    """
+    wanted = f"{name} {'.'.join(map(str, least))} or newer"
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:  # OSError: one of its libraries
+        missing = isinstance(error, ModuleNotFoundError) and error.name == name
+        why = "is not installed" if missing else f"cannot be imported ({error})"
+        raise CosyVoiceInitializationError(
+            f"{option} needs {wanted}, which {why}: {remedy}"
+        ) from None
+    found = str(getattr(module, "__version__", ""))
+    numbers = tuple(map(int, re.findall(r"\d+", found)[: len(least)]))
+    if numbers < least:
+        raise CosyVoiceInitializationError(
+            f"{option} needs {wanted}, and {found or 'one without a version'} is installed: "
+            f"{remedy}"
+        )
+    return module
+
+
+def vllm() -> ModuleType:
+    """The package. Raises as :func:`package`."""
+    return package("llm_backend: vllm", "vllm", VLLM, "pip install 'vllm>=0.11'")
+
+
+def tensorrt() -> ModuleType:
+    """The package. Raises as :func:`package`."""
+    remedy = "pip install 'tensorrt>=10' for this machine's CUDA"
+    return package("estimator_backend: tensorrt", "tensorrt", TENSORRT, remedy)
+
+
+def exporter() -> None:
+    """What brings a model from torch to TensorRT. Raises as :func:`package`."""
+    option = "estimator_backend: tensorrt"
+    package(option, "onnx", (1, 17), "pip install 'onnx>=1.17'")
+    package(option, "onnxscript", (0, 5), "pip install 'onnxscript>=0.5'")
+
+
+def _check_compile(config: CosyVoice2Config, device: torch.device) -> None:
+    # Without graphs shapes are not rounded up to a few: each new one would be compiled, for tens
+    # of seconds, while a listener waits.
+    if device.type != "cuda":
+        raise CosyVoiceInitializationError(
+            f"compile: what is compiled are the fixed shapes of CUDA graphs, and device is {device}"
+        )
+    if config.cuda_graphs == "off":
+        raise CosyVoiceInitializationError(
+            "compile: what is compiled are the fixed shapes of CUDA graphs, and cuda_graphs is off"
+        )
+
+
+def _check_vllm(config: CosyVoice2Config, device: torch.device, dtype: torch.dtype) -> None:
+    option = "llm_backend: vllm"
+    if config.upstream_exact:
+        raise CosyVoiceInitializationError(f"{option} samples otherwise: no upstream_exact with it")
+    if config.text_streaming:
+        raise CosyVoiceInitializationError(
+            f"{option} reads a text as a whole: no text_streaming with it"
+        )
+    _check_cuda(option, device)
+    if device.index:
+        raise CosyVoiceInitializationError(
+            f"{option} uses the first GPU that it sees, not {device}: choose it with "
+            "CUDA_VISIBLE_DEVICES and set device: cuda"
+        )
+    if dtype == torch.float32:
+        raise CosyVoiceInitializationError(f"{option} needs dtype bf16 or fp16, not fp32")
+    vllm()
+
+
+def _check_tensorrt(config: CosyVoice2Config, device: torch.device) -> None:
+    option = "estimator_backend: tensorrt"
+    if config.upstream_exact:
+        raise CosyVoiceInitializationError(f"{option} rounds otherwise: no upstream_exact with it")
+    _check_cuda(option, device)
+    tensorrt()
+    exporter()
+
+
+def _check_cuda(option: str, device: torch.device) -> None:
+    if device.type != "cuda":
+        raise CosyVoiceInitializationError(f"{option} needs a CUDA device, and device is {device}")

@@ -1,0 +1,219 @@
+"""vLLM as the source of speech tokens, as upstream's ``load_vllm`` has it.
+
+Unmeasured: no GPU was at hand. What sets it apart from the native decoder:
+
+* It samples from the 25 likeliest tokens, as upstream does with vLLM. The native decoder draws
+  again where a token repeats (RAS), which is no option of vLLM's.
+* It composes its batches as it likes, and a row's rounding may change with its company: a turn that
+  another worker takes over is spoken with the same seeds, but not surely with the same tokens.
+* Slots do not wait at their limits: tokens come ahead of need, up to an utterance's longest.
+* No streamed text: vLLM reads a prompt once, and the interleave reads on.
+"""
+
+import os
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from worker.config import CosyVoice2Config
+from worker.engines.cosyvoice2 import budget
+from worker.engines.cosyvoice2.backends import requirements, vllm_model
+from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from worker.engines.cosyvoice2.language_model import CONTROL_TOKENS, LanguageModel
+from worker.engines.cosyvoice2.qwen2 import KVCache
+
+WORKING_BYTES = 3 * 2**30
+"""For vLLM's activations and graphs, beside weights and cache."""
+
+REHEARSED = 6
+"""Tokens of a rehearsal: the first step of its own reads prompts, the others decode."""
+
+
+class VllmDecoder:
+    """Speech tokens from a vLLM engine in this process. A ``TokenSource``.
+
+    Args:
+        model: Makes the embeddings; its layers may be gone.
+        slots: Sessions side by side.
+        engine: A ``vllm.LLMEngine``.
+        sampling: ``vllm.SamplingParams``.
+        delta: ``vllm.sampling_params.RequestOutputKind.DELTA``: outputs hold new tokens only.
+    """
+
+    def __init__(
+        self, model: LanguageModel, slots: int, engine: Any, sampling: Any, delta: Any
+    ) -> None:
+        self.model = model
+        self.slots = slots
+        self._engine = engine
+        self._sampling = sampling
+        self._delta = delta
+        first = model.sizes.end_token
+        self._control = list(range(first, first + CONTROL_TOKENS))
+        self._requests = 0
+        # Of each slot: its request, and what it is to be decoded with.
+        self._request: list[str | None] = [None] * slots
+        self._seed = [0] * slots
+        self._longest = [0] * slots
+        self._quiet_until = [0] * slots
+        self._count = [0] * slots
+        self._news: dict[int, tuple[list[int], bool]] = {}
+
+    def begin(self, slot: int, uniform: NDArray[np.float32]) -> None:
+        """Make a slot ready for a new utterance: its draws ``[tokens, 2]`` seed vLLM's own."""
+        self.stop(slot)
+        # vLLM draws for itself; the same draws give the same seed, wherever the turn is taken up.
+        self._seed[slot] = zlib.crc32(np.ascontiguousarray(uniform[:4]).tobytes())
+        self._longest[slot] = len(uniform)
+        self._quiet_until[slot] = self._count[slot] = 0
+
+    def stop(self, slot: int) -> None:
+        """Forget a slot's utterance."""
+        request, self._request[slot] = self._request[slot], None
+        self._news.pop(slot, None)
+        if request is not None:
+            self._engine.abort_request([request])
+
+    def rule(self, slot: int, *, quiet_until: int, mute: Sequence[bool], fill_at: int = -1) -> None:
+        """Until ``quiet_until`` tokens stand nothing ends the utterance, if ``mute`` says so.
+
+        vLLM mutes all control tokens or none.
+
+        Raises:
+            ValueError: A fill token is asked for, which belongs to streamed text.
+        """
+        if fill_at >= 0:
+            raise ValueError("vLLM cannot be told when a fill token comes")
+        self._quiet_until[slot] = quiet_until if any(mute) else 0
+
+    def count(self, slot: int) -> int:
+        """Tokens of a slot's utterance, control tokens included."""
+        return self._count[slot]
+
+    def read(self, slot: int, embeddings: Tensor) -> None:
+        """Hand an utterance's beginning ``[n, width]`` over.
+
+        Raises:
+            ValueError: The slot has read already.
+        """
+        if self._request[slot] is not None:
+            raise ValueError("vLLM reads an utterance's beginning once")
+        self._request[slot] = self._add(
+            embeddings,
+            seed=self._seed[slot],
+            min_tokens=min(self._quiet_until[slot], self._longest[slot]),
+            max_tokens=self._longest[slot],
+        )
+
+    def burst(self, limits: Mapping[int, int], steps: int) -> None:
+        """Take ``steps`` steps. vLLM decodes all that it was given: limits do not hold it back."""
+        slots = {request: slot for slot, request in enumerate(self._request) if request is not None}
+        for _ in range(steps):
+            if not self._engine.has_unfinished_requests():
+                break
+            for output in self._engine.step():
+                # Those of stopped utterances and of rehearsals are nobody's.
+                slot = slots.get(output.request_id)
+                if slot is not None:
+                    self._take(slot, output.outputs[0])
+
+    def collect(self) -> dict[int, tuple[list[int], bool]]:
+        """New tokens of each slot, and whether a control token was the last of them."""
+        news, self._news = self._news, {}
+        return news
+
+    def warm_up(self, reach: int) -> None:
+        """Nothing: vLLM captured its graphs when it was made."""
+
+    def rehearse(self) -> None:
+        """One step in which every slot has work."""
+        if not self._engine.has_unfinished_requests():
+            start = self.model.start().expand(2, -1)
+            for _ in range(self.slots):
+                self._add(start, seed=0, min_tokens=REHEARSED, max_tokens=REHEARSED)
+        self._engine.step()
+
+    def _add(self, embeddings: Tensor, *, seed: int, min_tokens: int, max_tokens: int) -> str:
+        self._requests += 1
+        name = str(self._requests)
+        params = self._sampling(
+            temperature=1.0,
+            top_k=self.model.sizes.sampling.top_k,
+            seed=seed,
+            min_tokens=min_tokens,
+            max_tokens=max_tokens,
+            stop_token_ids=self._control,
+            detokenize=False,
+            output_kind=self._delta,
+        )
+        self._engine.add_request(name, {"prompt_embeds": embeddings.detach().cpu()}, params)
+        return name
+
+    def _take(self, slot: int, output: Any) -> None:
+        tokens, stopped = self._news.get(slot, ([], False))
+        new = list(output.token_ids)
+        self._count[slot] += len(new)
+        self._news[slot] = ([*tokens, *new], stopped or output.finish_reason == "stop")
+        if output.finish_reason is not None:
+            self._request[slot] = None
+
+
+def build(
+    pack: Path,
+    model: LanguageModel,
+    slots: int,
+    positions: int,
+    config: CosyVoice2Config,
+    device: torch.device,
+) -> VllmDecoder:
+    """A vLLM engine for ``slots`` sequences of up to ``positions``; ``model`` loses its layers.
+
+    Raises:
+        CosyVoiceInitializationError: vLLM cannot be made to run the model.
+    """
+    # In this process: a step is then one step, and nothing runs while nobody asks.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    vllm: Any = requirements.vllm()
+    dtype = model.speech_embedding.weight.dtype
+    cache = slots * KVCache.bytes_per_slot(model.sizes, positions, dtype)
+    # The native layers go first: both would be in memory otherwise.
+    del model.body.layers
+    torch.cuda.empty_cache()
+    total = budget.free_memory(device)[1]
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="voicefleet-vllm-") as directory,
+            # What vLLM makes of weights must not be inference tensors.
+            torch.inference_mode(mode=False),
+        ):
+            size = vllm_model.export(pack, Path(directory), model.sizes, dtype, positions)
+            vllm_model.register()
+            arguments = vllm.EngineArgs(
+                model=directory,
+                skip_tokenizer_init=True,
+                enable_prompt_embeds=True,
+                dtype=str(dtype).removeprefix("torch."),
+                max_model_len=positions,
+                max_num_seqs=slots,
+                gpu_memory_utilization=min(0.9, (size + cache + WORKING_BYTES) / total),
+                enforce_eager=config.cuda_graphs == "off",
+                generation_config="vllm",
+                disable_log_stats=True,
+            )
+            engine = vllm.LLMEngine.from_engine_args(arguments)
+    except CosyVoiceInitializationError:
+        raise
+    except Exception as error:
+        raise CosyVoiceInitializationError(
+            f"llm_backend: vllm {vllm.__version__} cannot run the language model: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    delta = vllm.sampling_params.RequestOutputKind.DELTA
+    return VllmDecoder(model, slots, engine, vllm.SamplingParams, delta)

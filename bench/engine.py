@@ -175,9 +175,10 @@ def _baselines(
     pack: Voicepack, config: CosyVoice2Config, plan: EnginePlan
 ) -> tuple[dict[str, list[Level]], str]:
     """Upstream itself where it can be imported, and its algorithm through our modules."""
-    found: dict[str, list[Level]] = {}
     said: list[str] = []
     one = msgspec.structs.replace(config, slots=1, max_slots=1)
+    # A step computes every slot: with one, ours is as alone as the others are.
+    found = {"this engine with one slot": _alone("cosyvoice2", pack, one, plan)}
     if find_spec("cosyvoice") is not None:
         name = "cosyvoice2-upstream"
         try:

@@ -156,7 +156,7 @@ def _report(measure: Callable[[], Report], plan: EnginePlan, out: Path) -> int:
     accelerator = None
     if plan.device == "cuda":
         accelerator = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    console = Console(width=150)
+    console = Console(width=175)
     # Before the benches: the load average is to be that of the others.
     here = machine.describe(accelerator, "torch", *_installed("transformers", "cosyvoice2-eu"))
     table.show_machine(here, console)

@@ -51,6 +51,7 @@ def _first(axes: Axes, series: Mapping[str, Any]) -> None:
     )
     axes.set(xlabel="listeners, closed loop", ylabel="first audio, ms", yscale="log")
     axes.set_xscale("log", base=2)
+    axes.set_xticks(sessions, [f"{n:g}" for n in sessions])
     axes.legend(frameon=False)
     axes.grid(color="#e5e5e5")
 
@@ -60,7 +61,8 @@ def _throughput(axes: Axes, series: Mapping[str, Any]) -> None:
     labels = [f"{level['load']} {level['sessions']:g}" for level in shown]
     axes.barh(labels, [level["x_real_time"] for level in shown], height=0.6)
     for place, level in enumerate(shown):
-        said = f" {level['x_real_time']:.2f}, {level['underruns']} underruns"
+        late = "" if level["load"] == "greedy" else f", {level['underruns']} underruns"
+        said = f" {level['x_real_time']:.2f}{late}"
         axes.annotate(said, (level["x_real_time"], place), va="center", fontsize=7)
     axes.invert_yaxis()
     axes.set(xlabel="x real time")

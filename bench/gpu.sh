@@ -5,10 +5,10 @@
 #
 # Writes the random packs, runs the engine's tests there, then the engine alone and the whole fleet:
 # tiny and full, bf16 and fp16, with graphs and without. JSON and pictures go to DIR (bench/results),
-# a short table to the terminal, and the exit status is 1 where a test or a check failed. PYTHON
-# names the interpreter (.venv/bin/python, else python3); torch and the cosyvoice extra must be there.
-# Without a GPU it runs the tiny pack on the CPU, to show that it runs. --quick takes under nine
-# minutes on one H100; without it, half an hour.
+# logs to DIR/logs, a short table to the terminal; the exit status is 1 where a test or a check
+# failed. PYTHON names the interpreter (.venv/bin/python, else python3); torch and the cosyvoice
+# extra must be there. Without a GPU it runs the tiny pack on the CPU, to show that it runs. --quick
+# is meant to take under nine minutes on one H100; without it, half an hour.
 set -u
 cd "$(dirname "$0")/.."
 
@@ -26,7 +26,7 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3
     [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 fi
-mkdir -p "$out" "$packs"
+mkdir -p "$out/logs" "$packs"
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 began=$SECONDS limit=$([ -n "$quick" ] && echo 510 || echo 3600)
 failed=() skipped=() done_=()
@@ -49,7 +49,7 @@ step() {
     if [ "$left" -lt 45 ]; then skipped+=("$name: no time left"); return; fi
     echo; echo "== $name"
     local at=$SECONDS log
-    log="$out/$(echo "$name" | tr -c 'a-zA-Z0-9\n' _).log"
+    log="$out/logs/$(echo "$name" | tr -c 'a-zA-Z0-9\n' _).log"
     timeout -k 10 $((most < left ? most : left)) "$@" > >(tee "$log") 2>&1
     local status=$?
     done_+=("$(printf '%4d s  status %d  %s' $((SECONDS - at)) $status "$name")")

@@ -350,12 +350,16 @@ def _cosyvoice2_contradictions(config: CosyVoice2Config) -> Iterator[tuple[str, 
             yield "cuda_graphs", "needs a GPU, but device is cpu"
         if config.dtype == "fp16":
             yield "dtype", "fp16 needs a GPU, but device is cpu"
+        if config.compile:
+            yield "compile", "needs CUDA graphs, but device is cpu"
         if config.llm_backend == "vllm":
             yield "llm_backend", "vllm needs a GPU, but device is cpu"
         if config.estimator_backend == "tensorrt":
             yield "estimator_backend", "tensorrt needs a GPU, but device is cpu"
     if config.upstream_exact and config.estimator_backend != "native":
         yield "upstream_exact", "needs estimator_backend=native: its last pass is not streamed"
+    if config.upstream_exact and config.llm_backend != "native":
+        yield "upstream_exact", "needs llm_backend=native"
     if config.text_streaming and config.llm_backend != "native":
         yield "text_streaming", "needs llm_backend=native"
     defaults = CosyVoice2Config()

@@ -422,7 +422,7 @@ def test_the_first_chunk_is_as_early_in_every_turn(pack: Path) -> None:
         driver = Driver(pack, slots=1, **options)
         firsts: list[int] = []
         for turn in (1, 2, 3):
-            driver.open(turn, segments(LONG), seed=turn)
+            driver.open(turn, segments(SENTENCES[0]), seed=turn)
             while not driver.audio.get(turn):
                 driver.core.step()
             (utterance,) = driver.core._sessions[turn].speaking

@@ -254,7 +254,8 @@ class CosyVoice2Core:
     def _render(self, sessions: Sequence[Session]) -> bool:
         if not sessions:
             return False
-        with self._blame(sessions[-1]):
+        # A batch that broke off has moved some of them on: none can go on without a gap.
+        with self._blame(*sessions):
             self._model.audio.start(sessions)
             if self._model.audio.ready:
                 self._hand_on(self._model.audio.collect())
@@ -356,30 +357,31 @@ class CosyVoice2Core:
                 self.cancel(session.turn)
 
     @contextmanager
-    def _blame(self, session: Session) -> Generator[None]:
-        """What goes wrong in the block fails ``session`` alone."""
+    def _blame(self, *sessions: Session) -> Generator[None]:
+        """What goes wrong in the block fails ``sessions`` and no others."""
         try:
             yield
         except EngineError as error:
-            self._fail(session, error)
+            self._fail(sessions, error)
         except (torch.OutOfMemoryError, MemoryError) as error:
-            self._out_of_memory(session, error)
+            self._out_of_memory(sessions, error)
         except RuntimeError as error:
             if "allocate memory" not in str(error):
                 raise
-            self._out_of_memory(session, error)
+            self._out_of_memory(sessions, error)
 
-    def _out_of_memory(self, session: Session, error: BaseException) -> None:
-        """The session that asked for memory fails, caches shrink, and fewer slots are offered."""
+    def _out_of_memory(self, sessions: Sequence[Session], error: BaseException) -> None:
+        """Those who asked for memory fail, caches shrink, and fewer slots are offered."""
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        self._fail(session, CosyVoiceOOMError(f"out of memory: {first}"))
+        self._fail(sessions, CosyVoiceOOMError(f"out of memory: {first}"))
         self._model.shrink()
         self._tell(Changed(self._model.info))
 
-    def _fail(self, session: Session, error: EngineError) -> None:
+    def _fail(self, sessions: Sequence[Session], error: EngineError) -> None:
         kind = "refuse" if isinstance(error, CannotSpeakError) else "retry"
-        self._tell(Failed(session.turn, kind, str(error)))
-        self.cancel(session.turn)
+        for session in sessions:
+            self._tell(Failed(session.turn, kind, str(error)))
+            self.cancel(session.turn)
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, Changed) or event.turn != REHEARSAL:

@@ -20,12 +20,10 @@ class Graphs:
 
     Args:
         enabled: Whether to capture at all.
-        compiled: Whether to put functions through ``torch.compile`` first.
     """
 
-    def __init__(self, *, enabled: bool, compiled: bool = False) -> None:
+    def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled
-        self._compiled = compiled
         self._kept: dict[Hashable, Callable[[], Any]] = {}
         # One pool for all: they replay one after another, never side by side.
         self._pool = torch.cuda.graph_pool_handle() if enabled else None
@@ -64,9 +62,6 @@ class Graphs:
         return len(self._kept)
 
     def _make(self, work: Callable[[], T], rest: Callable[[], None]) -> Callable[[], T]:
-        if self._compiled:
-            compiled: Any = torch.compile(work, dynamic=False)
-            work = compiled
         if not self.enabled:
             return work
         rest()

@@ -5,13 +5,17 @@ import resource
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2 import budget, checkpoint, model_yaml, sampling, voice_files
+from worker.engines.cosyvoice2.backends import requirements, tensorrt_estimator, vllm_decoder
+from worker.engines.cosyvoice2.backends.compiling import CompiledGraphs
+from worker.engines.cosyvoice2.backends.interfaces import TokenSource
+from worker.engines.cosyvoice2.backends.recomputing import WholeRenderer, WholeStage
 from worker.engines.cosyvoice2.budget import MIB, Budget, Speed
 from worker.engines.cosyvoice2.decoding import Decoder
 from worker.engines.cosyvoice2.enrol import enrol
@@ -64,7 +68,7 @@ class Loaded:
     sizes: Hyperparameters
     device: torch.device
     budget: Budget
-    decoder: Decoder
+    decoder: TokenSource
     audio: BlockStage | ExactStage
     frontend: TextFrontend
     speakers: Speakers
@@ -259,6 +263,7 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Loaded:
     """Load a pack. Raises ``CosyVoiceInitializationError``."""
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
+    requirements.check(config, device, dtype)
     _limit(config, device)
     _settle(device, dtype)
     if device.type == "cpu" and config.threads:
@@ -273,9 +278,23 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Loaded:
     with timed("caches"):
         shares = budget.plan(sizes, config, dtype, device, budget.free_memory(device)[0])
         graphs = _graphs(config, device)
-        decoder = Decoder(
-            model.language_model, shares.slots, shares.positions, budget.MAX_TOKENS, graphs
-        )
+        if config.llm_backend == "vllm":
+            slots, positions = shares.slots, shares.positions
+            decoder = vllm_decoder.build(
+                directory, model.language_model, slots, positions, config, device
+            )
+            # It has taken more than a cache: the rest is shared out anew.
+            shares = budget.plan(sizes, config, dtype, device, budget.free_memory(device)[0])
+        else:
+            decoder = Decoder(
+                model.language_model, shares.slots, shares.positions, budget.MAX_TOKENS, graphs
+            )
+        if config.estimator_backend == "tensorrt":
+            frames = shares.max_blocks * sizes.flow.estimator.chunk
+            native = model.flow.decoder.estimator
+            backend = tensorrt_estimator.build(directory, native, frames)
+            model.flow.decoder.register_module("estimator", backend)
+            shares = replace(shares, page_bytes=0)
         audio = _audio(model, config, shares, graphs)
     return Loaded(
         pack=pack,
@@ -297,6 +316,10 @@ def _audio(
 ) -> BlockStage | ExactStage:
     if config.upstream_exact:
         return ExactStage(model.flow, model.vocoder)
+    if config.estimator_backend == "tensorrt":
+        renderer = WholeRenderer(model.flow, max_blocks=shares.max_blocks)
+        vocoder = VocoderStage(model.vocoder, shares.batches, graphs)
+        return WholeStage(renderer, vocoder, shares.batches, graphs)
     renderer = BlockRenderer(
         model.flow, pages=shares.pages, states=shares.states, max_blocks=shares.max_blocks
     )
@@ -353,7 +376,8 @@ def _graphs(config: CosyVoice2Config, device: torch.device) -> Graphs:
     on_cuda = device.type == "cuda"
     if config.cuda_graphs == "on" and not on_cuda:
         raise CosyVoiceInitializationError(f"cuda_graphs: on needs a CUDA device, not {device}")
-    return Graphs(enabled=on_cuda and config.cuda_graphs != "off", compiled=config.compile)
+    enabled = on_cuda and config.cuda_graphs != "off"
+    return CompiledGraphs(enabled=enabled) if config.compile else Graphs(enabled=enabled)
 
 
 def _settle(device: torch.device, dtype: torch.dtype) -> None:

@@ -41,12 +41,13 @@ def compiled(work: Callable[[], T]) -> Callable[[], T]:
     """
     # Whole: a break in the middle would silently leave most of it to Python.
     ready: Callable[[], T] = torch.compile(work, dynamic=False, fullgraph=True)
-    failures: type[Exception] = torch._dynamo.exc.TorchDynamoException  # pyright: ignore
 
     def call() -> T:
         try:
             return ready()
-        except failures as error:
+        except RuntimeError as error:
+            if not isinstance(error, torch._dynamo.exc.TorchDynamoException):  # pyright: ignore
+                raise
             first = next(iter(str(error).strip().splitlines()), "")
             raise CosyVoiceInitializationError(
                 f"compile: torch cannot compile a part of the model ({type(error).__name__}: "

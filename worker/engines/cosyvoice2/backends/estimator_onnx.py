@@ -1,6 +1,5 @@
 """One Euler step of the flow's estimator as an ONNX graph, for whole utterances."""
 
-import io
 from typing import Any
 
 import torch
@@ -74,6 +73,5 @@ def export(estimator: Estimator) -> bytes:
             verbose=False,
         )
     assert program is not None
-    graph = io.BytesIO()
-    program.save(graph)
-    return graph.getvalue()
+    graph: Any = program.model_proto
+    return graph.SerializeToString()

@@ -29,6 +29,7 @@ class WholeRenderer(BlockRenderer):
     def __init__(self, flow: Flow, *, max_blocks: int) -> None:
         super().__init__(flow, pages=0, states=0, max_blocks=max_blocks, rows_apart=True)
 
+    @torch.no_grad()
     def prompt(self, tokens: Sequence[int], mel: Tensor, speaker: Tensor) -> Prompt:
         """What every utterance of a voice begins with; nothing of it is computed yet.
 

@@ -14,9 +14,11 @@ keeps it beside the weights in ``.tensorrt``. Engines are for one model of GPU a
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import structlog
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,8 @@ from worker.engines.cosyvoice2.backends import estimator_onnx, requirements
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError, CosyVoiceSynthesisError
 from worker.engines.cosyvoice2.estimator import GUIDANCE_ROWS, Estimator
 from worker.engines.cosyvoice2.flow_past import LeftPast, NoPast, Past
+
+log = structlog.get_logger()
 
 LEAST_FRAMES, USUAL_FRAMES = 2, 500
 
@@ -33,6 +37,11 @@ LAYOUT = 1
 """Of the exported graph: a change of it makes engines stale."""
 
 
+def current_stream() -> int:
+    """The handle of torch's stream."""
+    return torch.cuda.current_stream().cuda_stream
+
+
 class TensorrtEstimator(nn.Module):
     """A ``StepEstimator`` that runs a TensorRT engine on the current stream.
 
@@ -40,10 +49,18 @@ class TensorrtEstimator(nn.Module):
         native: For what stays the same over the steps; its layers may be gone.
         context: A ``tensorrt.IExecutionContext``.
         frames: The most that the engine takes.
+        stream: Of the device, for the engine to run on.
     """
 
-    def __init__(self, native: Estimator, context: Any, frames: int) -> None:
+    def __init__(
+        self,
+        native: Estimator,
+        context: Any,
+        frames: int,
+        stream: Callable[[], int] = current_stream,
+    ) -> None:
         super().__init__()
+        self._stream = stream
         self._native = native
         self._context = context
         self._frames = frames
@@ -80,7 +97,7 @@ class TensorrtEstimator(nn.Module):
             self._context.set_input_shape(name, tuple(tensor.shape))
             self._context.set_tensor_address(name, tensor.data_ptr())
         self._context.set_tensor_address(estimator_onnx.OUTPUT, output.data_ptr())
-        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+        if not self._context.execute_async_v3(self._stream()):
             raise CosyVoiceSynthesisError("TensorRT did not run the estimator")
 
 
@@ -94,6 +111,7 @@ def build(pack: Path, native: Estimator, frames: int) -> TensorrtEstimator:
     logger = trt.Logger(trt.Logger.WARNING)
     gpu = torch.cuda.get_device_name(native.entry_bias.device)
     path = pack / FOLDER / f"estimator-{key(native, frames, gpu, trt.__version__)}.engine"
+    log.info("estimator_on_tensorrt", engine=path.name, build=not path.is_file(), flow_cache=False)
     if not path.is_file():
         _keep(path, _built(trt, logger, native, frames))
     engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
@@ -151,7 +169,7 @@ def _built(trt: Any, logger: Any, native: Estimator, frames: int) -> bytes:
         raise CosyVoiceInitializationError(
             f"TensorRT {trt.__version__} cannot build the estimator: its log says why"
         )
-    return bytes(cast(Any, engine))
+    return bytes(engine)
 
 
 def _keep(path: Path, engine: bytes) -> None:

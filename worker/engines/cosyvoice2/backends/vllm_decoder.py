@@ -199,6 +199,8 @@ def build(
                 model=directory,
                 skip_tokenizer_init=True,
                 enable_prompt_embeds=True,
+                # Its prefixes are told apart by token ids, and embeddings have none.
+                enable_prefix_caching=False,
                 dtype=str(dtype).removeprefix("torch."),
                 max_model_len=positions,
                 max_num_seqs=slots,

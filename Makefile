@@ -1,6 +1,7 @@
 # make demo    install, and hear the fleet speak        make test     install, and run every test
 # make bench   the measurements                         make lint types clean
 # make test-engine   install torch as well, and compare CosyVoice 2 with upstream's own modules
+# make bench-gpu     on a GPU machine: checks, then measures CosyVoice 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 ARGS ?=
 
-.PHONY: demo test test-engine lint types bench clean
+.PHONY: demo test test-engine lint types bench bench-gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/voicefleet demo $(ARGS)
@@ -29,6 +30,9 @@ types: $(VENV)/installed-engine  # torch and the others have types that the engi
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m bench $(ARGS)
+
+bench-gpu: $(VENV)/installed-engine $(VENV)/installed-bench
+	PYTHON=$(BIN)/python bench/gpu.sh $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist demo.wav .pytest_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from worker.engines.cosyvoice2 import sampling
 from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.language_model import CONTROL_TOKENS, LanguageModel
 from worker.engines.cosyvoice2.qwen2 import KVCache
-from worker.engines.cosyvoice2.transfer import Transfer
+from worker.engines.cosyvoice2.transfer import Transfer, to_device
 
 REACH = 256
 """The shortest stretch of the cache that attention looks at; it doubles as sequences grow."""
@@ -85,7 +85,7 @@ class Decoder:
 
     def begin(self, slot: int, uniform: NDArray[np.float32]) -> None:
         """Make a slot ready for a new utterance with its draws ``[tokens, 2]``."""
-        self._draws[slot, : len(uniform)] = torch.from_numpy(uniform).to(self._device)
+        self._draws[slot, : len(uniform)] = to_device(torch.from_numpy(uniform), self._device)
         self._history[slot] = -1
         for state in (self._count, self._position, self._limit, self._since, self._quiet_until):
             state[slot] = 0
@@ -104,7 +104,7 @@ class Decoder:
         Token number ``fill_at`` will be the fill token whatever the model says; -1: none.
         """
         self._quiet_until[slot] = quiet_until
-        self._mute[slot] = torch.tensor(mute, device=self._device)
+        self._mute[slot] = to_device(mute, self._device)
         self._fill_at[slot] = fill_at
 
     def count(self, slot: int) -> int:
@@ -138,7 +138,8 @@ class Decoder:
         )
         reach = self._reach(farthest + 1)
         self._prepare(reach)
-        self._limit.copy_(self._from_host([limits.get(slot, 0) for slot in range(self.slots)]))
+        everywhere = [limits.get(slot, 0) for slot in range(self.slots)]
+        self._limit.copy_(to_device(everywhere, self._device))
         self._since.copy_(self._count)
         for _ in range(steps):
             self._graphs.run(("decode", reach), lambda: self._step(reach), self._rest)
@@ -258,10 +259,6 @@ class Decoder:
     def _window_of(self, steps: int) -> Tensor:
         window = len(self._window)
         return torch.arange(window, window + steps, device=self._device)
-
-    def _from_host(self, values: list[int]) -> Tensor:
-        tensor = torch.tensor(values)
-        return tensor.pin_memory() if self._device.type == "cuda" else tensor
 
     def _integers(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self._device)

@@ -1,9 +1,22 @@
-"""Bringing results to the host without stopping the device."""
+"""Between host and device, without either waiting for the other."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def to_device(values: Tensor | Sequence[int] | Sequence[bool], device: torch.device) -> Tensor:
+    """``values``, or integers as int64, on the device. What is queued there is not waited for."""
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=_kind(values))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _kind(values: Sequence[int] | Sequence[bool]) -> torch.dtype:
+    return torch.bool if values and isinstance(values[0], bool) else torch.int64
 
 
 class Transfer:

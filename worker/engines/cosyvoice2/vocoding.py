@@ -10,7 +10,7 @@ from torch import Tensor
 from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.source import Cursor
 from worker.engines.cosyvoice2.stretch import Stretch, stretched_frames
-from worker.engines.cosyvoice2.transfer import Transfer
+from worker.engines.cosyvoice2.transfer import Transfer, to_device
 from worker.engines.cosyvoice2.vocoder import Vocoder
 from worker.engines.cosyvoice2.vocoder_noise import noise_offset
 from worker.engines.cosyvoice2.vocoder_windows import Window, Windows
@@ -164,10 +164,8 @@ class VocoderStage:
             inputs.mel[row, : window.filled] = track.frames_of(window)
             inputs.phase[row] = track.phase[0]
             places.append([track.offset, window.start, window.anchor, window.until])
-        host = torch.tensor(places).T.contiguous()
-        if self.device.type == "cuda":
-            host = host.pin_memory()
-        inputs.places[:, : len(windows)].copy_(host, non_blocking=True)
+        columns = torch.tensor(places).T.contiguous()
+        inputs.places[:, : len(windows)] = to_device(columns, self.device)
         samples, phase = self._run(shape)
         hop = self.vocoder.sizes.hop
         pieces: list[tuple[Track, int, slice]] = []

@@ -14,7 +14,7 @@ KEPT: Final = Path(tempfile.gettempdir()) / "voicefleet-bench-packs"
 
 def pack_of(name: PackName, directory: Path = KEPT) -> Voicepack:
     """The pack ``cosyvoice2-<name>`` below ``directory``, written where it is missing."""
-    from worker.engines.cosyvoice2 import random_pack  # noqa: PLC0415  torch, for a pack only
+    from worker.engines.cosyvoice2.pack import random_pack  # noqa: PLC0415  torch, for a pack only
 
     model = f"cosyvoice2-{name}"
     folder = directory / "cosyvoice2" / name

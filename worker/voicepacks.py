@@ -208,7 +208,7 @@ def check(pack: Voicepack) -> list[str]:
         if not (pack.directory / prompt.audio).is_file():
             findings.append(f"{pack.model_id}: there is no recording for the prompt {name!r}")
     if pack.family == "cosyvoice2":
-        from worker.engines.cosyvoice2 import pack_check  # noqa: PLC0415 packs know no engine
+        from worker.engines.cosyvoice2.pack import check as pack_check  # noqa: PLC0415 packs know no engine
 
         findings += pack_check.check(pack.directory, pack.native_rate)
     return findings

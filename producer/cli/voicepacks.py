@@ -128,7 +128,7 @@ def convert(
     if pack.family != "cosyvoice2":
         raise Failure(f"{model} is of family {pack.family}: only cosyvoice2 is converted")
     try:
-        from worker.engines.cosyvoice2 import convert as conversion  # noqa: PLC0415
+        from worker.engines.cosyvoice2.pack import convert as conversion  # noqa: PLC0415
     except ImportError as error:
         raise _needs_extra(error) from None
     for path in conversion.convert(pack.directory, conversion.DTYPES[dtype]):
@@ -152,7 +152,7 @@ def random(
     from worker import voicepacks  # noqa: PLC0415
 
     try:
-        from worker.engines.cosyvoice2 import random_pack  # noqa: PLC0415
+        from worker.engines.cosyvoice2.pack import random_pack  # noqa: PLC0415
     except ImportError as error:
         raise _needs_extra(error) from None
     root = Path(out) if out else voicepacks.default_directory()

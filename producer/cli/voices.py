@@ -58,9 +58,9 @@ async def add(
         Of a worker, to measure with. Default: the shipped one of the model's family.
     """
     pack = _pack(model, directory)
-    from worker.engines.cosyvoice2 import voice_files  # noqa: PLC0415
-    from worker.engines.cosyvoice2.enrol import enrol  # noqa: PLC0415
-    from worker.engines.cosyvoice2.prompt import RecordingError  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voices.enrol import enrol  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voices.prompt import RecordingError  # noqa: PLC0415
     from worker.engines.protocol import EngineError  # noqa: PLC0415
 
     path = _free(pack, name, force=force)
@@ -94,8 +94,8 @@ async def _gain(pack: "Voicepack", name: str, config: Path | None) -> float:
 def list_(*, model: Model = DEFAULT_MODEL, directory: Directory = "") -> int:
     """List them; exit status 1 where one cannot be read."""
     pack = _pack(model, directory)
-    from worker.engines.cosyvoice2 import voice_files  # noqa: PLC0415
-    from worker.engines.cosyvoice2.voice import VoiceError  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voices.voice import VoiceError  # noqa: PLC0415
 
     rows: list[tuple[object, ...]] = []
     problems: list[str] = []
@@ -147,8 +147,8 @@ def mix(
         From 0, all of the first voice, to 1, all of the second.
     """
     pack = _pack(model, directory)
-    from worker.engines.cosyvoice2 import voice as voices  # noqa: PLC0415
-    from worker.engines.cosyvoice2 import voice_files  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voices import voice as voices  # noqa: PLC0415
 
     path = _free(pack, name, force=force)
     a, b = (voice_files.load(_existing(pack, part)) for part in (first, second))
@@ -185,7 +185,7 @@ def _need_extra() -> None:
 
 def _free(pack: "Voicepack", name: str, *, force: bool) -> Path:
     """Where the new voice goes."""
-    from worker.engines.cosyvoice2.voice import path_of  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voices.voice import path_of  # noqa: PLC0415
 
     path = path_of(pack.directory, name)
     if path.exists() and not force:
@@ -195,8 +195,8 @@ def _free(pack: "Voicepack", name: str, *, force: bool) -> Path:
 
 def _existing(pack: "Voicepack", name: str) -> Path:
     """Where the voice lies."""
-    from worker.engines.cosyvoice2.voice import path_of  # noqa: PLC0415
-    from worker.engines.cosyvoice2.voice_files import files  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voices.files import files  # noqa: PLC0415
+    from worker.engines.cosyvoice2.voices.voice import path_of  # noqa: PLC0415
 
     path = path_of(pack.directory, name)
     if not path.is_file():

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from worker.engines.cosyvoice2.flow import Flow
-from worker.engines.cosyvoice2.flow_blocks import BlockRenderer, Prompt, Rendering
+from worker.engines.cosyvoice2.flow.blocks import BlockRenderer, Prompt, Rendering
+from worker.engines.cosyvoice2.flow.model import Flow
 from worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
 
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 
 from tests.cosyvoice2 import oracle
 from tests.cosyvoice2.flow_cases import Case, case, load, relative
-from worker.engines.cosyvoice2.estimator import moments
-from worker.engines.cosyvoice2.flow import Flow
-from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
-from worker.engines.cosyvoice2.flow_past import FlowPast
-from worker.engines.cosyvoice2.flow_past import whole as whole_past
+from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from worker.engines.cosyvoice2.flow.estimator import moments
+from worker.engines.cosyvoice2.flow.model import Flow
+from worker.engines.cosyvoice2.flow.past import FlowPast
+from worker.engines.cosyvoice2.flow.past import whole as whole_past
 from worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
 
 SIZES = [pytest.param(TINY, id="tiny")]

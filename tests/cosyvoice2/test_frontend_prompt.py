@@ -12,9 +12,9 @@ for package in ("onnx", "onnxruntime", "tokenizers", "soundfile"):
 
 from tests.cosyvoice2.onnx_stand_ins import write_front, write_speaker_encoder
 from tests.cosyvoice2.recordings import speechlike
-from worker.engines.cosyvoice2 import features
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.prompt import (
+from worker.engines.cosyvoice2.voices import features
+from worker.engines.cosyvoice2.voices.prompt import (
     PromptReader,
     RecordingError,
     conditioned,

@@ -12,12 +12,13 @@ torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
 from tests.cosyvoice2.flow_cases import relative
-from worker.engines.cosyvoice2 import checkpoint, sampling
-from worker.engines.cosyvoice2.checkpoint import Model
-from worker.engines.cosyvoice2.decoding import Decoder
-from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
+from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
 from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.hyperparameters import TINY
+from worker.engines.cosyvoice2.lm import sampling
+from worker.engines.cosyvoice2.lm.decoding import Decoder
+from worker.engines.cosyvoice2.pack import checkpoint
+from worker.engines.cosyvoice2.pack.checkpoint import Model
 from worker.engines.cosyvoice2.rendering import BlockStage
 from worker.engines.cosyvoice2.vocoding import WINDOW_LENGTHS, VocoderStage
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cosyvoice2.driving import Driver
-from worker.engines.cosyvoice2.interleave import Interleave, Kind, Reading
+from worker.engines.cosyvoice2.lm.interleave import Interleave, Kind, Reading
 from worker.engines.protocol import Segment, SegmentLimits
 from worker.text.segment import Segmenter
 

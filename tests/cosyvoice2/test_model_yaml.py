@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engines.cosyvoice2 import hyper_yaml, model_yaml, published_yaml
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from worker.engines.cosyvoice2.hyperparameters import (
     TINY,
@@ -24,6 +23,7 @@ from worker.engines.cosyvoice2.hyperparameters import (
     Sampling,
     VocoderSizes,
 )
+from worker.engines.cosyvoice2.pack import hyper_yaml, model_yaml, published_yaml
 from worker.engines.protocol import EngineLoadError
 
 FULL = Hyperparameters()

@@ -12,9 +12,10 @@ import numpy as np
 
 from producer.cli import main
 from worker import voicepacks
-from worker.engines.cosyvoice2 import checkpoint, layout, model_yaml, random_pack, voice_files
 from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.tokenizer import TextTokenizer
+from worker.engines.cosyvoice2.pack import checkpoint, layout, model_yaml, random_pack
+from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
+from worker.engines.cosyvoice2.voices import files as voice_files
 
 
 @pytest.fixture(scope="module")

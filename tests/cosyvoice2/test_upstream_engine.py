@@ -20,7 +20,7 @@ from tests.cosyvoice2.driving import SENTENCES, Driver, segments
 from worker import voicepacks
 from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.speaker import Conditioning, condition
+from worker.engines.cosyvoice2.voices.speaker import Conditioning, condition
 from worker.engines.cosyvoice2_upstream import core as core_module
 from worker.engines.cosyvoice2_upstream import loading, mending, package
 from worker.engines.cosyvoice2_upstream.core import CosyVoice2UpstreamCore, seed_of

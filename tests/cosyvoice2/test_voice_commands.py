@@ -16,8 +16,8 @@ import soundfile
 from producer.cli import main
 from tests.cosyvoice2.onnx_stand_ins import write_front
 from tests.cosyvoice2.recordings import speechlike
-from worker.engines.cosyvoice2.voice import path_of
-from worker.engines.cosyvoice2.voice_files import load, voices_of
+from worker.engines.cosyvoice2.voices.files import load, voices_of
+from worker.engines.cosyvoice2.voices.voice import path_of
 
 MODEL = "cosyvoice2-en-base"
 TEXT = "The words that are said."

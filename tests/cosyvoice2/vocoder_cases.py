@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.source import Cursor
-from worker.engines.cosyvoice2.vocoder import Vocoder
-from worker.engines.cosyvoice2.vocoder_noise import read_noise
-from worker.engines.cosyvoice2.vocoder_windows import Windows
+from worker.engines.cosyvoice2.vocoder.model import Vocoder
+from worker.engines.cosyvoice2.vocoder.noise import read_noise
+from worker.engines.cosyvoice2.vocoder.source import Cursor
+from worker.engines.cosyvoice2.vocoder.windows import Windows
 
 SIZES = TINY.vocoder
 HOP = SIZES.hop

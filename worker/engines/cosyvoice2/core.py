@@ -14,14 +14,14 @@ import torch
 
 from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2.budget import MAX_TOKENS
-from worker.engines.cosyvoice2.decoding import LARGEST_BURST
 from worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceOOMError
+from worker.engines.cosyvoice2.lm.decoding import LARGEST_BURST
 from worker.engines.cosyvoice2.loading import Loaded, load
 from worker.engines.cosyvoice2.rendering import Piece
 from worker.engines.cosyvoice2.scheduler import Scheduler
 from worker.engines.cosyvoice2.session import Session, StreamedText, Utterance
-from worker.engines.cosyvoice2.speaker import condition
-from worker.engines.cosyvoice2.text import LONGEST
+from worker.engines.cosyvoice2.text.frontend import LONGEST
+from worker.engines.cosyvoice2.voices.speaker import condition
 from worker.engines.hosting.core import Emit
 from worker.engines.hosting.messages import Audio, Changed, Event, Failed, Spoken
 from worker.engines.protocol import (

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from worker.engines.cosyvoice2.flow import Flow
+from worker.engines.cosyvoice2.flow.model import Flow
 from worker.engines.cosyvoice2.rendering import Piece
 from worker.engines.cosyvoice2.session import Chunking, Session, Utterance
-from worker.engines.cosyvoice2.speaker import Speaker
-from worker.engines.cosyvoice2.vocoder import Vocoder
-from worker.engines.cosyvoice2.vocoder_noise import noise_offset
-from worker.engines.cosyvoice2.vocoder_upstream import Noise, UpstreamStreaming
-from worker.engines.cosyvoice2.voice import Voice
+from worker.engines.cosyvoice2.vocoder.model import Vocoder
+from worker.engines.cosyvoice2.vocoder.noise import noise_offset
+from worker.engines.cosyvoice2.vocoder.upstream import Noise, UpstreamStreaming
+from worker.engines.cosyvoice2.voices.speaker import Speaker
+from worker.engines.cosyvoice2.voices.voice import Voice
 from worker.engines.protocol import CannotSpeakError
 
 HOPS = (50, 100)

@@ -11,23 +11,30 @@ import torch
 from torch import Tensor
 
 from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2 import budget, checkpoint, model_yaml, sampling, voice_files
+from worker.engines.cosyvoice2 import budget
 from worker.engines.cosyvoice2.backends import requirements, tensorrt_estimator, vllm_decoder
 from worker.engines.cosyvoice2.backends.compiling import CompiledGraphs
 from worker.engines.cosyvoice2.backends.interfaces import TokenSource
 from worker.engines.cosyvoice2.backends.recomputing import WholeRenderer, WholeStage
 from worker.engines.cosyvoice2.budget import MIB, Budget, Speed
-from worker.engines.cosyvoice2.decoding import Decoder
-from worker.engines.cosyvoice2.enrol import enrol
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from worker.engines.cosyvoice2.exact import ExactStage
-from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
+from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
 from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.hyperparameters import Hyperparameters
-from worker.engines.cosyvoice2.interleave import Interleave, Kind
+from worker.engines.cosyvoice2.lm import sampling
+from worker.engines.cosyvoice2.lm.decoding import Decoder
+from worker.engines.cosyvoice2.lm.interleave import Interleave, Kind
+from worker.engines.cosyvoice2.pack import checkpoint, model_yaml
 from worker.engines.cosyvoice2.rendering import BlockStage
 from worker.engines.cosyvoice2.session import Session, Utterance
-from worker.engines.cosyvoice2.speaker import (
+from worker.engines.cosyvoice2.text.frontend import TextFrontend
+from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
+from worker.engines.cosyvoice2.transfer import to_device
+from worker.engines.cosyvoice2.vocoding import VocoderStage
+from worker.engines.cosyvoice2.voices import files as voice_files
+from worker.engines.cosyvoice2.voices.enrol import enrol
+from worker.engines.cosyvoice2.voices.speaker import (
     CROSS_LINGUAL,
     INSTRUCT,
     SFT,
@@ -35,11 +42,7 @@ from worker.engines.cosyvoice2.speaker import (
     Speakers,
     modes_of,
 )
-from worker.engines.cosyvoice2.text import TextFrontend
-from worker.engines.cosyvoice2.tokenizer import TextTokenizer
-from worker.engines.cosyvoice2.transfer import to_device
-from worker.engines.cosyvoice2.vocoding import VocoderStage
-from worker.engines.cosyvoice2.voice import Voice, aligned
+from worker.engines.cosyvoice2.voices.voice import Voice, aligned
 from worker.engines.protocol import EngineInfo, EngineMemory, SegmentLimits
 from worker.voicepacks import Voicepack
 

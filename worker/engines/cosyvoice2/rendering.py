@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
-from worker.engines.cosyvoice2.flow_cache import StepInputs
-from worker.engines.cosyvoice2.flow_utterance import Block, Prompt, Rendering
+from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from worker.engines.cosyvoice2.flow.cache import StepInputs
+from worker.engines.cosyvoice2.flow.utterance import Block, Prompt, Rendering
 from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.hyperparameters import FlowSizes
 from worker.engines.cosyvoice2.session import Chunking, Session, Utterance
-from worker.engines.cosyvoice2.speaker import Speaker
 from worker.engines.cosyvoice2.vocoding import Rendered, Track, VocoderStage
-from worker.engines.cosyvoice2.voice import Voice
+from worker.engines.cosyvoice2.voices.speaker import Speaker
+from worker.engines.cosyvoice2.voices.voice import Voice
 from worker.engines.protocol import Samples
 
 LONGEST_SPAN = 4

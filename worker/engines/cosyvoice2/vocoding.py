@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.source import Cursor
-from worker.engines.cosyvoice2.stretch import Stretch, stretched_frames
 from worker.engines.cosyvoice2.transfer import Transfer, to_device
-from worker.engines.cosyvoice2.vocoder import Vocoder
-from worker.engines.cosyvoice2.vocoder_noise import noise_offset
-from worker.engines.cosyvoice2.vocoder_windows import Window, Windows
+from worker.engines.cosyvoice2.vocoder.model import Vocoder
+from worker.engines.cosyvoice2.vocoder.noise import noise_offset
+from worker.engines.cosyvoice2.vocoder.source import Cursor
+from worker.engines.cosyvoice2.vocoder.stretch import Stretch, stretched_frames
+from worker.engines.cosyvoice2.vocoder.windows import Window, Windows
 
 WINDOW_LENGTHS = (56, 96)
 """Frames. The shorter serves an utterance's first block, the longer all that follow."""

@@ -18,7 +18,9 @@ from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2 import budget
 from worker.engines.cosyvoice2.core import PAUSE_S, PIECES_PER_SEGMENT, SPEECH_PER_CHAR
 from worker.engines.cosyvoice2.errors import CosyVoiceError
-from worker.engines.cosyvoice2.speaker import (
+from worker.engines.cosyvoice2.text.frontend import TextFrontend
+from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
+from worker.engines.cosyvoice2.voices.speaker import (
     CROSS_LINGUAL,
     INSTRUCT,
     SFT,
@@ -28,9 +30,7 @@ from worker.engines.cosyvoice2.speaker import (
     condition,
     modes_of,
 )
-from worker.engines.cosyvoice2.text import TextFrontend
-from worker.engines.cosyvoice2.tokenizer import TextTokenizer
-from worker.engines.cosyvoice2.voice import Voice
+from worker.engines.cosyvoice2.voices.voice import Voice
 from worker.engines.cosyvoice2_upstream.loading import Upstream, load, voices_of
 from worker.engines.cosyvoice2_upstream.request import Request
 from worker.engines.cosyvoice2_upstream.turns import Report, TurnThread, Utterance, Work

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2 import voice_files
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.speaker import Conditioning
-from worker.engines.cosyvoice2.voice import Voice
+from worker.engines.cosyvoice2.voices import files as voice_files
+from worker.engines.cosyvoice2.voices.speaker import Conditioning
+from worker.engines.cosyvoice2.voices.voice import Voice
 from worker.engines.cosyvoice2_upstream import mending
 from worker.engines.cosyvoice2_upstream.package import import_model_class, stand_ins
 from worker.engines.cosyvoice2_upstream.request import Request, current, working_on

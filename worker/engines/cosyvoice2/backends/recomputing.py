@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.flow import Flow
-from worker.engines.cosyvoice2.flow_blocks import BlockRenderer
-from worker.engines.cosyvoice2.flow_cache import SPARE_PAGE, SPARE_STATE
-from worker.engines.cosyvoice2.flow_utterance import Prompt, Rendering
+from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from worker.engines.cosyvoice2.flow.cache import SPARE_PAGE, SPARE_STATE
+from worker.engines.cosyvoice2.flow.model import Flow
+from worker.engines.cosyvoice2.flow.utterance import Prompt, Rendering
 from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.rendering import USUAL_BLOCKS, BlockStage
 from worker.engines.cosyvoice2.vocoding import VocoderStage

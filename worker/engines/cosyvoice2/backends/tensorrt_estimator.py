@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from worker.engines.cosyvoice2.backends import estimator_onnx, requirements
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError, CosyVoiceSynthesisError
-from worker.engines.cosyvoice2.estimator import GUIDANCE_ROWS, Estimator
-from worker.engines.cosyvoice2.flow_past import LeftPast, NoPast, Past
+from worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, Estimator
+from worker.engines.cosyvoice2.flow.past import LeftPast, NoPast, Past
 
 log = structlog.get_logger()
 

@@ -26,8 +26,8 @@ from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2 import budget
 from worker.engines.cosyvoice2.backends import requirements, vllm_model
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.language_model import CONTROL_TOKENS, LanguageModel
-from worker.engines.cosyvoice2.qwen2 import KVCache
+from worker.engines.cosyvoice2.lm.language_model import CONTROL_TOKENS, LanguageModel
+from worker.engines.cosyvoice2.lm.qwen2 import KVCache
 
 WORKING_BYTES = 3 * 2**30
 """For vLLM's activations and graphs, beside weights and cache."""

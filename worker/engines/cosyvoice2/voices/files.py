@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.engines.cosyvoice2.voice import (
+from worker.engines.cosyvoice2.voices.voice import (
     FOLDER,
     FORMAT,
     SUFFIX,

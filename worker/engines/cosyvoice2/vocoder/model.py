@@ -8,10 +8,10 @@ is that of the whole utterance rendered at once, whatever the windows. ``vocoder
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.hift import HiFT, Snake
 from worker.engines.cosyvoice2.hyperparameters import VocoderSizes
-from worker.engines.cosyvoice2.source import Cursor
-from worker.engines.cosyvoice2.vocoder_noise import noise_table, read_noise
+from worker.engines.cosyvoice2.vocoder.hift import HiFT, Snake
+from worker.engines.cosyvoice2.vocoder.noise import noise_table, read_noise
+from worker.engines.cosyvoice2.vocoder.source import Cursor
 
 
 class Vocoder(HiFT):

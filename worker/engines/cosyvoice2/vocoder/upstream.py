@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.source import Cursor
-from worker.engines.cosyvoice2.vocoder import Vocoder
+from worker.engines.cosyvoice2.vocoder.model import Vocoder
+from worker.engines.cosyvoice2.vocoder.source import Cursor
 
 CACHED_FRAMES = 8
 

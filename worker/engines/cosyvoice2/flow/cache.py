@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.estimator import GUIDANCE_ROWS
-from worker.engines.cosyvoice2.flow_past import CONTEXT, FlowPast, additive
+from worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS
+from worker.engines.cosyvoice2.flow.past import CONTEXT, FlowPast, additive
 from worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 SPARE_PAGE = 0

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.engines.cosyvoice2.estimator import GUIDANCE_ROWS, Estimator, moments
-from worker.engines.cosyvoice2.flow_encoder import Encoder
-from worker.engines.cosyvoice2.flow_past import FlowPast, whole
+from worker.engines.cosyvoice2.flow.encoder import Encoder
+from worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, Estimator, moments
+from worker.engines.cosyvoice2.flow.past import FlowPast, whole
 from worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 NOISE_FRAMES = 15_000

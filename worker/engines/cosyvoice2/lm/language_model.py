@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.engines.cosyvoice2.hyperparameters import LanguageModelSizes
-from worker.engines.cosyvoice2.qwen2 import Qwen2
+from worker.engines.cosyvoice2.lm.qwen2 import Qwen2
 
 CONTROL_TOKENS = 3
 _START, _TASK = 0, 1

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from worker.engines.cosyvoice2.hyper_yaml import (
+from worker.engines.cosyvoice2.pack.hyper_yaml import (
     Component,
     HyperYamlError,
     Reference,

@@ -10,10 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from worker.engines.cosyvoice2 import layout, qwen_config
-from worker.engines.cosyvoice2.arguments import Arguments
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.hyper_yaml import HyperYamlError, parse
 from worker.engines.cosyvoice2.hyperparameters import (
     EncoderSizes,
     EstimatorSizes,
@@ -23,6 +20,9 @@ from worker.engines.cosyvoice2.hyperparameters import (
     Sampling,
     VocoderSizes,
 )
+from worker.engines.cosyvoice2.pack import layout, qwen_config
+from worker.engines.cosyvoice2.pack.arguments import Arguments
+from worker.engines.cosyvoice2.pack.hyper_yaml import HyperYamlError, parse
 
 _FEATURES = {"n_fft": 1920, "num_mels": 80, "hop_size": 480, "win_size": 1920, "fmin": 0}
 """The mel spectrogram of prompts, which the engine computes with these values only."""

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.engines.cosyvoice2.text import TextFrontend
-from worker.engines.cosyvoice2.voice import Voice
+from worker.engines.cosyvoice2.text.frontend import TextFrontend
+from worker.engines.cosyvoice2.voices.voice import Voice
 from worker.engines.protocol import CannotSpeakError, TurnSpec
 
 ZERO_SHOT, CROSS_LINGUAL, INSTRUCT, SFT = "zero_shot", "cross_lingual", "instruct", "sft"

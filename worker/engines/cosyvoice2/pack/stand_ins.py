@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from worker.engines.cosyvoice2.tokenizer import CONTROL
+from worker.engines.cosyvoice2.text.tokenizer import CONTROL
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.engines.cosyvoice2 import sampling
 from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.language_model import CONTROL_TOKENS, LanguageModel
-from worker.engines.cosyvoice2.qwen2 import KVCache
+from worker.engines.cosyvoice2.lm import sampling
+from worker.engines.cosyvoice2.lm.language_model import CONTROL_TOKENS, LanguageModel
+from worker.engines.cosyvoice2.lm.qwen2 import KVCache
 from worker.engines.cosyvoice2.transfer import Transfer, to_device
 
 REACH = 256

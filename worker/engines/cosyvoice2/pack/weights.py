@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from worker.engines.cosyvoice2 import layout
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.weight_norm import fold_weight_norm
+from worker.engines.cosyvoice2.pack import layout
+from worker.engines.cosyvoice2.vocoder.weight_norm import fold_weight_norm
 
 UNUSED: Final = re.compile(
     r"llm\.model\.lm_head\.weight"  # predicts text, which nobody asks for

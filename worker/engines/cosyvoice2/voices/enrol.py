@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.prompt import PromptReader, read_recording
-from worker.engines.cosyvoice2.voice import Voice, aligned
+from worker.engines.cosyvoice2.voices.prompt import PromptReader, read_recording
+from worker.engines.cosyvoice2.voices.voice import Voice, aligned
 from worker.voicepacks import Voicepack
 
 SPEAKER_ENCODER = "campplus.onnx"

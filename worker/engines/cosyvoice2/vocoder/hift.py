@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.engines.cosyvoice2.f0 import F0Predictor
 from worker.engines.cosyvoice2.hyperparameters import VocoderSizes
-from worker.engines.cosyvoice2.source import HarmonicSource
-from worker.engines.cosyvoice2.vocoder_spectrum import InverseSpectrum, Spectrum
+from worker.engines.cosyvoice2.vocoder.f0 import F0Predictor
+from worker.engines.cosyvoice2.vocoder.source import HarmonicSource
+from worker.engines.cosyvoice2.vocoder.spectrum import InverseSpectrum, Spectrum
 
 LARGEST_MAGNITUDE = 100.0
 LAST_SLOPE = 0.01

@@ -1,0 +1,1 @@
+"""A voicepack's files: reading, checking, converting and inventing them."""

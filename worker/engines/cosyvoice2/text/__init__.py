@@ -1,0 +1,1 @@
+"""A segment's text to text tokens."""

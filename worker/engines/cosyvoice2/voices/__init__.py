@@ -1,0 +1,1 @@
+"""Voices: recordings, and what the model is told of them."""

@@ -1,4 +1,4 @@
-"""Text that is spoken while it is written: the order of reading, and the speech that comes of it."""
+"""Text that is spoken while it is written: the order of reading, and what is heard of it."""
 
 from pathlib import Path
 from typing import Any

@@ -383,7 +383,7 @@ def test_each_utterance_of_a_long_turn(tiny: checkpoint.Model, tiny_pack: Path) 
 
 def seams(driver: Driver, tokens: int, samples: int) -> list[int]:
     """Where one chunk's samples end and the next one's begin."""
-    chunking = driver.core._model.audio.chunking(driver.core._model.speakers.get("random"))
+    chunking = driver.core._model.audio.chunking(driver.core._model.speakers.take("random"))
     ends = [chunking.end(n) * TINY.samples_per_token for n in range(2 + tokens // 25)]
     return [end for end in ends if 0 < end < samples]
 

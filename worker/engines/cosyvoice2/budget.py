@@ -119,6 +119,36 @@ class Speed:
         return max(1, int((HEADROOM - self.decoding_share) / self.rendering_share))
 
 
+def explained(
+    shares: Budget, speed: Speed | None, sizes: Hyperparameters, offer: str
+) -> tuple[tuple[str, str], ...]:
+    """What bounds the slots, in names and values for people."""
+    remembered = shares.pages * sizes.flow.encoder.chunk / sizes.token_rate
+    rows = [
+        ("decoder slots", f"{shares.slots} of {shares.slot_bytes / MIB:.1f} MiB"),
+        (
+            "flow cache",
+            f"{shares.pages} blocks of {shares.page_bytes / MIB:.1f} MiB: remembers "
+            f"{remembered:.0f} s of audio, prompts included; what is beyond is computed anew",
+        ),
+    ]
+    if speed is not None:
+        rows += [
+            (
+                "decoding",
+                f"{1000 * speed.step_s:.2f} ms a step of all slots, {speed.token_rate} a second: "
+                f"{speed.decoding_share:.1%} of the time",
+            ),
+            (
+                "rendering",
+                f"{1000 * speed.batch_s:.1f} ms a batch of {speed.rows} blocks: "
+                f"{speed.rendering_share:.2%} of the time for each session",
+            ),
+            ("by time", f"{speed.sessions} sessions, {1 - HEADROOM:.0%} kept free"),
+        ]
+    return (*rows, ("offered", offer))
+
+
 def free_memory(device: torch.device) -> tuple[int, int]:
     """Free and total bytes of the device."""
     if device.type == "cuda":

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2.budget import MAX_TOKENS
 from worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceOOMError
 from worker.engines.cosyvoice2.lm.decoding import LARGEST_BURST
 from worker.engines.cosyvoice2.loading import Loaded, load
 from worker.engines.cosyvoice2.rendering import Piece
 from worker.engines.cosyvoice2.scheduler import Scheduler
-from worker.engines.cosyvoice2.session import Session, StreamedText, Utterance
-from worker.engines.cosyvoice2.text.frontend import LONGEST
+from worker.engines.cosyvoice2.session import Session, Utterance
+from worker.engines.cosyvoice2.utterances import PAUSE_S, Composer
 from worker.engines.cosyvoice2.voices.speaker import condition
 from worker.engines.hosting.core import Emit
 from worker.engines.hosting.messages import Audio, Changed, Event, Failed, Spoken
@@ -35,6 +34,9 @@ from worker.engines.protocol import (
 )
 from worker.voicepacks import Voicepack
 
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)
+"""What a lack of memory raises; on the CPU torch has no class for it."""
+
 BURST_S = 0.015
 """A burst of decoding takes about this long: commands wait for it."""
 
@@ -43,15 +45,6 @@ RENDER_S = 1.0
 
 BEGIN_AT_ONCE = 4
 """Utterances begun in one step: the others' audio waits meanwhile."""
-
-PIECES_PER_SEGMENT = 1000
-"""Utterances are numbered by segment, so that each is the same wherever a turn is taken up."""
-
-PAUSE_S = 0.2
-"""What a segment sounds like in which nothing can be spoken."""
-
-SPEECH_PER_CHAR = 1.8
-"""Speech tokens of a character of English: 25 tokens and some 14 characters a second."""
 
 REHEARSAL = -1
 """The turn of warm-up, which nobody hears."""
@@ -66,6 +59,7 @@ class CosyVoice2Core:
         self._emit = emit
         self.timings: dict[str, float] = {}
         self._loaded: Loaded | None = None
+        self._composer: Composer
         self._sessions: dict[int, Session] = {}
         self._free_slots: list[int] = []
         self._scheduler = Scheduler(1, config.max_ahead_s)
@@ -83,6 +77,7 @@ class CosyVoice2Core:
         loaded = self._loaded = load(self._pack, self._config, self._timed)
         self._free_slots = list(range(loaded.decoder.slots))[::-1]
         self._scheduler = Scheduler(loaded.audio.batch, self._config.max_ahead_s)
+        self._composer = Composer(loaded)
 
     @torch.inference_mode()
     def warm_up(self, text: str) -> None:
@@ -102,9 +97,16 @@ class CosyVoice2Core:
         if not self._free_slots:
             raise EngineError(f"all {len(self._sessions)} places are taken")
         model = self._model
-        speaker = model.speakers.get(spec.voice)
-        # What the mode lacks is known now, not when the first segment comes.
-        conditioning = condition(spec, speaker.voice, model.frontend)
+        try:
+            speaker = model.speakers.take(spec.voice)
+        except OUT_OF_MEMORY as error:
+            raise self._exhausted(error) from None
+        try:
+            # What the mode lacks is known now, not when the first segment comes.
+            conditioning = condition(spec, speaker.voice, model.frontend)
+        except CannotSpeakError:
+            model.speakers.give_back(speaker)
+            raise
         self._sessions[turn] = Session(
             turn=turn,
             spec=spec,
@@ -118,22 +120,20 @@ class CosyVoice2Core:
         """The turn's next segment."""
         session = self._sessions[turn]
         if session.spec.streamed and self._config.text_streaming:
-            self._write(session, segment)
-            return
-        marks = (Mark(0, segment),)
-        texts = self._model.frontend.utterances(segment.text) or [[]]
-        shares = self._shares(segment, texts)
-        for piece, (text, share) in enumerate(zip(texts, shares, strict=True)):
-            number = PIECES_PER_SEGMENT * segment.index + piece
-            session.waiting.append(self._utterance(session, number, text, share, marks))
-            marks = ()
+            utterance = self._composer.write(session, segment)
+            if utterance.stalled:
+                self._feed(session, utterance)
+        else:
+            session.waiting += self._composer.pieces(session, segment)
 
     def end(self, turn: int) -> None:
         """No further segment comes."""
         session = self._sessions[turn]
         session.ended = True
         if session.writing is not None:
-            self._close(session, session.writing)
+            utterance = self._composer.close(session, session.writing)
+            if utterance.stalled:
+                self._feed(session, utterance)
 
     def consumed(self, turn: int, samples: int) -> None:
         """So many samples have been taken, in all."""
@@ -149,6 +149,7 @@ class CosyVoice2Core:
             return
         for utterance in session.speaking:
             self._model.audio.drop(utterance)
+        self._model.speakers.give_back(session.speaker)
         self._model.decoder.stop(session.slot)
         self._free_slots.append(session.slot)
 
@@ -175,75 +176,6 @@ class CosyVoice2Core:
         if self._loaded is None:
             raise EngineError(f"{self._pack.model_id} is not loaded")
         return self._loaded
-
-    def _utterance(
-        self,
-        session: Session,
-        number: int,
-        text: list[int],
-        tokens: tuple[int, int],
-        marks: tuple[Mark, ...],
-    ) -> Utterance:
-        room = self._model.room(len(text) + session.conditioning.length)
-        if room <= 0:
-            raise CannotSpeakError("the voice's prompt and the segment are too long together")
-        shortest, longest = tokens
-        return Utterance(
-            number=number,
-            text=text,
-            marks=marks,
-            min_tokens=min(shortest, room),
-            max_tokens=min(longest, room),
-            chunking=self._model.audio.chunking(session.speaker),
-        )
-
-    def _shares(self, segment: Segment, texts: Sequence[list[int]]) -> list[tuple[int, int]]:
-        """The fewest and the most speech tokens of each of a segment's utterances."""
-        if not self._pack.synthetic:
-            return [self._model.tokens_of_text(len(text)) for text in texts]
-        # A model of random weights does not know when to end: it speaks as long as speech is.
-        speech = SPEECH_PER_CHAR * len(segment.text) / max(1, sum(map(len, texts)))
-        lengths = [max(8, round(speech * len(text))) for text in texts]
-        return [(length, length) for length in lengths]
-
-    def _write(self, session: Session, segment: Segment) -> None:
-        """More of a text that is being written: one utterance until its sentence ends."""
-        utterance = session.writing
-        model = self._model
-        tokens = model.frontend.piece(segment.text, first=utterance is None)
-        if utterance is None:
-            number, marks = PIECES_PER_SEGMENT * segment.index, (Mark(0, segment),)
-            # Its slot counts a fill token for every few of speech.
-            most = MAX_TOKENS - model.fills(MAX_TOKENS)
-            utterance = self._utterance(session, number, [], (0, most), marks)
-            utterance.streamed = StreamedText(model.interleave(session))
-            session.writing = utterance
-            session.waiting.append(utterance)
-        else:
-            assert utterance.streamed is not None
-            begins = model.speech_of(utterance.streamed.interleave.pushed)
-            utterance.streamed.marks.append((begins, Mark(0, segment, resumable=False)))
-        text = utterance.streamed
-        assert text is not None
-        text.interleave.push(tokens)
-        text.characters += len(segment.text)
-        if not segment.open or text.interleave.pushed >= LONGEST:
-            self._close(session, utterance)
-        elif utterance.stalled:
-            self._feed(session, utterance)
-
-    def _close(self, session: Session, utterance: Utterance) -> None:
-        """The utterance's text is complete."""
-        text = utterance.streamed
-        assert text is not None
-        session.writing = None
-        text.interleave.close()
-        _, longest = self._model.tokens_of_text(text.interleave.pushed)
-        if self._pack.synthetic:
-            longest = utterance.min_tokens = max(8, round(SPEECH_PER_CHAR * text.characters))
-        utterance.max_tokens = max(len(utterance.tokens), min(longest, utterance.max_tokens))
-        if utterance.stalled:
-            self._feed(session, utterance)
 
     @torch.inference_mode()
     def _feed(self, session: Session, utterance: Utterance) -> None:
@@ -363,19 +295,22 @@ class CosyVoice2Core:
             yield
         except EngineError as error:
             self._fail(sessions, error)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            self._out_of_memory(sessions, error)
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):
-                raise
-            self._out_of_memory(sessions, error)
+        except OUT_OF_MEMORY as error:
+            self._fail(sessions, self._exhausted(error))
 
-    def _out_of_memory(self, sessions: Sequence[Session], error: BaseException) -> None:
-        """Those who asked for memory fail, caches shrink, and fewer slots are offered."""
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        self._fail(sessions, CosyVoiceOOMError(f"out of memory: {first}"))
+    def _exhausted(self, error: BaseException) -> EngineError:
+        """There was not enough memory: caches shrink, and fewer slots are offered.
+
+        Raises:
+            RuntimeError: ``error`` itself, which is another.
+        """
+        said = str(error)
+        if type(error) is RuntimeError and "allocate memory" not in said:
+            raise error
+        first = said.splitlines()[0] if said else type(error).__name__
         self._model.shrink()
         self._tell(Changed(self._model.info))
+        return CosyVoiceOOMError(f"out of memory: {first}")
 
     def _fail(self, sessions: Sequence[Session], error: EngineError) -> None:
         kind = "refuse" if isinstance(error, CannotSpeakError) else "retry"

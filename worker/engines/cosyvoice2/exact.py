@@ -46,6 +46,9 @@ class ExactStage:
         """Nothing is kept of a voice."""
         return voice
 
+    def release(self, prepared: Voice) -> None:
+        """Nothing is to be freed."""
+
     def chunking(self, speaker: Speaker) -> Chunking:
         """The first chunk fills the prompt's last block up and has one more."""
         encoder = self._flow.sizes.encoder

@@ -1,6 +1,5 @@
 """A voicepack's model, loaded: all that the loop works with."""
 
-import re
 import resource
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2 import budget
+from worker.engines.cosyvoice2 import budget, devices
 from worker.engines.cosyvoice2.backends import requirements, tensorrt_estimator, vllm_decoder
 from worker.engines.cosyvoice2.backends.compiling import CompiledGraphs
 from worker.engines.cosyvoice2.backends.interfaces import TokenSource
@@ -32,8 +31,7 @@ from worker.engines.cosyvoice2.text.frontend import TextFrontend
 from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
 from worker.engines.cosyvoice2.transfer import to_device
 from worker.engines.cosyvoice2.vocoding import VocoderStage
-from worker.engines.cosyvoice2.voices import files as voice_files
-from worker.engines.cosyvoice2.voices.enrol import enrol
+from worker.engines.cosyvoice2.voices import catalogue
 from worker.engines.cosyvoice2.voices.speaker import (
     CROSS_LINGUAL,
     INSTRUCT,
@@ -45,8 +43,6 @@ from worker.engines.cosyvoice2.voices.speaker import (
 from worker.engines.cosyvoice2.voices.voice import Voice, aligned
 from worker.engines.protocol import EngineInfo, EngineMemory, SegmentLimits
 from worker.voicepacks import Voicepack
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 LEAST, MOST = 2, 20
 """Speech tokens for each text token, as upstream bounds them."""
@@ -100,9 +96,14 @@ class Loaded:
             memory_mb=self.pack.memory_mb,
             memory=self._memory(),
             gains={name: v.gain for name, v in self.voices.items() if v.gain is not None},
-            capacity=self._capacity(),
+            capacity=budget.explained(self.budget, self.speed, self.sizes, self._offer),
             synthetic=self.pack.synthetic,
         )
+
+    @property
+    def _offer(self) -> str:
+        why = "as configured" if self.config.slots else "the least of what bounds them"
+        return f"{self.offered} slots, {why}"
 
     def room(self, prompt: int) -> int:
         """Speech tokens that an utterance may have behind ``prompt`` positions."""
@@ -219,35 +220,6 @@ class Loaded:
             times.append(time.monotonic() - begun)
         return min(times)
 
-    def _capacity(self) -> tuple[tuple[str, str], ...]:
-        """What bounds the slots."""
-        shares, speed = self.budget, self.speed
-        remembered = shares.pages * self.sizes.flow.encoder.chunk / self.sizes.token_rate
-        rows = [
-            ("decoder slots", f"{shares.slots} of {shares.slot_bytes / MIB:.1f} MiB"),
-            (
-                "flow cache",
-                f"{shares.pages} blocks of {shares.page_bytes / MIB:.1f} MiB: remembers "
-                f"{remembered:.0f} s of audio, prompts included; what is beyond is computed anew",
-            ),
-        ]
-        if speed is not None:
-            rows += [
-                (
-                    "decoding",
-                    f"{1000 * speed.step_s:.2f} ms a step of all slots, {speed.token_rate} a "
-                    f"second: {speed.decoding_share:.1%} of the time",
-                ),
-                (
-                    "rendering",
-                    f"{1000 * speed.batch_s:.1f} ms a batch of {speed.rows} blocks: "
-                    f"{speed.rendering_share:.2%} of the time for each session",
-                ),
-                ("by time", f"{speed.sessions} sessions, {1 - budget.HEADROOM:.0%} kept free"),
-            ]
-        chosen = "as configured" if self.config.slots else "the least of what bounds them"
-        return (*rows, ("offered", f"{self.offered} slots, {chosen}"))
-
     def _memory(self) -> EngineMemory:
         if self.device.type == "cuda":
             used = torch.cuda.memory_reserved(self.device)
@@ -265,18 +237,19 @@ class Loaded:
 
 def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Loaded:
     """Load a pack. Raises ``CosyVoiceInitializationError``."""
-    device = _device(config.device)
-    dtype = _dtype(config.dtype, device)
+    device = devices.choose(config.device)
+    dtype = devices.precision(config.dtype, device)
     requirements.check(config, device, dtype)
-    _limit(config, device)
-    _settle(device, dtype)
-    if device.type == "cpu" and config.threads:
-        torch.set_num_threads(config.threads)
+    devices.limit(device, config.memory_limit_mb)
+    devices.settle(device, dtype, config.threads)
     directory = pack.directory
     with timed("configuration"):
         sizes = model_yaml.read(directory / "cosyvoice2.yaml")
         frontend = TextFrontend(TextTokenizer(directory / "CosyVoice-BlankEN"))
-        voices = _voices(pack, config)
+        voices = catalogue.voices(pack)
+        if not config.upstream_exact:
+            first = config.first_chunk_tokens
+            voices = {name: aligned(voice, first) for name, voice in voices.items()}
     with timed("weights"):
         model = checkpoint.load(directory, sizes, dtype, device)
     with timed("caches"):
@@ -309,7 +282,7 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Loaded:
         decoder=decoder,
         audio=audio,
         frontend=frontend,
-        speakers=Speakers(voices, audio.prepare),
+        speakers=Speakers(voices, audio.prepare, audio.release),
         voices=voices,
         offered=shares.slots,
     )
@@ -331,75 +304,9 @@ def _audio(
     return BlockStage(renderer, vocoder, shares.batches, graphs)
 
 
-def _voices(pack: Voicepack, config: CosyVoice2Config) -> dict[str, Voice]:
-    found = voice_files.voices_of(pack.directory)
-    for name, prompt in pack.prompts.items():
-        if name not in found:
-            found[name] = enrol(pack, name, pack.directory / prompt.audio, prompt.text)
-    for name, speaker in voice_files.sft_speakers(pack.directory / "spk2info.pt").items():
-        found.setdefault(name, speaker)
-    if not found:
-        raise CosyVoiceInitializationError(
-            f"{pack.model_id} has no voice: add one with voicefleet voices add NAME --wav FILE "
-            "--text '...'"
-        )
-    if pack.default_voice is not None and pack.default_voice not in found:
-        raise CosyVoiceInitializationError(
-            f"{pack.model_id}: default_voice {pack.default_voice!r} is not one of "
-            f"{', '.join(found)}"
-        )
-    if config.upstream_exact:
-        return found
-    return {name: aligned(voice, config.first_chunk_tokens) for name, voice in found.items()}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise CosyVoiceInitializationError(
-                f"device {name}: this machine has no CUDA device, or torch is built without CUDA"
-            )
-        index = int(re.sub(r"\D", "", name) or 0)
-        if index >= torch.cuda.device_count():
-            raise CosyVoiceInitializationError(
-                f"device {name}: there are {torch.cuda.device_count()} CUDA devices"
-            )
-        return torch.device("cuda", index)
-    return torch.device("cpu")
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return DTYPES[name]
-
-
 def _graphs(config: CosyVoice2Config, device: torch.device) -> Graphs:
     on_cuda = device.type == "cuda"
     if config.cuda_graphs == "on" and not on_cuda:
         raise CosyVoiceInitializationError(f"cuda_graphs: on needs a CUDA device, not {device}")
     enabled = on_cuda and config.cuda_graphs != "off"
     return CompiledGraphs(enabled=enabled) if config.compile else Graphs(enabled=enabled)
-
-
-def _settle(device: torch.device, dtype: torch.dtype) -> None:
-    """Make the device the current one. In 16 bit, what stays in fp32 may use its matrix units."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        rounded = dtype != torch.float32
-        torch.backends.cuda.matmul.allow_tf32 = rounded
-        torch.backends.cudnn.allow_tf32 = rounded
-
-
-def _limit(config: CosyVoice2Config, device: torch.device) -> None:
-    """Hold the engine to ``memory_limit_mb``: of the device, or of its process's data."""
-    if not config.memory_limit_mb:
-        return
-    limit = config.memory_limit_mb * MIB
-    if device.type == "cuda":
-        share = min(1.0, limit / budget.free_memory(device)[1])
-        torch.cuda.set_per_process_memory_fraction(share, device)
-    else:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from worker.engines.cosyvoice2.errors import CosyVoiceOOMError
+from worker.engines.cosyvoice2.flow.blocks import BlockRenderer, CacheFullError
 from worker.engines.cosyvoice2.flow.cache import StepInputs
 from worker.engines.cosyvoice2.flow.utterance import Block, Prompt, Rendering
 from worker.engines.cosyvoice2.graphs import Graphs
@@ -87,11 +88,18 @@ class BlockStage:
         """What is kept of a voice for all who speak with it.
 
         Raises:
-            CacheFullError: There is no room for its blocks.
+            CosyVoiceOOMError: There is no room for its blocks.
         """
         mel = torch.from_numpy(voice.mel)
         speaker = torch.from_numpy(voice.speaker)
-        return self._renderer.prompt(voice.flow_tokens.tolist(), mel, speaker)
+        try:
+            return self._renderer.prompt(voice.flow_tokens.tolist(), mel, speaker)
+        except CacheFullError as error:
+            raise CosyVoiceOOMError(f"voice {voice.name}: {error} (flow_cache_mb)") from None
+
+    def release(self, prepared: Prompt) -> None:
+        """Free what was kept of a voice."""
+        self._renderer.release(prepared)
 
     def chunking(self, speaker: Speaker) -> Chunking:
         """An utterance's chunks are the flow's blocks; its first shares one with the prompt."""

@@ -67,8 +67,7 @@ class Scheduler:
             missing = _missing(session, utterance)
             if missing and self._wants_audio(session):
                 hungry.append((session.slack_s(now), missing))
-            room = missing + RIDE_TOKENS
-            riders[session] = min(len(utterance.tokens) + room, utterance.max_tokens)
+            riders[session] = min(utterance.needed + RIDE_TOKENS, utterance.max_tokens)
         if not hungry:
             return 0, {}
         steps = min(longest, min(hungry)[1])

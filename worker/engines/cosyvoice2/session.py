@@ -75,10 +75,12 @@ class Utterance:
     @property
     def missing(self) -> int:
         """Tokens still to be decoded for its next ``span`` chunks."""
-        if self.decoded:
-            return 0
-        end = self.chunking.end(self.chunks + self.span - 1)
-        return max(0, end + self.chunking.lookahead - len(self.tokens))
+        return 0 if self.decoded else max(0, self.needed - len(self.tokens))
+
+    @property
+    def needed(self) -> int:
+        """Tokens, in all, that its next ``span`` chunks wait for."""
+        return self.chunking.end(self.chunks + self.span - 1) + self.chunking.lookahead
 
     @property
     def ready(self) -> bool:

@@ -16,18 +16,22 @@ import torch
 
 from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2 import budget
-from worker.engines.cosyvoice2.core import PAUSE_S, PIECES_PER_SEGMENT, SPEECH_PER_CHAR
 from worker.engines.cosyvoice2.errors import CosyVoiceError
 from worker.engines.cosyvoice2.text.frontend import TextFrontend
 from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
+from worker.engines.cosyvoice2.utterances import (
+    PAUSE_S,
+    PIECES_PER_SEGMENT,
+    SPEECH_PER_CHAR,
+)
 from worker.engines.cosyvoice2.voices.speaker import (
     CROSS_LINGUAL,
     INSTRUCT,
     SFT,
     ZERO_SHOT,
     Conditioning,
-    Speakers,
     condition,
+    find,
     modes_of,
 )
 from worker.engines.cosyvoice2.voices.voice import Voice
@@ -74,7 +78,6 @@ class CosyVoice2UpstreamCore:
         self._upstream: Upstream | None = None
         self._frontend: TextFrontend | None = None
         self._voices: dict[str, Voice] = {}
-        self._speakers = Speakers({}, _nothing)
         self._session_mb = 0.0
         self._turns: dict[int, TurnThread] = {}
         self._told: dict[int, tuple[TurnSpec, Voice, Conditioning]] = {}
@@ -88,8 +91,8 @@ class CosyVoice2UpstreamCore:
         return EngineInfo(
             native_rate=upstream.rate,
             slots=self._slots,
-            voices=self._speakers.names,
-            default_voice=pack.default_voice or self._speakers.names[0],
+            voices=tuple(self._voices),
+            default_voice=pack.default_voice or next(iter(self._voices)),
             languages=pack.languages,
             modes=tuple(m for m in (ZERO_SHOT, CROSS_LINGUAL, INSTRUCT, SFT) if m in modes),
             # This core hands upstream whole segments.
@@ -106,7 +109,6 @@ class CosyVoice2UpstreamCore:
         upstream = load(self._pack, self._config, self._timed)
         self._frontend = TextFrontend(TextTokenizer(self._pack.directory / "CosyVoice-BlankEN"))
         self._voices = voices_of(self._pack)
-        self._speakers = Speakers(self._voices, _nothing)
         self._upstream, self.mended = upstream, upstream.mended
         log.info("upstream_mended", defects=list(upstream.mended))
 
@@ -128,7 +130,7 @@ class CosyVoice2UpstreamCore:
         upstream = self._loaded
         if len(self._turns) >= self._slots:
             raise EngineError(f"all {len(self._turns)} places are taken")
-        voice = self._speakers.get(spec.voice).voice
+        voice = find(self._voices, spec.voice)
         self._told[turn] = spec, voice, condition(spec, voice, self._texts)
         ahead = round(self._config.max_ahead_s * upstream.rate)
         self._turns[turn] = TurnThread(turn, ahead, self._take)
@@ -266,10 +268,6 @@ def seed_of(seed: int, number: int) -> int:
     """The seed of a turn's utterance, 64 bits: whoever takes the turn over draws the same."""
     digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _nothing(_: Voice) -> None:
-    """Upstream keeps nothing of a voice."""
 
 
 def build(pack: Voicepack, config: CosyVoice2Config, emit: Emit) -> CosyVoice2UpstreamCore:

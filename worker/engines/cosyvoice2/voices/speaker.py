@@ -1,9 +1,11 @@
 """A voice as the model is given it, and what a turn's mode takes of it."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from worker.engines.cosyvoice2.errors import CosyVoiceOOMError
 from worker.engines.cosyvoice2.text.frontend import TextFrontend
 from worker.engines.cosyvoice2.voices.voice import Voice
 from worker.engines.protocol import CannotSpeakError, TurnSpec
@@ -78,39 +80,67 @@ def _prompt_text(voice: Voice, frontend: TextFrontend) -> list[int]:
     return frontend.prompt(voice.prompt_text)
 
 
+def find(voices: Mapping[str, Voice], name: str) -> Voice:
+    """The voice of that name. Raises ``CannotSpeakError``."""
+    voice = voices.get(name)
+    if voice is None:
+        raise CannotSpeakError(f"unknown voice; the voices are {', '.join(voices)}")
+    return voice
+
+
 class Speakers:
     """The voices of a model: each is prepared when it is first asked for, and kept.
+
+    Where there is no room for another, the one that has been unused longest makes room.
 
     Args:
         voices: By name.
         prepare: Makes what the renderer keeps of a voice.
+        release: Frees it.
     """
 
-    def __init__(self, voices: Mapping[str, Voice], prepare: Callable[[Voice], Any]) -> None:
+    def __init__(
+        self,
+        voices: Mapping[str, Voice],
+        prepare: Callable[[Voice], Any],
+        release: Callable[[Any], None],
+    ) -> None:
         self._voices = voices
         self._prepare = prepare
+        self._release = release
+        # Those used last are at the end.
         self._kept: dict[str, Speaker] = {}
+        self._users: Counter[Speaker] = Counter()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Those that can be asked for, in order."""
         return tuple(self._voices)
 
-    @property
-    def kept(self) -> int:
-        """How many are in use."""
-        return len(self._kept)
-
-    def get(self, name: str) -> Speaker:
-        """The speaker of that name.
+    def take(self, name: str) -> Speaker:
+        """The speaker of that name, to be given back.
 
         Raises:
             CannotSpeakError: There is none.
+            CosyVoiceOOMError: There is no room for it, and all others are in use.
         """
-        if name not in self._voices:
-            raise CannotSpeakError(f"unknown voice; the voices are {', '.join(self._voices)}")
-        speaker = self._kept.get(name)
-        if speaker is None:
-            voice = self._voices[name]
-            speaker = self._kept[name] = Speaker(voice, self._prepare(voice))
+        voice = find(self._voices, name)
+        speaker = self._kept.pop(name, None) or self._prepared(voice)
+        self._kept[name] = speaker
+        self._users[speaker] += 1
         return speaker
+
+    def give_back(self, speaker: Speaker) -> None:
+        """One user less."""
+        self._users[speaker] -= 1
+
+    def _prepared(self, voice: Voice) -> Speaker:
+        while True:
+            try:
+                return Speaker(voice, self._prepare(voice))
+            except CosyVoiceOOMError:
+                unused = next((s for s in self._kept.values() if not self._users[s]), None)
+                if unused is None:
+                    raise
+                del self._kept[unused.voice.name], self._users[unused]
+                self._release(unused.flow_prompt)

@@ -1,0 +1,66 @@
+"""The device, how precisely it computes, and how much of it may be used."""
+
+import re
+import resource
+
+import torch
+
+from worker.engines.cosyvoice2 import budget
+from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose(name: str) -> torch.device:
+    """The device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        CosyVoiceInitializationError: There is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise CosyVoiceInitializationError(
+                f"device {name}: this machine has no CUDA device, or torch is built without CUDA"
+            )
+        index = int(re.sub(r"\D", "", name) or 0)
+        if index >= torch.cuda.device_count():
+            raise CosyVoiceInitializationError(
+                f"device {name}: there are {torch.cuda.device_count()} CUDA devices"
+            )
+        return torch.device("cuda", index)
+    return torch.device("cpu")
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype called ``auto``, ``fp32``, ``bf16`` or ``fp16``."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[name]
+
+
+def settle(device: torch.device, dtype: torch.dtype, threads: int) -> None:
+    """Make the device the current one. ``threads`` are the CPU's; 0 leaves them to torch.
+
+    Where the rest computes in 16 bit, what stays in fp32 may use a GPU's matrix units.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        rounded = dtype != torch.float32
+        torch.backends.cuda.matmul.allow_tf32 = rounded
+        torch.backends.cudnn.allow_tf32 = rounded
+    elif threads:
+        torch.set_num_threads(threads)
+
+
+def limit(device: torch.device, limit_mb: int) -> None:
+    """Hold this process to ``limit_mb`` MiB of the device's memory; 0: no limit."""
+    if not limit_mb:
+        return
+    size = limit_mb * budget.MIB
+    if device.type == "cuda":
+        share = min(1.0, size / budget.free_memory(device)[1])
+        torch.cuda.set_per_process_memory_fraction(share, device)
+    else:
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))

@@ -24,6 +24,7 @@ from worker.engines.cosyvoice2.utterances import (
     PIECES_PER_SEGMENT,
     SPEECH_PER_CHAR,
 )
+from worker.engines.cosyvoice2.voices import catalogue
 from worker.engines.cosyvoice2.voices.speaker import (
     CROSS_LINGUAL,
     INSTRUCT,
@@ -35,7 +36,7 @@ from worker.engines.cosyvoice2.voices.speaker import (
     modes_of,
 )
 from worker.engines.cosyvoice2.voices.voice import Voice
-from worker.engines.cosyvoice2_upstream.loading import Upstream, load, voices_of
+from worker.engines.cosyvoice2_upstream.loading import Upstream, load
 from worker.engines.cosyvoice2_upstream.request import Request
 from worker.engines.cosyvoice2_upstream.turns import Report, TurnThread, Utterance, Work
 from worker.engines.hosting.core import Emit
@@ -108,7 +109,7 @@ class CosyVoice2UpstreamCore:
         """Bring the model into memory. Raises ``CosyVoiceInitializationError``."""
         upstream = load(self._pack, self._config, self._timed)
         self._frontend = TextFrontend(TextTokenizer(self._pack.directory / "CosyVoice-BlankEN"))
-        self._voices = voices_of(self._pack)
+        self._voices = catalogue.voices(self._pack)
         self._upstream, self.mended = upstream, upstream.mended
         log.info("upstream_mended", defects=list(upstream.mended))
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.voices import files as voice_files
 from worker.engines.cosyvoice2.voices.speaker import Conditioning
 from worker.engines.cosyvoice2.voices.voice import Voice
 from worker.engines.cosyvoice2_upstream import mending
@@ -121,28 +120,6 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Upstream:
         mended = mending.mend(cosyvoice.model)
         _set_lengths(cosyvoice.model)
     return Upstream(cosyvoice, ("training-imports", "transformers-dtype", *mended))
-
-
-def voices_of(pack: Voicepack) -> dict[str, Voice]:
-    """The pack's voices and upstream's speakers, by name, their prompts uncut.
-
-    Raises:
-        CosyVoiceInitializationError: There is none, a file is invalid, or the default is unknown.
-    """
-    found = voice_files.voices_of(pack.directory)
-    for name, speaker in voice_files.sft_speakers(pack.directory / "spk2info.pt").items():
-        found.setdefault(name, speaker)
-    if not found:
-        raise CosyVoiceInitializationError(
-            f"{pack.model_id} has no voice: add one with voicefleet voices add NAME --wav FILE "
-            "--text '...'"
-        )
-    if pack.default_voice is not None and pack.default_voice not in found:
-        raise CosyVoiceInitializationError(
-            f"{pack.model_id}: default_voice {pack.default_voice!r} is not one of "
-            f"{', '.join(found)}"
-        )
-    return found
 
 
 def _options(model_class: type[Any], config: CosyVoice2Config, model: Path) -> dict[str, Any]:

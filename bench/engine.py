@@ -15,13 +15,14 @@ from typing import Any, Final
 import msgspec
 import torch
 
-from bench import engine_batching, engine_meter
-from bench.engine_drive import Drive
-from bench.engine_level import Level, figures_of, level_of
-from bench.engine_load import Closed, Load
-from bench.engine_operations import Operations, Tally, counted_synchronisations
-from bench.engine_packs import PackName, pack_of
-from bench.engine_plan import EnginePlan
+from bench.cosyvoice import batching as engine_batching
+from bench.cosyvoice import meter as engine_meter
+from bench.cosyvoice.drive import Drive
+from bench.cosyvoice.level import Level, figures_of, level_of
+from bench.cosyvoice.load import Closed, Load
+from bench.cosyvoice.operations import Operations, Tally, counted_synchronisations
+from bench.cosyvoice.packs import PackName, pack_of
+from bench.cosyvoice.plan import EnginePlan
 from bench.report import Figure, Report, figure
 from worker.config import CosyVoice2Config
 from worker.engines.hosting.cores import factory_of

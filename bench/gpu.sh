@@ -63,8 +63,8 @@ bench() { # NAME SECONDS ARGUMENTS...
     step "$name" "$most" "$PYTHON" -m bench "$@" $quick --out "$out" --packs "$packs"
 }
 
-if [ "$gpu" = 1 ]; then step "packs" 120 "$PYTHON" -m bench.engine_packs "$packs" tiny full
-else step "packs" 60 "$PYTHON" -m bench.engine_packs "$packs" tiny; fi
+if [ "$gpu" = 1 ]; then step "packs" 120 "$PYTHON" -m bench.cosyvoice.packs "$packs" tiny full
+else step "packs" 60 "$PYTHON" -m bench.cosyvoice.packs "$packs" tiny; fi
 
 if has pytest; then
     parallel=""
@@ -112,7 +112,7 @@ else
 fi
 
 echo; echo "== all of it, in $((SECONDS - began)) s"
-"$PYTHON" -m bench.engine_summary "$out"
+"$PYTHON" -m bench.cosyvoice.summary "$out"
 printf '%s\n' "${done_[@]}"
 for one in "${skipped[@]+"${skipped[@]}"}"; do echo "skipped  $one"; done
 for one in "${failed[@]+"${failed[@]}"}"; do echo "FAILED   $one"; done

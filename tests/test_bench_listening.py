@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from bench.engine_level import level_of
-from bench.engine_listening import Heard, Playback
-from bench.engine_load import Closed, Poisson
-from bench.engine_texts import CHARS_PER_SECOND, text_of
+from bench.cosyvoice.level import level_of
+from bench.cosyvoice.listening import Heard, Playback
+from bench.cosyvoice.load import Closed, Poisson
+from bench.cosyvoice.texts import CHARS_PER_SECOND, text_of
 
 RATE = 1000
 

@@ -1,5 +1,5 @@
 """All reports of the engine and the fleet in a folder, one line for each load:
-``python -m bench.engine_summary DIR``."""
+``python -m bench.cosyvoice.summary DIR``."""
 
 import sys
 from pathlib import Path

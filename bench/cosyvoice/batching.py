@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from bench.engine_operations import Operations, count
+from bench.cosyvoice.operations import Operations, count
 from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2 import budget
 from worker.engines.cosyvoice2.flow.blocks import BlockRenderer

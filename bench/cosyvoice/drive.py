@@ -7,8 +7,8 @@ from typing import Any, Final
 import msgspec
 import torch
 
-from bench.engine_listening import Heard, Playback
-from bench.engine_load import Ask, Load
+from bench.cosyvoice.listening import Heard, Playback
+from bench.cosyvoice.load import Ask, Load
 from worker.engines.hosting.core import Core
 from worker.engines.hosting.messages import Audio, Failed, Spoken
 from worker.engines.protocol import Segment, TurnSpec

@@ -5,9 +5,9 @@ from typing import Final
 
 import msgspec
 
-from bench.engine_load import Closed, Load, Poisson
-from bench.engine_packs import PackName
-from bench.engine_texts import SECONDS
+from bench.cosyvoice.load import Closed, Load, Poisson
+from bench.cosyvoice.packs import PackName
+from bench.cosyvoice.texts import SECONDS
 
 
 class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):

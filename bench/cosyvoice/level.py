@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from bench.engine_listening import Heard
+from bench.cosyvoice.listening import Heard
 from bench.percentiles import Percentiles
 from bench.report import Figure, figure
 

@@ -5,7 +5,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from bench.engine_texts import SECONDS, draw
+from bench.cosyvoice.texts import SECONDS, draw
 
 SPREAD_S: Final = 2.0
 """Listeners of a closed loop come in over this time."""

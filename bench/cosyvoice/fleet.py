@@ -8,9 +8,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from bench.engine_drive import Run
-from bench.engine_listening import Heard, Playback
-from bench.engine_load import Ask, Load
+from bench.cosyvoice.drive import Run
+from bench.cosyvoice.listening import Heard, Playback
+from bench.cosyvoice.load import Ask, Load
 from bench.resp import Connection, pack
 from bench.testbed import Testbed
 

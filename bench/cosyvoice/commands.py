@@ -10,15 +10,16 @@ import msgspec
 from cyclopts import Parameter
 from rich.console import Console
 
-from bench import engine_table, machine, table
-from bench.engine_plan import EnginePlan, plan_of
+from bench import machine, table
+from bench.cosyvoice import table as engine_table
+from bench.cosyvoice.plan import EnginePlan, plan_of
 from bench.report import Record, Report
 
 PackName = Literal["tiny", "full"]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 
-RESULTS: Final = Path(__file__).parent / "results"
+RESULTS: Final = Path(__file__).parent.parent / "results"
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -144,7 +145,7 @@ def _plan(
 
 
 def _packs(given: Path | None) -> Path:
-    from bench.engine_packs import KEPT  # noqa: PLC0415
+    from bench.cosyvoice.packs import KEPT  # noqa: PLC0415
 
     return given or KEPT
 
@@ -167,7 +168,7 @@ def _report(measure: Callable[[], Report], plan: EnginePlan, out: Path) -> int:
     if find_spec("matplotlib") is None:
         console.print("no picture: matplotlib is not installed", highlight=False)
     else:
-        from bench import engine_plots  # noqa: PLC0415
+        from bench.cosyvoice import plots as engine_plots  # noqa: PLC0415
 
         written.append(engine_plots.draw(record, out))
     engine_table.show(report, console)

@@ -23,7 +23,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 
 test-engine: $(VENV)/installed-engine
-	$(BIN)/pytest tests/cosyvoice2 $(ARGS)
+	$(BIN)/pytest tests/cosyvoice2 -n 2 --dist loadfile $(ARGS)
 
 types: $(VENV)/installed-engine  # torch and the others have types that the engine is checked against
 	$(BIN)/pyright

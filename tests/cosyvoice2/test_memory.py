@@ -86,8 +86,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2 import loading
+from worker.engines.cosyvoice2 import devices
 from worker.engines.hosting.messages import Changed, Failed
 
 def digest(turn):
@@ -98,7 +97,7 @@ driver.speak(1, *SENTENCES)
 found = {"alone": digest(1), "slots": driver.core.info.slots}
 data_kb = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 limit = data_kb // 1024 + 18
-loading._limit(CosyVoice2Config(memory_limit_mb=limit), torch.device("cpu"))
+devices.limit(torch.device("cpu"), limit)
 driver.open(2, segments(*SENTENCES))
 for _ in range(12):
     driver.core.step()

@@ -64,7 +64,6 @@ class CosyVoice2Core:
         self._free_slots: list[int] = []
         self._scheduler = Scheduler(1, config.max_ahead_s)
         self._burst = 1
-        self._steps_s = 0.0
 
     @property
     def info(self) -> EngineInfo:
@@ -227,7 +226,7 @@ class CosyVoice2Core:
     def _take_tokens(self) -> None:
         news = self._model.decoder.collect()
         control = self._model.sizes.language_model.end_token
-        for session in self._sessions.values():
+        for session in list(self._sessions.values()):
             utterance = session.decoding
             if utterance is None or session.slot not in news:
                 continue
@@ -252,18 +251,19 @@ class CosyVoice2Core:
         if session.started_at is None:
             session.started_at = time.monotonic()
         marks, utterance.marks = utterance.marks, ()
-        marks += self._reached(utterance, len(samples))
+        marks += self._reached(session, utterance, len(samples))
         session.produced += len(samples)
         utterance.said += len(samples)
         self._tell(Audio.of(session.turn, samples, marks))
 
-    def _reached(self, utterance: Utterance, samples: int) -> tuple[Mark, ...]:
+    def _reached(self, session: Session, utterance: Utterance, samples: int) -> tuple[Mark, ...]:
         """The later segments of a text being written that begin in the next ``samples``."""
         text = utterance.streamed
         marks: list[Mark] = []
         while text is not None and text.marks:
             token, mark = text.marks[0]
-            at = token * self._model.sizes.samples_per_token - utterance.said
+            heard = token * self._model.sizes.samples_per_token / session.spec.speed
+            at = round(heard) - utterance.said
             if at >= samples:
                 break
             marks.append(msgspec.structs.replace(mark, offset=max(0, at)))

@@ -95,7 +95,7 @@ class CosyVoice2Config(Section, frozen=True):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     slots: Annotated[int, Meta(ge=0, le=1_000)] = 0
     max_slots: Annotated[int, Meta(ge=1, le=1_000)] = 64
-    first_chunk_tokens: Annotated[int, Meta(ge=12, le=25)] = 18
+    first_chunk_tokens: Annotated[int, Meta(ge=12, le=25)] = 20
     max_ahead_s: Seconds = 3.0
     flow_cache_mb: Annotated[int, Meta(ge=0)] = 0
     flow_batch: Annotated[int, Meta(ge=0, le=1_000)] = 0

@@ -200,7 +200,7 @@ def test_first_audio_comes_before_the_rest_is_decoded(driver: Driver) -> None:
     while not driver.audio.get(90):
         driver.core.step()
     (utterance,) = session.speaking
-    assert utterance.rendered == 18, "first_chunk_tokens"
+    assert utterance.rendered == 20, "first_chunk_tokens"
     assert len(utterance.tokens) < utterance.max_tokens
     driver.run(90)
 

@@ -16,11 +16,11 @@ import torch
 from bench.cosyvoice.operations import Operations, count
 from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2 import budget
+from worker.engines.cosyvoice2.devices import DTYPES
 from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
 from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.lm import sampling
 from worker.engines.cosyvoice2.lm.decoding import Decoder
-from worker.engines.cosyvoice2.loading import DTYPES
 from worker.engines.cosyvoice2.pack import checkpoint, model_yaml
 from worker.engines.cosyvoice2.rendering import BlockStage
 from worker.engines.cosyvoice2.vocoding import WINDOW_LENGTHS, VocoderStage

@@ -87,7 +87,7 @@ else
 fi
 
 if [ "$gpu" = 1 ]; then
-    # What matters most comes first: a lease may end.
+    # What matters most comes first, should the time run out.
     bench "engine full bf16" 200 engine --pack full --dtype bf16 --against-upstream
     fleet=()
     for module in redis hiredis soxr; do has $module || fleet+=("$module"); done

@@ -86,7 +86,7 @@ class Interleave:
         while self._speech and len(self._text) >= text_tokens:
             self._take(Kind.TEXT, self._text, text_tokens)
             self._take(Kind.SPEECH, self._speech, speech_tokens)
-        if not self._speech and self._may_decode:
+        if not self._speech and self._take_text():
             if self._begun:
                 self._fill_at = decoded + speech_tokens
             return self._reading(self._fill_at)
@@ -98,9 +98,8 @@ class Interleave:
             return self._reading(-1)
         return None
 
-    @property
-    def _may_decode(self) -> bool:
-        """Whether there is text to decode speech for. Takes it."""
+    def _take_text(self) -> bool:
+        """Take the text to decode speech for. Returns whether there is any."""
         if not self._begun and len(self._parts) > 1:
             return True  # a prompt has been read, and its text is ahead of its speech
         if len(self._text) < self._mix[0]:

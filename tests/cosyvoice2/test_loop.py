@@ -61,9 +61,9 @@ class Captured(Graphs):
             self.keys.append(key)
         super().prepare(key, work, rest)
 
-    def run(self, key: Hashable, work: Callable[[], Any], rest: Callable[[], None]) -> Any:
+    def run(self, key: Hashable, work: Callable[[], Any]) -> Any:
         assert key in self._kept, f"{key}: a capture in run would disturb what stands in its inputs"
-        return super().run(key, work, rest)
+        return super().run(key, work)
 
     def _make(self, work: Callable[[], Any], rest: Callable[[], None]) -> Callable[[], Any]:
         rest()
@@ -358,7 +358,7 @@ def test_graphs_switched_off_are_calls() -> None:
     assert off.has("key")
     off.prepare("key", work, never)
     assert not calls
-    assert [off.run("key", work, never) for _ in range(3)] == [1, 2, 3]
+    assert [off.run("key", work) for _ in range(3)] == [1, 2, 3]
     assert off.count == 1
     off.clear()
     assert off.count == 0

@@ -28,27 +28,34 @@ class Graphs:
         # One pool for all: they replay one after another, never side by side.
         self._pool = torch.cuda.graph_pool_handle() if enabled else None
 
-    def run(self, key: Hashable, work: Callable[[], T], rest: Callable[[], None]) -> T:
-        """Run ``work``, from its graph where there is one or can be one.
+    def run(self, key: Hashable, work: Callable[[], T]) -> T:
+        """Run ``work``, from its graph where there are graphs.
+
+        Those are made by ``prepare``, before the inputs are: the runs of a capture are real, and
+        would disturb what stands in them.
 
         Args:
             key: What stands for ``work`` and its shapes.
             work: A function of static tensors.
-            rest: Called before a capture, whose runs are real: it must leave the inputs such that
-                running ``work`` changes nothing that matters. The inputs are restored by the
-                caller's next call, so ``prepare`` first: see ``has``.
         """
-        replay = self._kept.get(key)
-        if replay is None:
-            replay = self._kept[key] = self._make(work, rest)
-        return cast(T, replay())
+        if key not in self._kept:
+            assert not self.enabled, f"{key}: a capture in run would disturb its inputs"
+            self._kept[key] = self._make(work, _nothing)
+        return cast(T, self._kept[key]())
 
     def has(self, key: Hashable) -> bool:
         """Whether ``key`` is ready to run as it stands."""
         return not self.enabled or key in self._kept
 
     def prepare(self, key: Hashable, work: Callable[[], T], rest: Callable[[], None]) -> None:
-        """Capture ``work`` now, unless that was done."""
+        """Capture ``work`` now, unless that was done.
+
+        Args:
+            key: What stands for ``work`` and its shapes.
+            work: A function of static tensors.
+            rest: Called before: it must leave the inputs such that running ``work`` changes
+                nothing that matters.
+        """
         if key not in self._kept:
             self._kept[key] = self._make(work, rest)
 
@@ -80,3 +87,7 @@ class Graphs:
             return result
 
         return replay
+
+
+def _nothing() -> None:
+    """There is nothing to leave alone where nothing is captured."""

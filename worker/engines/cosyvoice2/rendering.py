@@ -217,7 +217,7 @@ class BlockStage:
             live = inputs.integers.clone()
             self._graphs.prepare(key, work, inputs.rest)
             inputs.integers.copy_(live)
-        return self._graphs.run(key, work, lambda: None)
+        return self._graphs.run(key, work)
 
 
 def _next(voicing: _Voicing) -> Block:

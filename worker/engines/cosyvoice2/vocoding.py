@@ -182,7 +182,7 @@ class VocoderStage:
         """One batch, from its graph where its length is a common one."""
         if shape[1] not in WINDOW_LENGTHS:
             return self._window(shape)
-        return self._graphs.run(("vocoder", shape), lambda: self._window(shape), _nothing)
+        return self._graphs.run(("vocoder", shape), lambda: self._window(shape))
 
     def _window(self, shape: Shape) -> tuple[Tensor, Tensor]:
         inputs = self._inputs_of(shape)

@@ -142,7 +142,7 @@ class Decoder:
         self._limit.copy_(to_device(everywhere, self._device))
         self._since.copy_(self._count)
         for _ in range(steps):
-            self._graphs.run(("decode", reach), lambda: self._step(reach), self._rest)
+            self._graphs.run(("decode", reach), lambda: self._step(reach))
         index = self._since[:, None] + self._window_of(steps)
         new = self._history.gather(1, index.clamp_(max=self._history.shape[1] - 1))
         outcome = (self._count[:, None], self._stopped[:, None].long(), new)
@@ -182,7 +182,7 @@ class Decoder:
         self._limit.zero_()
         reach = self._reach(1)
         self._prepare(reach)
-        self._graphs.run(("decode", reach), lambda: self._step(reach), self._rest)
+        self._graphs.run(("decode", reach), lambda: self._step(reach))
 
     def _extend(self, slot: int, start: int, embeddings: Tensor) -> None:
         """Put ``embeddings [n, width]`` into the cache from position ``start`` on."""
@@ -202,7 +202,7 @@ class Decoder:
         if start:
             self._read_prompt(bucket, reach)
         else:
-            self._graphs.run(key, lambda: self._read_prompt(bucket, reach), self._rest)
+            self._graphs.run(key, lambda: self._read_prompt(bucket, reach))
 
     def _prepare_prompt(self, bucket: int) -> None:
         if bucket not in self._prompts:

@@ -117,7 +117,7 @@ async def _engine_ms() -> float:
 
 async def _first_chunk_ms(engine: ToneEngine, gain: float, seed: int) -> float:
     begin = time.perf_counter()
-    feed = TextFeed(engine.info.limits, timeout_s=1.0)
+    feed = TextFeed(engine.info.limits, timeout_s=1.0, most_chars=10_000)
     feed.push(TextPiece(text=TEXT, end=True))
     chain = AudioChain(engine.info.native_rate, Request(session="").sample_rate, gain=gain)
     spec = TurnSpec(voice=engine.info.default_voice, seed=seed)

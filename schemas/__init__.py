@@ -3,11 +3,12 @@
 from schemas.audio import FRAME_MS, AudioEntry, End, EntryId, Frame, Reason, Start
 from schemas.control import Level, StopThrough, Wish
 from schemas.fields import FieldError
-from schemas.keys import GROUP, ORPHANS, Keys
+from schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from schemas.records import ModelRecord, SessionRecord, WorkerRecord
 from schemas.request import InvalidRequest, Request, TextPiece
 
 __all__ = [
+    "BACKLOG",
     "FRAME_MS",
     "GROUP",
     "ORPHANS",

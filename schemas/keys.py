@@ -12,6 +12,9 @@ GROUP = "workers"
 ORPHANS = "orphans"
 """Pseudo consumer that holds requests nobody owns: handed back, or of a dead worker."""
 
+BACKLOG = "backlog"
+"""Pseudo consumer that holds requests which came while no slot was free."""
+
 
 class Keys(msgspec.Struct, frozen=True):
     """Key names under one prefix (config ``redis.prefix``)."""
@@ -66,9 +69,28 @@ class Keys(msgspec.Struct, frozen=True):
         """Names of the session's latest requests, scored by turn (sorted set, private)."""
         return f"{self.prefix}:spoken:{{{session}}}"
 
-    def wake(self, model: str) -> str:
-        """Changes when a request is orphaned, to wake idle workers (string, private).
+    def refused(self, session: str) -> str:
+        """Requests refused because too many wait, to be answered in their order (list, private)."""
+        return f"{self.prefix}:refused:{{{session}}}"
 
-        Lives in the slot of the model's request stream.
-        """
+    # These live in the slot of the model's request stream.
+
+    def wake(self, model: str) -> str:
+        """Changes when a request waits for any worker, to wake idle ones (string, private)."""
         return f"{self.prefix}:wake:{{{self.requests(model)}}}"
+
+    def order(self, model: str) -> str:
+        """Whose each unfinished entry of the queue is (sorted set, private)."""
+        return f"{self.prefix}:order:{{{self.requests(model)}}}"
+
+    def backlog(self, model: str) -> str:
+        """Entries that wait for a slot, scored by when they are served (sorted set, private)."""
+        return f"{self.prefix}:backlog:{{{self.requests(model)}}}"
+
+    def books(self, model: str) -> str:
+        """What each tenant of the backlog was given so far (hash, private)."""
+        return f"{self.prefix}:books:{{{self.requests(model)}}}"
+
+    def due(self, model: str) -> str:
+        """Entries of the backlog that have a deadline, scored by it (sorted set, private)."""
+        return f"{self.prefix}:due:{{{self.requests(model)}}}"

@@ -6,7 +6,7 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from schemas.keys import GROUP, ORPHANS, Keys
+from schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from worker import scripts
 from worker.scripts import Script
 
@@ -30,7 +30,8 @@ class Session:
         self.lease, self.audio = keys.lease("s"), keys.audio("s")
         self.state, self.spoken = keys.session("s"), keys.spoken("s")
         self.text, self.control = keys.text("s", "r"), keys.control("s")
-        self.keys = [self.lease, self.audio, self.state, self.spoken]
+        self.refused = keys.refused("s")
+        self.keys = [self.lease, self.audio, self.state, self.spoken, self.refused]
 
     async def acquire(
         self,
@@ -41,6 +42,7 @@ class Session:
         worker: str = "w1",
         model: str = MODEL,
         least: int = 0,
+        last_epoch: str = "",
     ) -> tuple[str, ...]:
         reply: Any = await run(
             self.redis,
@@ -53,6 +55,7 @@ class Session:
             worker,
             TTL_MS,
             least,
+            last_epoch,
             *earlier,
         )
         return tuple(part.decode() if isinstance(part, bytes) else str(part) for part in reply)
@@ -97,11 +100,18 @@ class Session:
         )
 
     async def enqueue(
-        self, request: str, entry: str, *, interrupt: bool = False, model: str = MODEL
+        self,
+        request: str,
+        entry: str,
+        *,
+        interrupt: bool = False,
+        model: str = MODEL,
+        most: int = 64,
     ) -> Any:
         flag = "1" if interrupt else "0"
-        keys = [self.lease, self.state, self.spoken]
-        return await run(self.redis, scripts.ENQUEUE, keys, request, entry, model, flag, TTL_MS)
+        keys = [self.lease, self.state, self.spoken, self.refused]
+        args = (request, entry, model, flag, TTL_MS, most)
+        return await run(self.redis, scripts.ENQUEUE, keys, *args)
 
     async def release(self, epoch: str, *, blameless: bool = True) -> Any:
         flag = "1" if blameless else "0"
@@ -375,7 +385,7 @@ class TestAppend:
         state = await session.hash(session.state)
         assert (state["frames"], state["state"]) == ("999", "paused")
         assert (await session.hash(session.lease))["resume"] == "[x]"
-        for key in session.keys:
+        for key in session.keys[:4]:  # nobody was refused
             assert await session.redis.pttl(key) > 5000
 
     async def test_debris_in_place_of_the_record_does_not_silence_it(
@@ -428,14 +438,17 @@ class TestFinish:
         assert await session.finish(old, 1) == GONE
         assert not await session.redis.exists(session.audio)
 
-    async def test_takes_the_text_stream_with_it(self, session: Session) -> None:
-        for text, left in ((False, 1), (True, 0)):
+    @pytest.mark.parametrize("written", [True, False])
+    async def test_empties_the_text_stream(self, session: Session, written: bool) -> None:
+        if written:
             await session.redis.xadd(session.text, {"text": "x"})
-            await session.redis.expire(session.text, 60)
-            epoch = await session.epoch(str(text), entry="1-0")
-            turn = int((await session.hash(session.lease))["turn"])
-            await session.finish(epoch, 1, turn=turn, text=text)
-            assert await session.redis.exists(session.text) == left
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start())
+        await session.finish(epoch, 1, text=True)
+        assert await session.redis.xlen(session.text) == 0
+        # A client that writes on makes no key that stays.
+        await session.redis.xadd(session.text, {"text": "x"})
+        assert await session.redis.pttl(session.text) > 0
 
     async def test_leaves_the_session_queued_while_others_wait(self, session: Session) -> None:
         epoch = await session.epoch()
@@ -533,10 +546,17 @@ class TestEnqueue:
         assert await session.enqueue("r1", "2-0") == -1
         assert not [f for f in await session.hash(session.lease) if f.startswith("w:")]
 
-    async def test_of_the_very_turn_that_is_spoken_waits(self, session: Session) -> None:
-        await session.epoch("r1", entry="1-0")
-        assert await session.enqueue("r1", "1-0") == 0
-        assert await session.enqueue("r1", "2-0") == -1
+    async def test_of_the_very_turn_that_is_spoken_is_refused(self, session: Session) -> None:
+        """A worker that was taken for dead comes late: its place would be left behind."""
+        await session.acquire("r1", entry="1-0")
+        assert await session.enqueue("r1", "1-0") == -3
+        assert not [field for field in await session.hash(session.lease) if field[:2] == "w:"]
+
+    async def test_a_place_left_behind_holds_up_nobody(self, session: Session) -> None:
+        await session.speak("r1", entry="1-0")
+        await session.redis.hset(session.lease, f"w:1-0:{MODEL}", ".r1")
+        assert (await session.acquire("r2", entry="2-0"))[0] == "new"
+        assert f"w:1-0:{MODEL}" not in await session.hash(session.lease)
 
     async def test_the_waiting_is_over_with_the_acquisition(self, session: Session) -> None:
         await session.enqueue("r1", "1-0")
@@ -545,19 +565,25 @@ class TestEnqueue:
 
 
 class Queue:
-    """One model's request stream, with its group."""
+    """One model's request stream, with its group and the keys beside it."""
 
     def __init__(self, redis: Redis, prefix: str) -> None:
         self.redis: Any = redis
         keys = Keys(prefix)
-        self.key, self.wake = keys.requests(MODEL), keys.wake(MODEL)
+        self.key, self.wake, self.order = keys.requests(MODEL), keys.wake(MODEL), keys.order(MODEL)
+        self.backlog, self.books, self.due = (
+            keys.backlog(MODEL),
+            keys.books(MODEL),
+            keys.due(MODEL),
+        )
+        self.keys = [self.key, self.wake, self.backlog, self.books, self.due]
 
-    async def add(self, session: str, request: str | None = None, count: int = 1) -> list[str]:
+    async def add(
+        self, session: str, request: str | None = None, count: int = 1, **fields: object
+    ) -> list[str]:
         named = {} if request is None else {"request": request}
-        return [
-            (await self.redis.xadd(self.key, {"session": session, "text": "x", **named})).decode()
-            for _ in range(count)
-        ]
+        fields = {"session": session, "text": "x", **named, **fields}
+        return [(await self.redis.xadd(self.key, fields)).decode() for _ in range(count)]
 
     async def deliver(self, worker: str, count: int = 100) -> None:
         await self.redis.xreadgroup(GROUP, worker, {self.key: ">"}, count=count)
@@ -571,8 +597,27 @@ class Queue:
         return await run(self.redis, scripts.ORPHAN, keys, GROUP, ORPHANS, owner, *entries)
 
     async def take(self, worker: str) -> str | None:
-        reply: Any = await run(self.redis, scripts.TAKE, [self.key], GROUP, ORPHANS, worker)
-        return reply[0][0].decode() if reply else None
+        reply: Any = await run(self.redis, scripts.TAKE, self.keys, GROUP, ORPHANS, BACKLOG, worker)
+        return reply[1].decode() if reply else None
+
+    async def expire(self, worker: str, most: int = 10) -> tuple[int, list[str]]:
+        """How many were parked, and the entries that are taken."""
+        reply: Any = await run(
+            self.redis, scripts.EXPIRE, self.keys, GROUP, ORPHANS, BACKLOG, worker, most
+        )
+        return reply[0], [entry.decode() for entry, _ in reply[1:]]
+
+    async def settle(self, entry: str) -> Any:
+        return await run(self.redis, scripts.SETTLE, [self.key, self.order], GROUP, entry)
+
+    async def earlier(self, entry: str, session: str) -> set[str]:
+        keys = [self.key, self.order]
+        names: Any = await run(self.redis, scripts.EARLIER, keys, entry, session)
+        return {name.decode() for name in names}
+
+    async def later(self, entry: str, session: str, request: str) -> Any:
+        keys = [self.key, self.order]
+        return await run(self.redis, scripts.LATER, keys, entry, session, request)
 
     async def deliveries(self, entry: str) -> int:
         (found,) = await self.redis.xpending_range(self.key, GROUP, entry, entry, 1)
@@ -651,7 +696,7 @@ async def test_settle_takes_a_request_off_for_good(queue: Queue) -> None:
     entries = await queue.add("s", count=2)
     await queue.deliver("w1")
     for deleted in (1, 0):
-        assert await run(queue.redis, scripts.SETTLE, [queue.key], GROUP, entries[0]) == deleted
+        assert await queue.settle(entries[0]) == deleted
     assert await queue.pending("w1") == entries[1:]
     assert await queue.redis.xlen(queue.key) == 1
 
@@ -665,8 +710,7 @@ class TestPlaces:
         await queue.add("s", "r2")
         (mine,) = await queue.add("s", "r3")
         await queue.add("s", "r4")
-        found: Any = await run(queue.redis, scripts.EARLIER, [queue.key], mine, "s")
-        assert found == [b"r2", unnamed.encode()]
+        assert await queue.earlier(mine, "s") == {"r2", unnamed}
 
     async def test_later_is_one_after_it(self, queue: Queue) -> None:
         await queue.add("s", "r1")
@@ -675,16 +719,215 @@ class TestPlaces:
         await queue.add("other", "r4")
         (unnamed,) = await queue.add("s")
         for name, found in {"r1": 0, "r2": 0, "r3": 1, "r4": 0, "r9": 0, unnamed: 1}.items():
-            assert await run(queue.redis, scripts.LATER, [queue.key], mine, "s", name) == found, (
-                name
-            )
+            assert await queue.later(mine, "s", name) == found, name
 
-    async def test_however_many_stand_between(self, queue: Queue) -> None:
+    @pytest.mark.parametrize("between", [0, 200, 600])
+    async def test_however_many_stand_between(self, queue: Queue, between: int) -> None:
         (first,) = await queue.add("s", "first")
-        await queue.add("other", count=200)
+        await queue.add("other", count=between)
         (last,) = await queue.add("s", "last")
-        assert await run(queue.redis, scripts.EARLIER, [queue.key], last, "s") == [b"first"]
-        assert await run(queue.redis, scripts.LATER, [queue.key], first, "s", "last") == 1
+        assert await queue.earlier(last, "s") == {"first"}
+        assert await queue.later(first, "s", "last") == 1
+
+    async def test_only_the_session_of_that_very_name_counts(self, queue: Queue) -> None:
+        for session in ("s1", "s:1", "s-", "S", "t"):
+            await queue.add(session, "r1")
+        (mine,) = await queue.add("s", "r2")
+        assert await queue.earlier(mine, "s") == set()
+
+    async def test_what_is_settled_or_deleted_stands_nowhere(self, queue: Queue) -> None:
+        (settled,) = await queue.add("s", "r1")
+        (deleted,) = await queue.add("s", "r2")
+        (mine,) = await queue.add("s", "r3")
+        assert await queue.earlier(mine, "s") == {"r1", "r2"}
+        await queue.settle(settled)
+        await queue.redis.xdel(queue.key, deleted)
+        assert await queue.earlier(mine, "s") == set()
+        await queue.settle(mine)
+        # What remains says how far it was read.
+        assert await queue.redis.zcard(queue.order) == 1
+
+    async def test_a_forgotten_order_is_found_again(self, queue: Queue) -> None:
+        (first,) = await queue.add("s", "r1")
+        (mine,) = await queue.add("s", "r2")
+        assert await queue.earlier(mine, "s") == {"r1"}
+        await queue.redis.delete(queue.order)
+        assert await queue.earlier(mine, "s") == {"r1"}
+        await queue.add("s", "r3")
+        assert await queue.later(first, "s", "r3") == 1
+        assert 0 < await queue.redis.pttl(queue.order)
+
+
+class TestBacklog:
+    """Requests that came while no slot was free, and who is next when one is."""
+
+    async def test_one_tenant_is_served_in_order(self, queue: Queue) -> None:
+        entries = await queue.add("s", count=600)
+        assert [await queue.take("w1") for _ in entries] == entries
+        assert await queue.take("w1") is None
+        assert await queue.pending("w1") == entries
+
+    async def test_tenants_take_turns_however_much_one_asks_for(self, queue: Queue) -> None:
+        greedy = await queue.add("greedy:1", count=300)
+        assert [await queue.take("w1") for _ in range(3)] == greedy[:3]
+        modest = await queue.add("modest:1", count=3)
+        taken = [await queue.take("w1") for _ in range(7)]
+        assert sorted(taken[:2]) == sorted([greedy[3], modest[0]])
+        assert sorted(taken[2:4]) == sorted([greedy[4], modest[1]])
+        assert set(taken) == {*greedy[3:7], *modest}
+
+    async def test_a_tenant_gets_nothing_for_having_waited_elsewhere(self, queue: Queue) -> None:
+        """Credit does not pile up: who was silent for long is next once, not ten times."""
+        busy = await queue.add("busy:1", count=40)
+        assert [await queue.take("w1") for _ in range(20)] == busy[:20]
+        late = await queue.add("late:1", count=10)
+        taken = [await queue.take("w1") for _ in range(10)]
+        assert len([entry for entry in taken if entry in late]) == 5
+
+    async def test_sessions_without_a_tenant_are_one(self, queue: Queue) -> None:
+        entries = [*await queue.add("a"), *await queue.add("b"), *await queue.add("a")]
+        (named,) = await queue.add("t:a")
+        assert [await queue.take("w1") for _ in range(4)] == [entries[0], named, *entries[1:]]
+
+    async def test_what_was_given_up_goes_first(self, queue: Queue) -> None:
+        entries = await queue.add("s", count=3)
+        assert await queue.take("w1") == entries[0]
+        await queue.orphan("w1", entries[0])
+        assert [await queue.take("w2") for _ in range(3)] == entries
+
+    async def test_says_whether_it_was_anybodys_before(self, queue: Queue) -> None:
+        (entry,) = await queue.add("s")
+        for claim in (b"fresh", b"over"):
+            reply: Any = await run(
+                queue.redis, scripts.TAKE, queue.keys, GROUP, ORPHANS, BACKLOG, "w1"
+            )
+            assert reply == [claim, entry.encode(), [b"session", b"s", b"text", b"x"]]
+            await queue.orphan("w1", entry)
+
+    async def test_others_are_woken_for_the_rest(self, queue: Queue) -> None:
+        await queue.add("s")
+        await queue.take("w1")
+        assert not await queue.redis.exists(queue.wake), "there is no rest"
+        await queue.add("s", count=2)
+        await queue.take("w1")
+        assert await queue.redis.exists(queue.wake)
+
+    async def test_lost_books_are_made_anew(self, queue: Queue) -> None:
+        entries = await queue.add("s", count=5)
+        assert await queue.take("w1") == entries[0]
+        await queue.redis.delete(queue.backlog, queue.books, queue.due)
+        assert [await queue.take("w1") for _ in range(5)] == [*entries[1:], None]
+
+    async def test_debris_in_their_place_is_cleared_away(self, queue: Queue) -> None:
+        for key in (queue.backlog, queue.books, queue.due):
+            await queue.redis.set(key, "debris", ex=60)
+        (entry,) = await queue.add("s")
+        assert await queue.take("w1") == entry
+
+    async def test_one_that_was_deleted_hides_no_other(self, queue: Queue) -> None:
+        entries = await queue.add("s", count=4)
+        await queue.take("w1")
+        await queue.redis.xdel(queue.key, *entries[1:3])
+        assert [await queue.take("w1"), await queue.take("w1")] == [entries[3], None]
+        assert await queue.pending(BACKLOG) == []
+
+    async def test_books_end_with_the_backlog_or_in_time(self, queue: Queue) -> None:
+        await queue.add("s", count=2, deadline_ms=10**15)
+        await queue.take("w1")
+        for key in (queue.backlog, queue.books, queue.due):
+            assert await queue.redis.pttl(key) > 0
+        await queue.take("w1")
+        await queue.take("w1")
+        assert not await queue.redis.exists(queue.backlog, queue.books, queue.due)
+
+
+class TestExpire:
+    async def test_parks_what_has_time_and_takes_what_has_none(self, queue: Queue) -> None:
+        (late,) = await queue.add("a", deadline_ms=1)
+        entries = await queue.add("b", count=2)
+        (comfortable,) = await queue.add("c", deadline_ms=10**15)
+        assert await queue.expire("w1") == (4, [late])
+        assert await queue.pending("w1") == [late]
+        assert await queue.expire("w1") == (0, [])
+        assert [await queue.take("w2") for _ in range(4)] == [*entries, comfortable, None]
+
+    async def test_takes_no_more_than_asked_for(self, queue: Queue) -> None:
+        entries = await queue.add("a", count=5, deadline_ms=1)
+        assert (await queue.expire("w1", 3))[1] == entries[:3]
+        assert (await queue.expire("w2", 3))[1] == entries[3:]
+
+    async def test_leaves_what_somebody_took(self, queue: Queue) -> None:
+        entries = await queue.add("a", count=2, deadline_ms=1)
+        assert await queue.take("w1") == entries[0]
+        assert (await queue.expire("w2"))[1] == entries[1:]
+
+    @pytest.mark.parametrize("deadline", ["soon", "-1", "", "1e5", "9" * 400])
+    async def test_a_deadline_that_is_none_is_left_to_those_who_refuse_it(
+        self, queue: Queue, deadline: str
+    ) -> None:
+        (entry,) = await queue.add("a", deadline_ms=deadline)
+        assert await queue.expire("w1") == (1, [])
+        assert await queue.take("w1") == entry
+
+
+class TestRefused:
+    """More requests than may wait in a session: answered in their order, though nobody waits."""
+
+    async def fill(self, session: Session, places: int, refused: int) -> str:
+        """A turn that is spoken, some that wait, some that may not; returns the turn's epoch."""
+        epoch = await session.epoch("r1", entry="1-0")
+        for n in range(2, 2 + places):
+            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == n - 2
+        for n in range(2 + places, 2 + places + refused):
+            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == -2
+        return epoch
+
+    async def test_are_answered_when_all_before_them_are(self, session: Session) -> None:
+        epoch = await self.fill(session, 2, 3)
+        assert await session.finish(epoch, 1) == 1
+        assert await session.ids() == ["1-1"]
+        epoch = await session.epoch("r2", entry="2-0")
+        assert await session.finish(epoch, 1, turn=2) == 1
+        epoch = await session.epoch("r3", entry="3-0")
+        assert await session.finish(epoch, 1, turn=3) == 1
+        assert await session.ids() == [f"{turn}-1" for turn in range(1, 7)]
+        _, end = (await session.stream())[3]
+        assert end.pop("t").isdigit()
+        assert end == {
+            "event": "end",
+            "request": "r4",
+            "reason": "rejected",
+            "frames": "0",
+            "error": "max_waiting_turns: 2 requests wait in this session",
+        }
+        assert not await session.redis.exists(session.refused)
+        await session.speak("r7", turn=7, entry="7-0")
+
+    async def test_come_before_a_later_one(self, session: Session) -> None:
+        epoch = await self.fill(session, 1, 1)
+        assert await session.finish(epoch, 1) == 1
+        status, _, turn, *_ = await session.acquire("r2", entry="2-0")
+        assert (status, turn) == ("new", "2")
+        await session.abandon("2-0")
+        assert (await session.acquire("r9", entry="9-0"))[2] == "4"
+        assert (await session.stream())[-1][0] == "3-1"
+
+    async def test_a_name_that_was_refused_is_taken(self, session: Session) -> None:
+        await self.fill(session, 1, 1)
+        assert await session.enqueue("r3", "9-0", most=1) == -1
+
+    async def test_one_that_waits_is_not_refused_later(self, session: Session) -> None:
+        await self.fill(session, 2, 0)
+        assert await session.enqueue("r3", "3-0", most=1) == 1
+
+    async def test_a_flood_is_answered_to_a_limit(self, session: Session) -> None:
+        epoch = await self.fill(session, 1, 1100)
+        assert await session.redis.llen(session.refused) == 1000
+        assert await session.redis.pttl(session.refused) > 0
+        await session.finish(epoch, 1)
+        epoch = await session.epoch("r2", entry="2-0")
+        await session.finish(epoch, 1, turn=2)
+        assert (await session.stream())[-1][0] == "1002-1"
 
 
 class TestBeat:

@@ -170,7 +170,8 @@ class Link(asyncio.Protocol):
         while True:
             try:
                 reply = self._reader.gets()
-            except hiredis.ProtocolError:
+            except Exception:
+                # No protocol, or nothing that Python can hold: a map with a list for a key, say.
                 self.close()
                 return
             if reply is _INCOMPLETE:

@@ -275,7 +275,8 @@ class VoiceAdapter:
     ) -> None:
         rendition = await prepare(request, resident, self._config.audio.true_peak_dbtp)
         limits = resident.info.limits_for(streamed=request.stream)
-        feed = TextFeed(limits, self._config.worker.text_timeout_s)
+        worker = self._config.worker
+        feed = TextFeed(limits, worker.text_timeout_s, worker.max_stream_chars)
         errors: list[Exception] = []
 
         async def read() -> None:

@@ -11,14 +11,21 @@ import structlog
 from schemas.audio import Reason
 from schemas.request import InvalidRequest, Request
 from wire.link import ReplyError
-from worker.ledger import Acquired, Claim, Delivery, Lease
+from worker.ledger import Acquired, Claim, Delivery, Lease, Waiter
 from worker.outbox import Fate
 from worker.performance import ENDINGS, Performance
 from worker.rooms import Rooms
 from worker.session_watch import SessionWatch
 from worker.slots import Slot
+from worker.watch import RECONCILE_S
 
 log = structlog.stdlib.get_logger(__name__)
+
+SILENCE_MS = 5_000
+"""An owner says each second that it has a turn: after this it has none."""
+
+STUCK_READINGS = 3
+"""The lease is read each second at least."""
 
 
 class _Left(Enum):
@@ -29,17 +36,37 @@ class _Left(Enum):
     HAND_BACK = "any worker may take it"
 
 
-class Assignment:
-    """One delivery. ``run`` sees it through; ``hand_over`` gives it to another worker."""
+class _Place:
+    """A place among those who wait for a session."""
 
-    def __init__(self, rooms: Rooms, delivery: Delivery, slot: Slot) -> None:
+    def __init__(self) -> None:
+        self.was_seen = False
+        self._ahead: Waiter | None = None
+        self._readings = 0
+
+    def is_stuck_behind(self, ahead: Waiter) -> bool:
+        """Whether nothing moves: in several readings nobody speaks, and the same one is next."""
+        self._readings = self._readings + 1 if ahead == self._ahead else 1
+        self._ahead = ahead
+        return self._readings > STUCK_READINGS
+
+
+class Assignment:
+    """One delivery. ``run`` sees it through; ``hand_over`` gives it to another worker.
+
+    Without a ``slot`` it can be answered, but not spoken before there is one.
+    """
+
+    def __init__(self, rooms: Rooms, delivery: Delivery, slot: Slot | None) -> None:
         self.delivery = delivery
         self.session: str | None = None
         self._name = delivery.entry
         self._rooms = rooms
-        self._slot: Slot | None = slot
+        self._slot = slot
+        self._text_key: str | None = None
         self._rejection: str | None = None
         self._given_up = False
+        self._is_others = False
         self._waiting = anyio.CancelScope()
         self._performance: Performance | None = None
 
@@ -47,6 +74,20 @@ class Assignment:
     def is_speaking(self) -> bool:
         """Whether it holds its session's lease."""
         return self._performance is not None
+
+    @property
+    def kept_keys(self) -> list[str]:
+        """Keys that must not expire meanwhile."""
+        if self.session is None:
+            return []
+        text = [] if self._text_key is None else [self._text_key]
+        return [*self._rooms.ledger.session_keys(self.session), *text]
+
+    def dismiss(self) -> None:
+        """Wait no more: the request is in another worker's hands."""
+        if self._performance is None:
+            self._is_others = True
+            self._waiting.cancel()
 
     def hand_over(self) -> None:
         """Give the request to whoever has a slot, in mid-turn if need be. Takes effect at once."""
@@ -73,6 +114,8 @@ class Assignment:
         finally:
             self._release_slot()
         if left is _Left.SETTLE:
+            if self._text_key is not None:  # of a turn that was known before, say
+                await self._rooms.ledger.touch([self._text_key])
             await self._rooms.ledger.settle(self.delivery)
         elif left is _Left.HAND_BACK:
             await self._rooms.ledger.hand_back(self.delivery.model, [self.delivery.entry])
@@ -82,6 +125,8 @@ class Assignment:
         if request is None:
             return _Left.SETTLE
         self.session, self._name = request.session, request.name
+        if request.stream:
+            self._text_key = self._rooms.keys.text(request.session, request.name)
         bound = {"session": request.session, "request": request.name}
         if request.traceparent is not None:
             bound["trace_id"] = request.traceparent.split("-")[1]
@@ -104,11 +149,14 @@ class Assignment:
             return None
 
     async def _see_through(self, request: Request, view: SessionWatch) -> _Left:
-        claim, least_turn = self.delivery.claim, 0
+        claim: Claim = self.delivery.claim
+        last: Acquired | None = None
         while not self._given_up:
             acquired: Acquired | _Left = _Left.HAND_BACK
             with anyio.CancelScope() as self._waiting:
-                acquired = await self._acquire(request, view, claim, least_turn)
+                acquired = await self._acquire(request, view, claim, last)
+            if self._is_others:
+                return _Left.DROP
             if isinstance(acquired, _Left):
                 return acquired
             view.epoch = acquired.epoch
@@ -125,7 +173,7 @@ class Assignment:
                     self._performance = None
                 if fate is Fate.FORGOTTEN:
                     log.warning("server_forgot", last=performance.outbox.frames)
-                    claim, least_turn = "again", acquired.turn
+                    claim, last = "again", acquired
                     continue
                 self._release_slot()
                 return await self._conclude(request, view, performance, acquired, fate)
@@ -134,22 +182,17 @@ class Assignment:
     # Waiting for the session.
 
     async def _acquire(
-        self, request: Request, view: SessionWatch, claim: Claim, least_turn: int
+        self, request: Request, view: SessionWatch, claim: Claim, last: Acquired | None
     ) -> Acquired | _Left:
         """Take the lease when it is this request's turn, and a slot to speak it in."""
-        ledger = self._rooms.ledger
-        queued = False
+        place: _Place | None = None
         while True:
             changed = view.lease_changed  # what changes while we ask is not to be missed
-            if not queued or self._is_next(view):
-                if queued and self._unspoken(request, view) is None and not self._take_slot():
+            if place is None or self._is_next(view):
+                if self._unspoken(request, view) is None and not self._take_slot():
                     return _Left.HAND_BACK
-                acquired = await ledger.acquire(
-                    self.delivery,
-                    request.session,
-                    request.name,
-                    claim=claim,
-                    least_turn=least_turn,
+                acquired = await self._rooms.ledger.acquire(
+                    self.delivery, request.session, request.name, claim=claim, last=last
                 )
                 match acquired.standing:
                     case "new" | "over":
@@ -160,35 +203,68 @@ class Assignment:
                         return _Left.DROP
                     case "busy":
                         self._release_slot()
-            if not queued:
-                queued = True
-                before = await ledger.enqueue(
-                    self.delivery, request.session, request.name, interrupt=request.interrupt
-                )
-                if before is None:
-                    return _Left.SETTLE
-                limit = self._rooms.config.max_waiting_turns
-                if before >= limit and self._rejection is None:
-                    self._rejection = f"max_waiting_turns: {limit} requests wait in this session"
+            if place is None:
+                place = _Place()
+                left = await self._enqueue(request)
+                if left is not None:
+                    return left
                 await view.seen()
-            elif view.lease.active:
-                await self._free_session(request.session, view.lease)
+            elif not any(self._is_me(waiter) for waiter in view.lease.waiters):
+                if place.was_seen:
+                    # The server forgot who waits. Let all of them come back before one is next.
+                    left = await self._enqueue(request)
+                    if left is not None:
+                        return left
+                    place = _Place()
+                    await anyio.sleep(RECONCILE_S)
+            else:
+                place.was_seen = True
+                await self._clear_the_way(request.session, view.lease, place)
             await changed.wait()
 
-    async def _free_session(self, session: str, lease: Lease) -> None:
-        """Do not wait for a turn that nobody can end: its owner is dead and its request is gone."""
+    async def _enqueue(self, request: Request) -> _Left | None:
+        """Wait for the session; returns what is left to do where there is nothing to wait for."""
+        limit = self._rooms.config.max_waiting_turns
+        standing = await self._rooms.ledger.enqueue(
+            self.delivery, request.session, request.name, interrupt=request.interrupt, most=limit
+        )
+        match standing:
+            case "listed":
+                return None
+            case "known":
+                return _Left.SETTLE
+            case "taken":
+                return _Left.DROP
+            case "full":
+                error = f"max_waiting_turns: {limit} requests wait in this session"
+                log.info("rejected", error=error)
+                await self._bury(request.name, "rejected", error)
+                return _Left.SETTLE
+
+    async def _clear_the_way(self, session: str, lease: Lease, place: "_Place") -> None:
+        """Do not wait for what nobody can end: a turn or a place whose request is gone."""
         ledger = self._rooms.ledger
-        if await ledger.is_queued(lease.model, lease.entry) or await ledger.is_alive(lease.owner):
-            return
-        log.warning("turn_lost", lost=lease.request, owner=lease.owner)
-        await ledger.abandon(session, lease.entry, lease.model, lease.owner)
+        if lease.active:
+            if await ledger.is_queued(lease.model, lease.entry):
+                return
+            silent_ms = self._rooms.clock.now_ms() - await ledger.updated_ms(session)
+            if silent_ms < SILENCE_MS and await ledger.is_alive(lease.owner):
+                return
+            log.warning("turn_lost", lost=lease.request, owner=lease.owner)
+            await ledger.abandon(session, lease.entry, lease.model, lease.owner)
+        elif not self._is_me(lease.waiters[0]) and place.is_stuck_behind(lease.waiters[0]):
+            first = lease.waiters[0]
+            if not await ledger.is_queued(first.model, first.entry):
+                log.warning("place_lost", lost=first.request)
+                await ledger.abandon(session, first.entry, first.model, "")
+
+    def _is_me(self, waiter: Waiter) -> bool:
+        return (waiter.entry, waiter.model) == (self.delivery.entry, self.delivery.model)
 
     def _is_next(self, view: SessionWatch) -> bool:
         """Whether nobody speaks the session, and no other waits that was added before."""
-        first = view.lease.waiters[:1]
-        return not view.lease.active and all(
-            waiter.is_of(self.delivery.entry, self.delivery.model) for waiter in first
-        )
+        waiters = view.lease.waiters
+        return not view.lease.active and bool(waiters) and self._is_me(waiters[0])
 
     def _unspoken(
         self, request: Request, view: SessionWatch, *, begun: bool = False
@@ -249,8 +325,8 @@ class Assignment:
                 )
                 if again.standing in ("new", "over"):  # given up by others meanwhile: for anyone
                     await ledger.release(request.session, again.epoch, blameless=True)
-                    return _Left.HAND_BACK
-                return _Left.SETTLE if again.standing == "known" else _Left.DROP
+                left = {"known": _Left.SETTLE, "taken": _Left.DROP}
+                return left.get(again.standing, _Left.HAND_BACK)
             case Fate.REFUSED:
                 await self._abandon(request.session)
                 await self._bury(request.name, "failed", "the audio key takes no entries")

@@ -23,7 +23,9 @@ class WorkerConfig(Section, frozen=True):
     """The worker process: what it serves and its time limits.
 
     ``slots`` 0 offers what the served engines can carry. ``lead_ms`` is how far ahead of real
-    time frames are published where the request does not say.
+    time frames are published where the request does not say. A turn whose engine makes no audio
+    for ``synthesis_timeout_s`` fails, and is tried again; streamed text of more than
+    ``max_stream_chars`` fails for good.
     """
 
     name: str = ""
@@ -38,6 +40,8 @@ class WorkerConfig(Section, frozen=True):
     audio_ttl_s: Seconds = 120.0
     audio_window_s: Seconds = 60.0
     resend_window_s: Seconds = 5.0
+    synthesis_timeout_s: Seconds = 30.0
+    max_stream_chars: Annotated[int, Meta(ge=1)] = 100_000
     max_waiting_turns: Annotated[int, Meta(ge=1, le=10_000)] = 64
     max_deliveries: Annotated[int, Meta(ge=1, le=100)] = 3
 

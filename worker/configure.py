@@ -24,9 +24,11 @@ import yaml
 from msgspec import inspect
 
 from schemas.fields import MODEL, excerpt
-from schemas.keys import ORPHANS
+from schemas.keys import BACKLOG, ORPHANS
 from wire.endpoint import BadUrlError, parse
+from worker import plain_yaml
 from worker.config import Config, CosyVoice2Config
+from worker.plain_yaml import PlainLoader
 
 ENVIRONMENT_PREFIX: Final = "VOICEFLEET_"
 TEST_PREFIX: Final = "VOICEFLEET_TEST_"
@@ -129,7 +131,7 @@ def _from_file(path: Path | None) -> Iterator[Setting]:
     if path is None:
         return
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        loader = PlainLoader(plain_yaml.read(path))
         root = loader.get_single_node()
         if root is not None:
             yield from _from_mapping(path, loader, root, "")
@@ -148,7 +150,7 @@ def _from_file(path: Path | None) -> Iterator[Setting]:
 
 
 def _from_mapping(
-    path: Path, loader: yaml.SafeLoader, node: yaml.Node, prefix: str
+    path: Path, loader: PlainLoader, node: yaml.Node, prefix: str
 ) -> Iterator[Setting]:
     # Nodes, not plain dicts: they know their lines, and show a key that is there twice.
     if not isinstance(node, yaml.MappingNode):
@@ -215,7 +217,7 @@ def _checked(key: str, value: object, source: str, base: Path, *, strict: bool =
         converted = msgspec.convert(value, KEYS[key], strict=strict)
         if isinstance(converted, float) and not math.isfinite(converted):
             raise msgspec.ValidationError("not finite")
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):  # the latter: bytes that are no UTF-8
         absent = value is None or value == ""
         shown = "nothing" if absent else "the value" if key in SECRETS else excerpt(str(value))
         problem = f"{shown} is not {_allowed(inspect.type_info(KEYS[key]))}"
@@ -296,8 +298,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     )
     if not _WORKER_NAME.fullmatch(worker.name):
         yield "worker.name", "is not up to 128 characters of A-Z a-z 0-9 _ . : @ -"
-    if worker.name == ORPHANS:
-        yield "worker.name", f"{ORPHANS} is the name of those whose worker is gone"
+    if worker.name in (ORPHANS, BACKLOG):
+        yield "worker.name", f"{ORPHANS} and {BACKLOG} are whose requests are nobody's"
     for model in worker.models:
         if not MODEL.fullmatch(model):
             problem = f"{excerpt(model)} is not a model id (a-z 0-9 _ . -, at most 64)"

@@ -31,9 +31,9 @@ class Intake:
         self._left = anyio.Event()
 
     @property
-    def sessions(self) -> set[str]:
-        """Sessions that are spoken or waited for here."""
-        return {a.session for a in self._assignments if a.session is not None}
+    def assignments(self) -> frozenset[Assignment]:
+        """What is in hand."""
+        return frozenset(self._assignments)
 
     @property
     def speaking(self) -> int:
@@ -73,9 +73,11 @@ class Intake:
         await self._rooms.ledger.create_group(model)
         async with reader.open(), anyio.create_task_group() as beside:
             beside.start_soon(self._stop_when_taken, reader, model)
+            beside.start_soon(self._answer_late, model, tasks)
             while not self._closed.is_set():
                 if not slots.is_free(model):
                     await slots.wait_change()
+                    reader.look()
                     continue
                 delivery = await reader.next()
                 if delivery is not None:
@@ -94,7 +96,17 @@ class Intake:
         if slot is None:
             await self._rooms.ledger.hand_back(delivery.model, [delivery.entry])
             return
-        assignment = Assignment(self._rooms, delivery, slot)
+        self._begin(Assignment(self._rooms, delivery, slot), tasks)
+
+    async def _answer_late(self, model: str, tasks: TaskGroup) -> None:
+        """Answer requests whose deadline passes while no slot is free: that takes none."""
+        while True:
+            await anyio.sleep(self._rooms.config.heartbeat_ms / 1000)
+            if not self._rooms.slots.is_free(model):
+                for delivery in await self._rooms.ledger.take_expired(model):
+                    self._begin(Assignment(self._rooms, delivery, None), tasks)
+
+    def _begin(self, assignment: Assignment, tasks: TaskGroup) -> None:
         self._assignments.add(assignment)
         tasks.start_soon(self._see_through, assignment)
 

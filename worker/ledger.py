@@ -5,13 +5,13 @@ The cold half of the Redis side: a few calls a turn. Frames go through ``worker.
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import msgspec
 import structlog
 
 from schemas.fields import Fields, paired
-from schemas.keys import GROUP, ORPHANS, Keys
+from schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from wire.link import Argument, Reply, ReplyError
 from wire.switchboard import Switchboard
 from worker import scripts
@@ -20,15 +20,18 @@ from worker.scripts import Script
 log = structlog.stdlib.get_logger(__name__)
 
 DEAD_LETTERS = 10_000
+EXPIRE_AT_ONCE = 64
+MOST_DIGITS = 20
 
 Claim = Literal["fresh", "over", "again"]
 Standing = Literal["new", "over", "taken", "busy", "known"]
+Place = Literal["listed", "known", "taken", "full"]
 
 
 class Delivery(msgspec.Struct, frozen=True):
     """One entry of a model's request stream in this worker's hands.
 
-    ``claim`` says how it came: ``fresh`` from the queue, or ``over`` from another owner.
+    ``claim`` says how it came: ``fresh``, never spoken yet, or ``over`` from another owner.
     """
 
     model: str
@@ -65,9 +68,10 @@ class Waiter(msgspec.Struct, frozen=True, order=True):
     request: str
     interrupt: bool
 
-    def is_of(self, entry: str, model: str) -> bool:
-        """Whether this is the given entry of the given model's queue."""
-        return f"{self.ms}-{self.seq}" == entry and self.model == model
+    @property
+    def entry(self) -> str:
+        """Its entry in the model's queue."""
+        return f"{self.ms}-{self.seq}"
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -95,7 +99,7 @@ class Lease(msgspec.Struct, frozen=True):
         epoch = fields.get(b"epoch", b"")
         return cls(
             active=fields.get(b"active") == b"1",
-            epoch=epoch.decode() if epoch.isdigit() else "",
+            epoch=epoch.decode() if epoch.isdigit() and len(epoch) <= MOST_DIGITS else "",
             **{
                 name: fields.get(name.encode(), b"").decode("utf-8", "replace")
                 for name in ("request", "entry", "model", "owner")
@@ -133,14 +137,33 @@ class Ledger:
             if not str(error).startswith(("BUSYGROUP", "WRONGTYPE")):
                 raise
 
-    async def take_orphan(self, model: str) -> Delivery | None:
-        """The oldest request that nobody owns."""
+    async def take(self, model: str) -> Delivery | None:
+        """The next request that waits for a slot: one that was given up, or the backlog's."""
         reply = await self._run_on_queue(
-            scripts.TAKE, [self._keys.requests(model)], GROUP, ORPHANS, self._worker
+            scripts.TAKE, self._backlog_keys(model), GROUP, ORPHANS, BACKLOG, self._worker
         )
-        for entry, fields in cast(list[tuple[bytes, list[bytes]]], reply or []):
-            return Delivery(model, entry.decode(), paired(fields), "over")
-        return None
+        if not reply:
+            return None
+        claim, entry, fields = cast(tuple[bytes, bytes, list[bytes]], reply)
+        return Delivery(model, entry.decode(), paired(fields), cast(Claim, claim.decode()))
+
+    async def take_expired(self, model: str) -> list[Delivery]:
+        """Park what came while no slot is free, and take what is past its deadline already."""
+        taken: list[Delivery] = []
+        parked = 1
+        while parked:  # a page at a time: the server has others to serve
+            reply = await self._run_on_queue(
+                *(scripts.EXPIRE, self._backlog_keys(model)),
+                *(GROUP, ORPHANS, BACKLOG, self._worker, EXPIRE_AT_ONCE),
+            )
+            parked, *items = cast(list[Any], reply or [0])
+            taken += [Delivery(model, e.decode(), paired(fields), "fresh") for e, fields in items]
+        return taken
+
+    def _backlog_keys(self, model: str) -> list[str]:
+        keys = self._keys
+        own = (keys.requests, keys.wake, keys.backlog, keys.books, keys.due)
+        return [key(model) for key in own]
 
     async def hand_back(self, model: str, entries: Iterable[str]) -> int:
         """Give requests of ours to whoever has a slot for them. Returns how many were ours."""
@@ -163,17 +186,18 @@ class Ledger:
         except ReplyError:
             return set()  # no queue yet, or something else in its place
         consumers = cast(list[dict[bytes, bytes]], reply)
-        return {consumer[b"name"].decode("utf-8", "replace") for consumer in consumers} - {ORPHANS}
+        names = {consumer[b"name"].decode("utf-8", "replace") for consumer in consumers}
+        return names - {ORPHANS, BACKLOG}
 
-    async def pending(self, model: str) -> set[str]:
-        """Entries of the model's queue that are in this worker's name."""
+    async def pending(self, model: str) -> set[str] | None:
+        """Entries of the model's queue that are in this worker's name; ``None``: no queue."""
         key = self._keys.requests(model)
         try:
             reply = await self._switchboard.call(
                 key, "XPENDING", key, GROUP, "-", "+", 10_000, self._worker
             )
         except ReplyError:
-            return set()
+            return None
         return {item[0].decode() for item in cast(list[list[bytes]], reply)}
 
     async def is_queued(self, model: str, entry: str) -> bool:
@@ -192,8 +216,11 @@ class Ledger:
     async def settle(self, delivery: Delivery) -> None:
         """The request is done: acknowledge and delete it."""
         await self._run_on_queue(
-            scripts.SETTLE, [self._keys.requests(delivery.model)], GROUP, delivery.entry
+            scripts.SETTLE, self._order_keys(delivery.model), GROUP, delivery.entry
         )
+
+    def _order_keys(self, model: str) -> list[str]:
+        return [self._keys.requests(model), self._keys.order(model)]
 
     async def bury_letter(
         self, delivery: Delivery, session: str | None, request: str, reason: str, error: str
@@ -215,31 +242,38 @@ class Ledger:
 
     async def _earlier(self, delivery: Delivery, session: str) -> list[str]:
         """Names of the session's requests that stand before this one in its queue."""
-        keys = [self._keys.requests(delivery.model)]
+        keys = self._order_keys(delivery.model)
         reply = await self._run_on_queue(scripts.EARLIER, keys, delivery.entry, session)
         return [name.decode("utf-8", "replace") for name in cast(list[bytes], reply or [])]
 
     async def is_added_later(self, delivery: Delivery, session: str, request: str) -> bool:
         """Whether the named request of the session stands after this one in the same queue."""
-        keys = [self._keys.requests(delivery.model)]
+        keys = self._order_keys(delivery.model)
         found = await self._run_on_queue(scripts.LATER, keys, delivery.entry, session, request)
         return found == 1
 
     async def enqueue(
-        self, delivery: Delivery, session: str, request: str, *, interrupt: bool
-    ) -> int | None:
-        """Let a request wait. Returns how many wait before it, ``None`` if its name was taken."""
+        self, delivery: Delivery, session: str, request: str, *, interrupt: bool, most: int
+    ) -> Place:
+        """Let a request wait for its session, unless ``most`` wait already.
+
+        Where it is ``full`` the session's own keys know: the request is answered in its order,
+        whoever is there then.
+        """
         keys = self._keys
+        session_keys = (keys.lease, keys.session, keys.spoken, keys.refused)
         before = await self._run(
             scripts.ENQUEUE,
-            [keys.lease(session), keys.session(session), keys.spoken(session)],
+            [key(session) for key in session_keys],
             request,
             delivery.entry,
             delivery.model,
             "1" if interrupt else "0",
             self._ttl_ms,
+            most,
         )
-        return None if before == -1 else cast(int, before)
+        places: dict[Reply, Place] = {-1: "known", -2: "full", -3: "taken"}
+        return places.get(before, "listed")
 
     async def acquire(
         self,
@@ -248,14 +282,17 @@ class Ledger:
         request: str,
         *,
         claim: Claim,
-        least_turn: int = 0,
+        last: Acquired | None = None,
     ) -> Acquired:
-        """Take the session's lease for this request, if it is its turn."""
+        """Take the session's lease for this request, if it is its turn.
+
+        Claimed ``again``, ``last`` is what this worker held before the server forgot it.
+        """
         keys, earlier = self.session_keys(session), list[str]()
         if self._switchboard.topology.is_sharded:
             earlier = await self._earlier(delivery, session)
         else:
-            keys.append(self._keys.requests(delivery.model))
+            keys += self._order_keys(delivery.model)
         reply = await self._run(
             scripts.ACQUIRE,
             keys,
@@ -265,7 +302,8 @@ class Ledger:
             delivery.model,
             self._worker,
             self._ttl_ms,
-            least_turn,
+            last.turn if last else 0,
+            last.epoch if last else "",
             *earlier,
         )
         status, *rest = cast(list[bytes], reply)
@@ -284,21 +322,24 @@ class Ledger:
         """Give up an owner's turn that will never end, so that others need not wait for it."""
         await self._run(scripts.ABANDON, [self._keys.lease(session)], entry, model, owner)
 
-    async def touch(self, sessions: Sequence[str]) -> None:
-        """Keep the keys of living sessions from expiring."""
-        for session in sessions:
-            keys = self.session_keys(session)
-            await self._switchboard.batch(keys[0], [("PEXPIRE", key, self._ttl_ms) for key in keys])
+    async def updated_ms(self, session: str) -> int:
+        """When the session's record was last written: server unix ms, 0 where that is unknown."""
+        key = self._keys.session(session)
+        try:
+            value = cast(bytes | None, await self._switchboard.call(key, "HGET", key, "updated_ms"))
+        except ReplyError:
+            return 0  # something else in the record's place
+        return int(value) if value and value.isdigit() else 0
+
+    async def touch(self, keys: Sequence[str]) -> None:
+        """Let keys of one session live for another ``audio_ttl_s``."""
+        await self._switchboard.batch(keys[0], [("PEXPIRE", key, self._ttl_ms) for key in keys])
 
     def session_keys(self, session: str) -> list[str]:
-        """KEYS of the session scripts: lease, audio, session, spoken."""
+        """KEYS of the session scripts: lease, audio, session, spoken, refused."""
         keys = self._keys
-        return [
-            keys.lease(session),
-            keys.audio(session),
-            keys.session(session),
-            keys.spoken(session),
-        ]
+        own = (keys.lease, keys.audio, keys.session, keys.spoken, keys.refused)
+        return [key(session) for key in own]
 
     async def _run_on_queue(self, script: Script, keys: Sequence[str], *args: Argument) -> Reply:
         """Run it; ``None`` where the queue is gone, or something else stands in its place."""

@@ -66,7 +66,7 @@ async def one_shot(config: Config, text: str, *, in_process: bool = False) -> On
             await engine.warm_up(config.model_manager.warmup_text)
         warm_up_ms = clock.lap_ms()
         info = engine.info
-        feed = TextFeed(info.limits, config.worker.text_timeout_s)
+        feed = TextFeed(info.limits, config.worker.text_timeout_s, config.worker.max_stream_chars)
         feed.push(TextPiece(text=text, end=True))
         spec = TurnSpec(voice=info.default_voice, seed=SEED)
         made: list[Samples] = []

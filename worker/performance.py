@@ -62,7 +62,7 @@ class Performance:
             Retention(config.audio_ttl_s, config.audio_window_s, config.resend_window_s),
             rooms.clock,
         )
-        self.turn = Turn(self.outbox)
+        self.turn = Turn(self.outbox, config.synthesis_timeout_s)
         self._changed = anyio.Event()
 
     def hand_over(self) -> None:
@@ -175,7 +175,7 @@ class Performance:
             }
         )
         limits = resident.info.limits_for(streamed=request.stream)
-        feed = TextFeed(limits, rooms.config.text_timeout_s)
+        feed = TextFeed(limits, rooms.config.text_timeout_s, rooms.config.max_stream_chars)
         async with self._text(feed):
             await rendition.speak(self.turn, feed)
         return feed.failure

@@ -23,7 +23,7 @@ RETRY_S = 0.2
 
 
 class QueueReader:
-    """The reader of one model's queue. Requests that nobody owns come before new ones.
+    """The reader of one model's queue. Requests that wait for a slot come before new ones.
 
     A blocked read is ended by the server (CLIENT UNBLOCK) and never cancelled: what was delivered
     to a reader that had left would be stranded. Where a connection dies with a delivery on its
@@ -47,12 +47,12 @@ class QueueReader:
         self._is_up = True
         self._reading = False
         self._woken = False
-        self._orphans = True
+        self._may_wait = True
         self._wake_value: Reply = None
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
-        """Listen for orphaned requests for the time of the block."""
+        """Listen for requests that wait for any worker, for the time of the block."""
         key = self._rooms.keys.wake(self._model)
         try:
             async with self._rooms.watch.subscribe(key, lambda: ("GET", key), self._on_wake):
@@ -63,12 +63,12 @@ class QueueReader:
     async def next(self) -> Delivery | None:
         """The next request; ``None`` after ``wake``, or when none came for long."""
         self._woken = False
-        if self._orphans:
-            self._orphans = False
-            orphan = await self._rooms.ledger.take_orphan(self._model)
-            if orphan is not None:
-                self._orphans = True  # there may be more
-                return orphan
+        if self._may_wait:
+            self._may_wait = False
+            waiting = await self._rooms.ledger.take(self._model)
+            if waiting is not None:
+                self._may_wait = True  # there may be more
+                return waiting
         try:
             link = self._link
             if link is None or link.closed or self._bell is None or self._bell.closed:
@@ -83,6 +83,10 @@ class QueueReader:
         self._close()
         await anyio.sleep(RETRY_S)
         return None
+
+    def look(self) -> None:
+        """Begin with those that came while no slot was free."""
+        self._may_wait = True
 
     def wake(self) -> None:
         """Have ``next`` return soon."""
@@ -127,7 +131,7 @@ class QueueReader:
         self._bell = await self._topology.open_link(owner)
         self._client_id = cast(int, await link.call("CLIENT", "ID"))
         ledger = self._rooms.ledger
-        stranded = await ledger.pending(self._model) - self._mine()
+        stranded = (await ledger.pending(self._model) or set()) - self._mine()
         if stranded:
             log.info("stranded_requests", model=self._model, count=len(stranded))
             await ledger.hand_back(self._model, stranded)
@@ -141,7 +145,7 @@ class QueueReader:
 
     def _on_wake(self, reply: Reply) -> None:
         if reply is not None and reply != self._wake_value:
-            self._orphans = True
+            self._may_wait = True
             self.wake()
         self._wake_value = reply
 

@@ -22,6 +22,7 @@ from wire.switchboard import Switchboard
 from worker import __version__, voicepacks
 from worker.clock import ServerClock
 from worker.config import Config
+from worker.custody import Custody
 from worker.engines.protocol import EngineInfo
 from worker.engines.registry import slots_of
 from worker.intake import Intake
@@ -103,6 +104,7 @@ class Service:
             self._offer()
             tasks.start_soon(self._keep_slots)
             tasks.start_soon(self._keep_sessions)
+            tasks.start_soon(self._keep_custody)
             with _settled_memory():
                 await self._take_turns()
             await self._registry.depart()
@@ -152,7 +154,16 @@ class Service:
         """Keep the keys of living sessions, paused ones too, from expiring."""
         while True:
             await anyio.sleep(self._config.worker.audio_ttl_s / 4)
-            await self._rooms.ledger.touch(sorted(self._intake.sessions))
+            for assignment in self._intake.assignments:
+                if assignment.kept_keys:
+                    await self._rooms.ledger.touch(assignment.kept_keys)
+
+    async def _keep_custody(self) -> None:
+        """See that nothing is stranded here, with each beat."""
+        custody = Custody(self._rooms.ledger, self._rooms.residency.served)
+        while True:
+            await anyio.sleep(self._config.worker.heartbeat_ms / 1000)
+            await custody.reconcile(self._intake.assignments)
 
     async def _keep_slots(self) -> None:
         """Offer what the engines can carry; what they find out by themselves, with each beat."""

@@ -1,5 +1,6 @@
 """Streamed text: from ``tts:text:{<S>}:<request>`` into a turn's feed."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import cast
@@ -11,6 +12,8 @@ from worker.text.feed import TextFeed
 from worker.watch import KeyWatch, Subscription
 
 PAGE = 256
+PAGE_GAP_S = 0.02
+"""Time between two full pages: a stream of many tiny pieces must not hold up other turns."""
 
 
 class _Reader:
@@ -25,7 +28,7 @@ class _Reader:
 
     def read(self) -> Command:
         start = self._last if self._last == b"-" else b"(" + self._last
-        return ("XRANGE", self._key, start, "+", "COUNT", PAGE)
+        return ("XRANGE", self._key, start, "+", "COUNT", 0 if self._feed.is_full else PAGE)
 
     def take(self, reply: Reply) -> None:
         if isinstance(reply, ReplyError):
@@ -41,7 +44,12 @@ class _Reader:
             except FieldError as error:
                 self._feed.fail(f"text stream: {error}")
                 return
-        if len(entries) == PAGE and self.subscription is not None:
+        if len(entries) == PAGE:
+            asyncio.get_running_loop().call_later(PAGE_GAP_S, self.read_on)
+
+    def read_on(self) -> None:
+        """There is more, and room for it. Without effect once nobody listens."""
+        if self.subscription is not None:
             self._watch.refresh(self.subscription)
 
 
@@ -49,6 +57,7 @@ class _Reader:
 async def stream_text(watch: KeyWatch, key: str, feed: TextFeed) -> AsyncGenerator[None]:
     """Feed what is in the stream, and what is added to it, for the time of the block."""
     reader = _Reader(watch, key, feed)
+    feed.emptier = reader.read_on
     async with watch.subscribe(key, reader.read, reader.take) as reader.subscription:
         yield
 

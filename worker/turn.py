@@ -4,7 +4,7 @@ Knows neither Redis nor any engine: the fleet and the in-process adapter run thi
 with a sink of its own.
 """
 
-import time
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from enum import Enum
@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from worker.audio.chain import AudioChain, Frame, SegmentStart
 from worker.audio.resume import ResumePoint
 from worker.engines.protocol import Engine, Segment, TurnSpec
+from worker.stall import Stall
 
 
 class TurnState(Enum):
@@ -96,7 +97,10 @@ class Trail:
     @staticmethod
     def decode(raw: bytes) -> list[ResumePoint]:
         """Read what ``note`` wrote; nothing where there is nothing to read."""
-        return msgspec.json.decode(raw, type=list[ResumePoint]) if raw else []
+        try:
+            return msgspec.json.decode(raw, type=list[ResumePoint]) if raw else []
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return []
 
 
 class Turn:
@@ -104,11 +108,13 @@ class Turn:
 
     ``pause`` and ``resume`` act on what leaves; making audio stops by itself when the sink is
     full. ``stop`` ends the engine's work within one inner step. ``engine_s`` is the time spent
-    waiting for the engine, its text included; ``audio_s`` what it made in that time.
+    waiting for the engine, its text included; ``audio_s`` what it made in that time. An engine
+    that has text and makes no audio for ``synthesis_timeout_s`` fails the turn.
     """
 
-    def __init__(self, sink: FrameSink) -> None:
+    def __init__(self, sink: FrameSink, synthesis_timeout_s: float = math.inf) -> None:
         self._sink = sink
+        self._stall = Stall(synthesis_timeout_s)
         self._state = TurnState.IDLE
         self._scope = anyio.CancelScope()
         self.engine_s = 0.0
@@ -172,17 +178,30 @@ class Turn:
         trail = Trail(points)
         with self._scope:
             await checkpoint_if_cancelled()
-            rate = engine.info.native_rate
-            asked = time.monotonic()
-            async with aclosing(engine.speak(spec, segments)) as chunks:
-                async for chunk in chunks:
-                    self.engine_s += time.monotonic() - asked
-                    self.audio_s += len(chunk.samples) / rate
-                    await self._put(chain.push(chunk), trail, text_of)
-                    asked = time.monotonic()
-            await self._put(chain.finish(), trail, text_of)
+            with self._stall.watched():
+                await self._speak(engine, spec, segments, chain, text_of, trail)
             return True
         return False
+
+    async def _speak(
+        self,
+        engine: Engine,
+        spec: TurnSpec,
+        segments: AsyncIterator[Segment],
+        chain: AudioChain,
+        text_of: Callable[[Segment], str],
+        trail: Trail,
+    ) -> None:
+        rate = engine.info.native_rate
+        asked = self._stall.begin()
+        async with aclosing(engine.speak(spec, self._stall.reading(segments))) as chunks:
+            async for chunk in chunks:
+                self.engine_s += self._stall.end() - asked
+                self.audio_s += len(chunk.samples) / rate
+                await self._put(chain.push(chunk), trail, text_of)
+                asked = self._stall.begin()
+        self._stall.end()
+        await self._put(chain.finish(), trail, text_of)
 
     def finished(self) -> None:
         """All frames have left."""

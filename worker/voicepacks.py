@@ -14,6 +14,10 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from schemas.fields import excerpt
+from worker import plain_yaml
+from worker.plain_yaml import PlainLoader
+
 METADATA = "metadata.yaml"
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
@@ -143,7 +147,7 @@ def read(directory: Path) -> Voicepack:
     """
     path = directory / METADATA
     try:
-        raw: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw: object = yaml.load(plain_yaml.read(path), PlainLoader)  # noqa: S506 a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise VoicepackError(f"{path}: {error}") from None
     if not isinstance(raw, dict):
@@ -257,9 +261,10 @@ def _refuse_unknown(
     known = [field.name for field in msgspec.structs.fields(kind)]
     for key in fields:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            name = excerpt(str(key), 80)[1:-1]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(known)}"
-            raise VoicepackError(f"{path}: unknown key {prefix + str(key)!r}: {hint}")
+            raise VoicepackError(f"{path}: unknown key {prefix + name!r}: {hint}")
 
 
 def _shallow(metadata: Metadata) -> dict[str, Any]:

@@ -10,6 +10,8 @@ connection, and once a second, all reads are sent again. Where tracking is refus
 runs every 20 ms instead.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,6 +31,9 @@ RECONCILE_S = 1.0
 POLL_S = 0.02
 RETRY_S = 0.1
 
+LEAST_GAP_S = 0.005
+"""A key that is written without end is read so often at most; a first change is read at once."""
+
 
 class Subscription:
     """One watched read. ``read`` makes the command anew each time; a first reply sets ``seen``.
@@ -43,6 +48,7 @@ class Subscription:
         self.read = read
         self.on_reply = on_reply
         self.seen = anyio.Event()
+        self.read_at = 0.0
 
     def deliver(self, reply: Reply) -> None:
         """Hand a reply on."""
@@ -65,6 +71,9 @@ class _Sentry:
         """Send the reads in one write."""
         if self.link is None or not subscriptions:
             return
+        now = time.monotonic()
+        for subscription in subscriptions:
+            subscription.read_at = now
         self.link.submit([s.read() for s in subscriptions], partial(self._replied, subscriptions))
 
     def read_all(self) -> None:
@@ -88,10 +97,18 @@ class _Sentry:
         if push[1] is None:  # FLUSHALL, or the server's tracking table ran over
             self.read_all()
             return
+        rested = time.monotonic() - LEAST_GAP_S
         stale: list[Subscription] = []
         for key in cast(list[bytes], push[1]):
-            stale.extend(self.subscriptions.get(key, ()))
+            group = self.subscriptions.get(key, ())
+            if all(subscription.read_at <= rested for subscription in group):
+                stale.extend(group)
+            else:  # what is not read is not armed: no more pushes of this key until then
+                asyncio.get_running_loop().call_later(LEAST_GAP_S, self._read_key, key)
         self.read(stale)
+
+    def _read_key(self, key: bytes) -> None:
+        self.read(list(self.subscriptions.get(key, ())))
 
 
 class KeyWatch:

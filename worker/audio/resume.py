@@ -1,14 +1,19 @@
 """Where a turn can be taken up so that its frames come out as if nothing had happened."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from schemas.audio import FRAME_MS
 from worker.audio import limiter, resample
 
 SETTLING_MS = resample.SETTLING_MS + limiter.MEMORY_MS
 """A chain started in mid-turn is, from this much later on, the same as one started with it."""
+
+
+Count = Annotated[int, Meta(ge=0)]
 
 
 class ResumePoint(msgspec.Struct, frozen=True):
@@ -18,9 +23,9 @@ class ResumePoint(msgspec.Struct, frozen=True):
     sample ``native`` of its audio at the engine's native rate.
     """
 
-    segment: int
-    char: int
-    native: int
+    segment: Count
+    char: Count
+    native: Count
 
 
 def resume_point(points: Sequence[ResumePoint], n: int, native_rate: int) -> ResumePoint | None:

@@ -3,19 +3,19 @@
 -- The lease's epoch is the fence: whoever holds the newest one may append, nobody else. Epochs are
 -- server microseconds, so that they grow even after the server has forgotten the last one.
 --
--- KEYS  lease, audio, session, spoken, and the queue where it is on the same server
+-- KEYS  lease, audio, session, spoken, refused, and the queue and its order where they are on the same server
 -- ARGV  claim ("fresh": a turn nobody speaks yet; "over": from an owner that is dead or gave it up;
 --       "again": our own turn, after the server forgot some of it),
---       request, entry, model, worker, ttl_ms, least turn, names of requests that stand before,
---       where the queue is elsewhere...
+--       request, entry, model, worker, ttl_ms, least turn, our last epoch ("": none),
+--       names of requests that stand before, where the queue is elsewhere...
 -- Returns {status, epoch, turn, last, attempts, resume}; the status is "new", "over", "taken" (another
 -- worker speaks this entry), "busy" (another turn comes first) or "known" (this name was taken before).
-local lease, audio, session, spoken = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local lease, audio, session, spoken, refused = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local claim, request, entry, model, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local ttl, least = ARGV[6], tonumber(ARGV[7])
 
 -- These keys are ours alone: one of another type is debris.
-for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset'}) do
+for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset', [refused] = 'list'}) do
   local found = redis.call('TYPE', key).ok
   if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
 end
@@ -42,7 +42,7 @@ local epoch = math.max(now[1] * 1000000 + now[2], (tonumber(held[5] or '') or 0)
 epoch = string.format('%.0f', epoch)
 
 local function keep()
-  for i = 1, 4 do redis.call('PEXPIRE', KEYS[i], ttl) end
+  for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], ttl) end
 end
 
 local function speak(status, turn, last, attempts, resume)
@@ -60,7 +60,9 @@ end
 
 if held[1] == '1' then
   if held[2] == entry and held[3] == model then
-    if claim == 'fresh' or (claim == 'again' and held[9] ~= worker) then return {'taken'} end
+    -- A lease older than our own is what a failover left of the time before us.
+    local ours = held[9] == worker or (tonumber(held[5] or '') or 0) <= (tonumber(ARGV[8]) or 0)
+    if claim == 'fresh' or (claim == 'again' and not ours) then return {'taken'} end
     if last_turn ~= turn then last = -1 end
     local attempts = tonumber(held[6] or '0')
     if claim == 'over' then
@@ -98,27 +100,22 @@ end
 
 -- What stands before this request in its queue and was not spoken yet may still be on its way here; one
 -- whose lease alone was lost goes on as soon as its owner notices.
-local earlier = {unpack(ARGV, 8)}
-if KEYS[5] and redis.call('TYPE', KEYS[5]).ok == 'stream' then
-  earlier = names_before(KEYS[5], entry, string.match(audio, '{(.*)}'))
+local earlier = {unpack(ARGV, 9)}
+if KEYS[6] and redis.call('TYPE', KEYS[6]).ok == 'stream' then
+  earlier = names_before(KEYS[6], KEYS[7], entry, string.match(audio, '{(.*)}'))
 end
 for _, name in ipairs(earlier) do
   if name == unended or not redis.call('ZSCORE', spoken, name) then return {'busy'} end
 end
 
 -- Requests of one session may wait in several models' queues: the oldest comes first.
-local function parts(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
-end
-local my_ms, my_seq = parts(entry)
-for _, field in ipairs(redis.call('HKEYS', lease)) do
-  local other, queue = string.match(field, '^w:(%d+%-%d+):(.+)$')
-  if other and field ~= waiter then
-    local ms, seq = parts(other)
-    if ms < my_ms or (ms == my_ms and (seq < my_seq or (seq == my_seq and queue < model))) then
-      return {'busy'}
-    end
+local fields = redis.call('HGETALL', lease)
+for i = 1, #fields, 2 do
+  local other, queue = string.match(fields[i], '^w:(%d+%-%d+):(.+)$')
+  if other and fields[i] ~= waiter and (is_before(other, entry) or (other == entry and queue < model)) then
+    -- The place of one that was answered meanwhile is nobody's.
+    if not redis.call('ZSCORE', spoken, string.sub(fields[i + 1], 2)) then return {'busy'} end
+    redis.call('HDEL', lease, fields[i])
   end
 end
 
@@ -126,4 +123,5 @@ if unended then
   redis.call('XADD', audio, last_turn .. '-' .. (last + 1), 'event', 'end', 'request', unended, 'reason', 'failed',
     'frames', math.max(last, 0), 'error', 'lease_lost', 't', now_ms)
 end
-return speak('new', math.max(last_turn + 1, turn + 1, least), -1, 1, '')
+last_turn = answer_refused(refused, audio, spoken, math.max(last_turn, turn), entry, now_ms)
+return speak('new', math.max(last_turn + 1, least), -1, 1, '')

@@ -2,13 +2,13 @@
 --
 -- Entries that are there already are skipped, so that sending again is harmless; a gap is refused.
 --
--- KEYS  lease, audio, session, spoken
+-- KEYS  lease, audio, session, spoken, refused
 -- ARGV  epoch, turn, n of the first entry, ttl_ms or "", count of entries to keep or "", resume point or "",
 --       count of session fields, session fields..., then for each entry: count of fields, fields...
--- Returns the turn's last n (-1: none), -2 when another owner holds the lease, -3 when nobody does.
--- Debris in the lease's place is no lease.
-local epoch = redis.call('TYPE', KEYS[1]).ok == 'hash' and redis.call('HGET', KEYS[1], 'epoch')
-if epoch ~= ARGV[1] then return epoch and -2 or -3 end
+-- Returns the turn's last n (-1: none), -2 when a later owner holds the lease, -3 when the server has forgotten ours.
+
+local standing = fence(KEYS[1], ARGV[1])
+if standing < 0 then return standing end
 
 local turn, n, last = ARGV[2], tonumber(ARGV[3]), -1
 local tail = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]

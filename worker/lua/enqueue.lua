@@ -1,35 +1,39 @@
 -- Let a request wait for its session.
 --
--- KEYS  lease, session, spoken
--- ARGV  request, entry, model, "1" when it interrupts, ttl_ms
--- Returns how many wait before it, or -1 when its name was taken before.
-local lease, session, spoken = KEYS[1], KEYS[2], KEYS[3]
-local request, entry, model = ARGV[1], ARGV[2], ARGV[3]
-for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset'}) do
+-- KEYS  lease, session, spoken, refused
+-- ARGV  request, entry, model, "1" when it interrupts, ttl_ms, how many may wait
+-- Returns how many wait before it, -1 when its name was taken before, -2 when too many wait (it will be answered so),
+-- -3 when another worker speaks this entry.
+local lease, session, spoken, refused = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local request, entry, model, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[6])
+for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset', [refused] = 'list'}) do
   local found = redis.call('TYPE', key).ok
   if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
 end
 
-local held = redis.call('HMGET', lease, 'active', 'entry', 'model')
-if redis.call('ZSCORE', spoken, request) and not (held[1] == '1' and held[2] == entry and held[3] == model) then
-  redis.call('HDEL', lease, 'w:' .. entry .. ':' .. model)
+local waiter = 'w:' .. entry .. ':' .. model
+local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', waiter)
+if held[1] == '1' and held[2] == entry and held[3] == model then return -3 end
+if redis.call('ZSCORE', spoken, request) then
+  redis.call('HDEL', lease, waiter)
   return -1
 end
 
-local function parts(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
-end
-local my_ms, my_seq = parts(entry)
 local before = 0
 for _, field in ipairs(redis.call('HKEYS', lease)) do
   local other = string.match(field, '^w:(%d+%-%d+):')
-  if other then
-    local ms, seq = parts(other)
-    if ms < my_ms or (ms == my_ms and seq < my_seq) then before = before + 1 end
-  end
+  if other and is_before(other, entry) then before = before + 1 end
 end
-redis.call('HSET', lease, 'w:' .. entry .. ':' .. model, (ARGV[4] == '1' and '!' or '.') .. request)
+if before >= most and not held[5] then
+  redis.call('ZADD', spoken, tonumber(held[4] or '') or 0, request)
+  if redis.call('LLEN', refused) < MOST_REFUSED then
+    redis.call('RPUSH', refused, entry .. ' ' .. request .. ' max_waiting_turns: ' .. most ..
+      ' requests wait in this session')
+  end
+  for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[5]) end
+  return -2
+end
+redis.call('HSET', lease, waiter, (ARGV[4] == '1' and '!' or '.') .. request)
 if held[1] ~= '1' then redis.call('HSET', session, 'state', 'queued') end
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[5]) end
 return before

@@ -1,13 +1,12 @@
 -- End the turn that holds the lease: its end entry and the session's new state, as one.
 --
--- KEYS  lease, audio, session, spoken, text
+-- KEYS  lease, audio, session, spoken, refused, text
 -- ARGV  epoch, turn, n of the end entry, ttl_ms, "1" when the turn has a text stream, count of entries to
 --       keep, end fields...
--- Returns n when the end stands, the turn's last n when entries before it are missing, -2 when
--- another owner holds the lease, -3 when nobody does.
--- Debris in the lease's place is no lease.
-local held = redis.call('TYPE', KEYS[1]).ok == 'hash' and redis.call('HMGET', KEYS[1], 'epoch', 'active') or {}
-if held[1] ~= ARGV[1] then return held[1] and -2 or -3 end
+-- Returns n when the end stands, the turn's last n when entries before it are missing, -2 when a later owner holds the
+-- lease, -3 when the server has forgotten ours.
+local standing = fence(KEYS[1], ARGV[1])
+if standing < 0 then return standing end
 
 local turn, n, last = ARGV[2], tonumber(ARGV[3]), -1
 local tail = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
@@ -24,14 +23,21 @@ redis.call('HSET', KEYS[1], 'active', '0')
 redis.call('HDEL', KEYS[1], 'resume', 'owner')
 
 local now = redis.call('TIME')
-local state = 'idle'
+local now_ms = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))
+local waiter = nil
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-  if string.sub(field, 1, 2) == 'w:' then state = 'queued' end
+  local entry = string.match(field, '^w:(%d+%-%d+):')
+  if entry and (waiter == nil or is_before(entry, waiter)) then waiter = entry end
 end
-redis.pcall('HSET', KEYS[3], 'state', state, 'frames', n - 1, 'updated_ms',
-  string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000)))
-if ARGV[5] == '1' then redis.call('DEL', KEYS[5]) end
+redis.pcall('HSET', KEYS[3], 'state', waiter and 'queued' or 'idle', 'frames', n - 1, 'updated_ms', now_ms)
+if ARGV[5] == '1' then
+  -- Emptied rather than deleted: what a client still writes must not make a key that stays for ever.
+  redis.pcall('XADD', KEYS[6], 'MAXLEN', 0, '*', 'end', '1')
+  redis.call('PEXPIRE', KEYS[6], ARGV[4])
+end
+local last_turn = answer_refused(KEYS[5], KEYS[2], KEYS[4], tonumber(turn), waiter, now_ms)
+if last_turn > tonumber(turn) then redis.call('HSET', KEYS[1], 'turn', last_turn) end
 -- Turns may be too short for any other time to trim.
 redis.call('XTRIM', KEYS[2], 'MAXLEN', '~', ARGV[6])
-for i = 1, 4 do redis.call('PEXPIRE', KEYS[i], ARGV[4]) end
+for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], ARGV[4]) end
 return n

@@ -1,14 +1,8 @@
 -- Does a request of this name stand after mine in the queue? Says what ``stop:<request>`` covers.
 --
--- KEYS  requests
+-- KEYS  requests, order
 -- ARGV  entry, session, request
-local after = '(' .. ARGV[1]
-while true do
-  local page = redis.call('XRANGE', KEYS[1], after, '+', 'COUNT', 64)
-  for _, item in ipairs(page) do
-    local session, name = whose(item)
-    if session == ARGV[2] and name == ARGV[3] then return 1 end
-  end
-  if #page < 64 then return 0 end
-  after = '(' .. page[#page][1]
+for _, one in ipairs(unfinished(KEYS[1], KEYS[2], ARGV[2])) do
+  if one[2] == ARGV[3] and is_before(ARGV[1], one[1]) then return 1 end
 end
+return 0

@@ -1,7 +1,13 @@
--- Shared by scripts that look into a queue: finished entries are deleted, so what stands in the stream is
--- unfinished, in its order.
+-- Shared by scripts that look into a queue: which requests of a session are unfinished, and in which order.
+--
+-- Finished entries are deleted, so what stands in the stream is unfinished. A sorted set beside it says whose each
+-- entry is: members "<session> <entry> <name>", all of score 0, which is the order of their names. Each entry is
+-- read for it once, by the first script that looks so far; "!<entry>" says how far that was. Where the set is lost
+-- it is made anew.
+local ORDER_TTL = 3600000
+local PAGE = 256
 
--- The session and the turn's name of one entry.
+-- The session and the turn's name of one entry; no session where it cannot be read.
 local function whose(item)
   local fields, session, name = item[2], nil, item[1]
   for i = 1, #fields, 2 do
@@ -10,20 +16,56 @@ local function whose(item)
   end
   -- An invalid name is none: that turn goes by its entry's id.
   if not string.match(name, '^[%w_.:-]+$') or #name > 128 then name = item[1] end
+  if session and (not string.match(session, '^[%w_.:-]+$') or #session > 128) then session = nil end
   return session, name
 end
 
--- The names of the session's requests that stand before an entry, newest first.
-local function names_before(queue, entry, session)
-  local names, before = {}, '(' .. entry
+local function note_order(queue, order)
+  local marker = redis.call('ZRANGEBYLEX', order, '[!', '("', 'LIMIT', 0, 1)[1]
+  local last = marker and string.sub(marker, 2)
   while true do
-    local page = redis.call('XREVRANGE', queue, before, '-', 'COUNT', 64)
+    local page = redis.call('XRANGE', queue, last and '(' .. last or '-', '+', 'COUNT', PAGE)
+    if #page == 0 then break end
+    local members = {}
     for _, item in ipairs(page) do
-      local of, name = whose(item)
-      if of == session then names[#names + 1] = name end
+      local session, name = whose(item)
+      if session then
+        members[#members + 1] = '0'
+        members[#members + 1] = session .. ' ' .. item[1] .. ' ' .. name
+      end
     end
-    if #page < 64 then return names end
-    before = '(' .. page[#page][1]
+    last = page[#page][1]
+    if #members > 0 then redis.call('ZADD', order, unpack(members)) end
+    if #page < PAGE then break end
   end
+  if last and marker ~= '!' .. last then
+    if marker then redis.call('ZREM', order, marker) end
+    redis.call('ZADD', order, 0, '!' .. last)
+  end
+  redis.call('PEXPIRE', order, ORDER_TTL)
+end
+
+-- The session's unfinished requests: a list of {entry, name}.
+local function unfinished(queue, order, session)
+  note_order(queue, order)
+  local found = {}
+  for _, member in ipairs(redis.call('ZRANGEBYLEX', order, '[' .. session .. ' ', '(' .. session .. '!')) do
+    local entry, name = string.match(member, '^[^ ]+ ([^ ]+) ([^ ]+)$')
+    if #redis.call('XRANGE', queue, entry, entry) > 0 then
+      found[#found + 1] = {entry, name}
+    else
+      redis.call('ZREM', order, member)  -- deleted by other hands than ours
+    end
+  end
+  return found
+end
+
+-- The names of the session's requests that stand before an entry.
+local function names_before(queue, order, entry, session)
+  local names = {}
+  for _, one in ipairs(unfinished(queue, order, session)) do
+    if is_before(one[1], entry) then names[#names + 1] = one[2] end
+  end
+  return names
 end
 

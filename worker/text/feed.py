@@ -1,7 +1,7 @@
 """A turn's text as it arrives, cut into segments."""
 
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import anyio
 
@@ -12,17 +12,31 @@ from worker.text.segment import Segmenter
 TEXT_TIMEOUT = "text_timeout"
 """Streamed text stopped arriving before its end."""
 
+TEXT_TOO_LONG = "text_too_long"
+"""Streamed text had more characters than a turn may have."""
+
+BACKLOG_CHARS = 10_000
+"""So much text may wait here to be spoken; more of it stays where it comes from."""
+
 
 class TextFeed:
     """Takes text in pieces and gives it out in segments.
 
     The segments depend on the text, the flushes and the limits alone, not on when they arrive:
     whoever takes the turn over cuts the same ones.
+
+    Args:
+        limits: What the engine takes at once.
+        timeout_s: No text for so long ends the turn.
+        most_chars: A turn with more text fails.
     """
 
-    def __init__(self, limits: SegmentLimits, timeout_s: float) -> None:
+    def __init__(self, limits: SegmentLimits, timeout_s: float, most_chars: int) -> None:
         self._segmenter = Segmenter(limits)
         self._timeout_s = timeout_s
+        self._most_chars = most_chars
+        self._chars = self._given = 0
+        self.emptier: Callable[[], None] = _nothing
         self._ready: deque[Segment] = deque()
         self._text: list[str] = []
         self._joined = ""
@@ -35,6 +49,10 @@ class TextFeed:
         """Take the next piece. What comes after the end is ignored."""
         if self._ended:
             return
+        self._chars += len(piece.text)
+        if self._chars > self._most_chars:
+            self.fail(f"{TEXT_TOO_LONG}: at most {self._most_chars} characters a turn are allowed")
+            return
         if piece.text:
             self._text.append(piece.text)
             self._ready.extend(self._segmenter.push(piece.text))
@@ -44,9 +62,14 @@ class TextFeed:
         self._arrived_at = anyio.current_time()
         self._wake()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether text is to be kept back until ``emptier`` is called."""
+        return bool(self._ready) and self._chars - self._given > BACKLOG_CHARS
+
     def fail(self, problem: str) -> None:
         """The text cannot be read any further."""
-        self.failure = problem
+        self.failure = self.failure or problem
         self._wake()
 
     def text_of(self, segment: Segment) -> str:
@@ -63,7 +86,12 @@ class TextFeed:
         """
         while True:
             while self._ready:
+                was_full = self.is_full
                 segment = self._ready.popleft()
+                self._given = segment.end
+                if was_full and not self.is_full:
+                    self._arrived_at = anyio.current_time()
+                    self.emptier()
                 if segment.index >= first:
                     yield segment
             if self._ended or self.failure is not None:
@@ -77,3 +105,7 @@ class TextFeed:
     def _wake(self) -> None:
         self._arrival.set()
         self._arrival = anyio.Event()
+
+
+def _nothing() -> None:
+    """Nobody keeps text back."""

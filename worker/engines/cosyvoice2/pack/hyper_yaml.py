@@ -15,6 +15,8 @@ from typing import Any, Final, TypeAlias
 import msgspec
 import yaml
 
+from worker.plain_yaml import PlainLoader
+
 Value: TypeAlias = Any
 """A scalar, a list, a dict, or one of the two below."""
 
@@ -128,7 +130,7 @@ def _calculate(numbers: str, expression: str) -> int | float:
         raise HyperYamlError(f"{expression!r} is no sum of numbers and <keys>") from None
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(PlainLoader):
     """YAML's own types and the tags above."""
 
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import yaml
 
+from worker import plain_yaml
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from worker.engines.cosyvoice2.hyperparameters import (
     EncoderSizes,
@@ -40,8 +42,8 @@ def read(path: Path) -> Hyperparameters:
     """
     problems: list[str] = []
     try:
-        names = parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, HyperYamlError) as error:
+        names = parse(plain_yaml.read(path))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, HyperYamlError) as error:
         raise CosyVoiceInitializationError(f"{path}: {error}") from None
     top = Arguments("", names, names, problems)
     qwen = qwen_config.read(path.parent / layout.QWEN / "config.json")

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from schemas import audio
 from schemas.audio import AudioEntry, End, Frame, Start
-from schemas.keys import Keys
+from schemas.keys import BACKLOG, GROUP, Keys
 from wire.connect import connect
 from wire.endpoint import RedisConfig, resolve
 from worker.config import Config, EngineConfig, ModelManagerConfig, ToneConfig, WorkerConfig
@@ -151,6 +151,11 @@ class Orchestrator:
         with anyio.fail_after(HANG_S):
             while await self.redis.xlen(key):
                 await anyio.sleep(0.01)
+
+    async def parked(self, model: str | None = None) -> int:
+        """How many requests wait in the backlog."""
+        key = self.keys.requests(model or self.model)
+        return len(await self.redis.xpending_range(key, GROUP, "-", "+", 10_000, BACKLOG))
 
     async def state(self, session: str) -> dict[str, str]:
         raw = await self.redis.hgetall(self.keys.session(session))

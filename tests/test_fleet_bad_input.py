@@ -124,7 +124,7 @@ class TestRefused:
         session = fleet.new_session()
         await fleet.redis.xadd(fleet.keys.text(session, "r"), {"text": TEXT})
         await fleet.refuse(session, "speed: ", request="r", stream=1, speed=9)
-        assert not await fleet.redis.exists(fleet.keys.text(session, "r"))
+        assert await fleet.redis.xlen(fleet.keys.text(session, "r")) == 0
 
     async def test_many_at_once_are_each_answered(self, fleet: Steady) -> None:
         session = fleet.new_session()
@@ -323,7 +323,7 @@ class TestTextStream:
         assert (heard.end.reason, heard.end.error) == ("failed", f"text stream: {complaint}")
         assert heard.frames
         await fleet.settled()
-        assert not await fleet.redis.exists(fleet.keys.text(session, "r"))
+        assert await fleet.redis.xlen(fleet.keys.text(session, "r")) == 0
 
     async def test_unknown_fields_and_empty_pieces_say_nothing(self, fleet: Steady) -> None:
         session = fleet.new_session()

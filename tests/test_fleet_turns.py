@@ -209,7 +209,7 @@ class TestStreamedText:
             spoken = [frame.text for frame in heard.frames if frame.text]
             assert " ".join(spoken) == "The first sentence is here. And the second one."
             await fleet.settled()
-            assert not await fleet.redis.exists(fleet.keys.text("s", "r"))
+            assert await fleet.redis.xlen(fleet.keys.text("s", "r")) == 0
 
     async def test_equals_the_same_text_at_once(
         self, fleet: Orchestrator, redis_url: str, prefix: str

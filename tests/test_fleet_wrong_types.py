@@ -89,7 +89,7 @@ class TestBeforeATurn:
         assert heard.end.reason == "failed"
         assert (heard.end.error or "").startswith("text stream: WRONGTYPE")
         await fleet.settled()
-        assert not await fleet.redis.exists(key)
+        assert await fleet.redis.xlen(key) == 0
 
 
 class TestDuringATurn:

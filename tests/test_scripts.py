@@ -329,6 +329,44 @@ class TestAcquire:
         assert await session.redis.get(session.audio) == b"mine"
 
 
+class TestAcquireAgain:
+    """A worker whose turn the server has forgotten, or who never heard that it has one."""
+
+    async def test_what_we_hold_without_knowing_is_ours(self, session: Session) -> None:
+        await session.acquire("r1")
+        status, _, turn, last, attempts, _ = await session.acquire("r1")
+        assert (status, turn, last, attempts) == ("over", "1", "-1", "1")
+        assert (await session.acquire("r1", worker="w2"))[0] == "taken"
+
+    async def test_a_turn_that_another_has_ended_since_is_known(self, session: Session) -> None:
+        forgotten = await session.epoch("r1", worker="w1")
+        await session.redis.delete(*session.keys)
+        await session.speak("r1", worker="w2")
+        again = {"claim": "again", "least": 1, "last_epoch": forgotten}
+        assert (await session.acquire("r1", **again))[0] == "known"
+        await session.speak("r2", turn=2, entry="2-0")
+        assert (await session.acquire("r1", **again))[0] == "known"
+
+    async def test_a_lease_of_before_our_time_is_no_hindrance(self, session: Session) -> None:
+        await session.acquire("r1", worker="w1")
+        before = await session.redis.dump(session.lease)
+        ours = await session.epoch("r1", worker="w2", claim="over")
+        await session.redis.restore(session.lease, 0, before, replace=True)
+        assert await session.append(ours, 0, start()) == GONE
+        again = {"claim": "again", "least": 1, "last_epoch": ours}
+        assert (await session.acquire("r1", worker="w2", **again))[0] == "over"
+
+    async def test_who_was_fenced_off_takes_nothing(self, session: Session) -> None:
+        await session.acquire("r1", worker="w2")
+        fenced = {"worker": "w1", "claim": "fenced"}
+        assert await session.acquire("r1", **fenced) == ("taken",)
+        assert await session.acquire("r2", entry="2-0", **fenced) == ("busy",)
+        await session.abandon(worker="w2")
+        assert await session.acquire("r2", entry="2-0", **fenced) == ("busy",)
+        await session.speak("r3", turn=2, entry="3-0")
+        assert await session.acquire("r3", entry="3-0", **fenced) == ("known",)
+
+
 class TestAppend:
     async def test_writes_explicit_ids(self, session: Session) -> None:
         epoch = await session.epoch()
@@ -552,6 +590,17 @@ class TestEnqueue:
         assert await session.enqueue("r1", "1-0") == -3
         assert not [field for field in await session.hash(session.lease) if field[:2] == "w:"]
 
+    async def test_a_session_is_idle_when_its_last_place_was_a_duplicates(
+        self, session: Session
+    ) -> None:
+        epoch = await session.epoch("r1", entry="1-0")
+        await session.enqueue("r2", "2-0")
+        await session.finish(epoch, 1)
+        assert (await session.hash(session.state))["state"] == "queued"
+        await session.redis.zadd(session.spoken, {"r2": 1})
+        assert await session.enqueue("r2", "2-0") == -1
+        assert (await session.hash(session.state))["state"] == "idle"
+
     async def test_a_place_left_behind_holds_up_nobody(self, session: Session) -> None:
         await session.speak("r1", entry="1-0")
         await session.redis.hset(session.lease, f"w:1-0:{MODEL}", ".r1")
@@ -607,8 +656,9 @@ class Queue:
         )
         return reply[0], [entry.decode() for entry, _ in reply[1:]]
 
-    async def settle(self, entry: str) -> Any:
-        return await run(self.redis, scripts.SETTLE, [self.key, self.order], GROUP, entry)
+    async def settle(self, entry: str, *lease: str) -> Any:
+        keys = [self.key, self.order, *lease]
+        return await run(self.redis, scripts.SETTLE, keys, GROUP, entry, MODEL)
 
     async def earlier(self, entry: str, session: str) -> set[str]:
         keys = [self.key, self.order]
@@ -699,6 +749,18 @@ async def test_settle_takes_a_request_off_for_good(queue: Queue) -> None:
         assert await queue.settle(entries[0]) == deleted
     assert await queue.pending("w1") == entries[1:]
     assert await queue.redis.xlen(queue.key) == 1
+
+
+async def test_settle_waits_for_an_end_that_a_failover_forgot(
+    queue: Queue, session: Session
+) -> None:
+    (entry,) = await queue.add("s", "r1")
+    await queue.deliver("w1")
+    epoch = await session.epoch("r1", entry=entry)
+    assert await queue.settle(entry, session.lease) == -1
+    assert await queue.pending("w1") == [entry]
+    await session.finish(epoch, 1)
+    assert await queue.settle(entry, session.lease) == 1
 
 
 class TestPlaces:

@@ -12,6 +12,7 @@ URL                                            topology
 =============================================  ============================================
 """
 
+import re
 import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,8 @@ TOPOLOGIES: dict[str, Topology] = {"": "standalone", "sentinel": "sentinel", "cl
 DEFAULT_PORTS: dict[Topology, int] = {"standalone": 6379, "cluster": 6379, "sentinel": 26379}
 
 Timeout = Annotated[float, Meta(gt=0)]
+
+_DATABASE = re.compile(r"[0-9]{1,9}")
 
 
 class RedisConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -151,7 +154,7 @@ def parse(url: str) -> Location:
         if not path:
             raise BadUrlError("a Sentinel URL ends in the primary's name: redis+sentinel://h/name")
         service = path.pop(0)
-    if path and not (len(path) == 1 and path[0].isascii() and path[0].isdecimal()):
+    if path and not (len(path) == 1 and _DATABASE.fullmatch(path[0])):
         raise BadUrlError("the path is not a database number; in a password write %2F for '/'")
     db = int(path[0]) if path else 0
     if db and topology == "cluster":

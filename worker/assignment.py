@@ -41,8 +41,14 @@ class _Place:
 
     def __init__(self) -> None:
         self.was_seen = False
+        self._misses = 0
         self._ahead: Waiter | None = None
         self._readings = 0
+
+    def is_lost(self) -> bool:
+        """Whether it is gone, of a reading without it: the first may be from before it was taken."""
+        self._misses += 1
+        return self.was_seen or self._misses > 1
 
     def is_stuck_behind(self, ahead: Waiter) -> bool:
         """Whether nothing moves: in several readings nobody speaks, and the same one is next."""
@@ -67,6 +73,7 @@ class Assignment:
         self._rejection: str | None = None
         self._given_up = False
         self._is_others = False
+        self.is_leaving = False
         self._waiting = anyio.CancelScope()
         self._performance: Performance | None = None
 
@@ -74,6 +81,11 @@ class Assignment:
     def is_speaking(self) -> bool:
         """Whether it holds its session's lease."""
         return self._performance is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for its session."""
+        return self._performance is None and not self.is_leaving
 
     @property
     def kept_keys(self) -> list[str]:
@@ -112,12 +124,14 @@ class Assignment:
             log.exception("assignment_failed", entry=self.delivery.entry)
             left = _Left.HAND_BACK
         finally:
+            self.is_leaving = True
             self._release_slot()
         if left is _Left.SETTLE:
             if self._text_key is not None:  # of a turn that was known before, say
                 await self._rooms.ledger.touch([self._text_key])
-            await self._rooms.ledger.settle(self.delivery)
-        elif left is _Left.HAND_BACK:
+            if not await self._rooms.ledger.settle(self.delivery, self.session):
+                left = _Left.HAND_BACK
+        if left is _Left.HAND_BACK:
             await self._rooms.ledger.hand_back(self.delivery.model, [self.delivery.entry])
 
     async def _run(self) -> _Left:
@@ -188,7 +202,7 @@ class Assignment:
         place: _Place | None = None
         while True:
             changed = view.lease_changed  # what changes while we ask is not to be missed
-            if place is None or self._is_next(view):
+            if place is None or self._is_next(view) or self._is_spoken(view):
                 if self._unspoken(request, view) is None and not self._take_slot():
                     return _Left.HAND_BACK
                 acquired = await self._rooms.ledger.acquire(
@@ -210,7 +224,7 @@ class Assignment:
                     return left
                 await view.seen()
             elif not any(self._is_me(waiter) for waiter in view.lease.waiters):
-                if place.was_seen:
+                if place.is_lost():
                     # The server forgot who waits. Let all of them come back before one is next.
                     left = await self._enqueue(request)
                     if left is not None:
@@ -260,6 +274,12 @@ class Assignment:
 
     def _is_me(self, waiter: Waiter) -> bool:
         return (waiter.entry, waiter.model) == (self.delivery.entry, self.delivery.model)
+
+    def _is_spoken(self, view: SessionWatch) -> bool:
+        """Whether this request is being spoken: by us, and the reply was lost, or by another."""
+        lease = view.lease
+        mine = (self.delivery.entry, self.delivery.model)
+        return lease.active and (lease.entry, lease.model) == mine
 
     def _is_next(self, view: SessionWatch) -> bool:
         """Whether nobody speaks the session, and no other waits that was added before."""
@@ -320,13 +340,11 @@ class Assignment:
             case Fate.FENCED:
                 # Ended by us in a batch whose reply was lost, or another worker's by now.
                 log.info("fenced", frames=outbox.frames)
-                again = await ledger.acquire(
-                    self.delivery, request.session, request.name, claim="fresh"
+                now = await ledger.acquire(
+                    self.delivery, request.session, request.name, claim="fenced"
                 )
-                if again.standing in ("new", "over"):  # given up by others meanwhile: for anyone
-                    await ledger.release(request.session, again.epoch, blameless=True)
                 left = {"known": _Left.SETTLE, "taken": _Left.DROP}
-                return left.get(again.standing, _Left.HAND_BACK)
+                return left.get(now.standing, _Left.HAND_BACK)
             case Fate.REFUSED:
                 await self._abandon(request.session)
                 await self._bury(request.name, "failed", "the audio key takes no entries")

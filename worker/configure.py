@@ -262,7 +262,9 @@ def _unknown(source: str, name: str, known: Iterable[str]) -> ConfigError:
     last = name.rpartition(".")[2]
     elsewhere = [key for key in names if key.endswith(f".{last}")]
     near = difflib.get_close_matches(name, elsewhere or names, n=1, cutoff=0.0)
-    return ConfigError(source, excerpt(name, 80)[1:-1], f"is unknown; nearest is {near[0]}")
+    # Only what can be a key: behind it, where a colon was forgotten, stands the value.
+    shown = re.match(r"[\w.\-]{0,80}", name, re.ASCII)
+    return ConfigError(source, shown[0] if shown else "", f"is unknown; nearest is {near[0]}")
 
 
 # --- The whole ---------------------------------------------------------------------------------

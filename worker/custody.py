@@ -42,7 +42,7 @@ class Custody:
                 log.warning("stranded_requests", model=model, count=len(lasting))
                 await self._ledger.hand_back(model, lasting)
             self._stray[model] = stray - lasting
-            waiting = {a for entry, a in mine.items() if entry not in pending and not a.is_speaking}
+            waiting = {a for entry, a in mine.items() if entry not in pending and a.is_waiting}
             for assignment in waiting & self._foreign.get(model, set()):
                 # Off the queue altogether, it is the server that forgot: it goes on here.
                 if await self._ledger.is_queued(model, assignment.delivery.entry):

@@ -92,6 +92,8 @@ class Intake:
             await self._rooms.slots.wait_change()
 
     async def _accept(self, delivery: Delivery, tasks: TaskGroup) -> None:
+        if delivery.entry in self._entries_of(delivery.model):
+            return  # we were taken for dead, and were not: it goes on as it is
         slot = None if self._closed.is_set() else self._rooms.slots.try_take(delivery.model)
         if slot is None:
             await self._rooms.ledger.hand_back(delivery.model, [delivery.entry])
@@ -119,4 +121,9 @@ class Intake:
             self._left = anyio.Event()
 
     def _entries_of(self, model: str) -> set[str]:
-        return {a.delivery.entry for a in self._assignments if a.delivery.model == model}
+        """Entries that are worked on: not those that are as good as gone."""
+        return {
+            a.delivery.entry
+            for a in self._assignments
+            if a.delivery.model == model and not a.is_leaving
+        }

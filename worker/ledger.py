@@ -23,7 +23,7 @@ DEAD_LETTERS = 10_000
 EXPIRE_AT_ONCE = 64
 MOST_DIGITS = 20
 
-Claim = Literal["fresh", "over", "again"]
+Claim = Literal["fresh", "over", "again", "fenced"]
 Standing = Literal["new", "over", "taken", "busy", "known"]
 Place = Literal["listed", "known", "taken", "full"]
 
@@ -213,11 +213,18 @@ class Ledger:
         key = self._keys.worker(worker)
         return bool(worker) and await self._switchboard.call(key, "EXISTS", key) == 1
 
-    async def settle(self, delivery: Delivery) -> None:
-        """The request is done: acknowledge and delete it."""
-        await self._run_on_queue(
-            scripts.SETTLE, self._order_keys(delivery.model), GROUP, delivery.entry
+    async def settle(self, delivery: Delivery, session: str | None) -> bool:
+        """The request is done: acknowledge and delete it.
+
+        Returns whether it is: ``False`` where a failover has forgotten the end of its turn.
+        """
+        keys = self._order_keys(delivery.model)
+        if session is not None and not self._switchboard.topology.is_sharded:
+            keys.append(self._keys.lease(session))
+        settled = await self._run_on_queue(
+            scripts.SETTLE, keys, GROUP, delivery.entry, delivery.model
         )
+        return settled != -1
 
     def _order_keys(self, model: str) -> list[str]:
         return [self._keys.requests(model), self._keys.order(model)]

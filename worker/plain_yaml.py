@@ -50,7 +50,7 @@ class PlainLoader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem="stands for too many nodes", problem_mark=mark)
         return node
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The node as an object."""
         try:
             return super().construct_object(node, deep)
@@ -64,7 +64,7 @@ class PlainLoader(yaml.SafeLoader):
     def construct_mapping(
         self,
         node: yaml.MappingNode,
-        deep: bool = False,  # noqa: FBT001, FBT002
+        deep: bool = False,
     ) -> dict[Hashable, Any]:
         """The node as a dict."""
         seen: set[str] = set()

@@ -46,12 +46,12 @@ class Script:
 
 
 ABANDON = Script("abandon")
-ACQUIRE = Script("acquire", after=["entry", "queue", "refused"])
+ACQUIRE = Script("acquire", after=["entry", "place", "queue", "refused"])
 APPEND = Script("append", after=["fence"])
 BEAT = Script("beat")
 DEPART = Script("depart")
 EARLIER = Script("earlier", after=["entry", "queue"])
-ENQUEUE = Script("enqueue", after=["entry", "refused"])
+ENQUEUE = Script("enqueue", after=["entry", "place", "refused"])
 EXPIRE = Script("expire", after=["backlog"])
 FINISH = Script("finish", after=["fence", "entry", "refused"])
 LATER = Script("later", after=["entry", "queue"])

@@ -47,7 +47,10 @@ def worker_name(config: Config) -> str:
 
 
 class Service:
-    """A worker of the fleet, from its first heartbeat to its last."""
+    """A worker of the fleet, from its first heartbeat to its last.
+
+    ``intake`` has what it speaks and what waits here.
+    """
 
     def __init__(self, config: Config, topology: Topology) -> None:
         self._config = config
@@ -79,7 +82,7 @@ class Service:
             ),
             stats=Stats(),
         )
-        self._intake = Intake(self._rooms, topology)
+        self.intake = Intake(self._rooms, topology)
         self._registry = Registry(
             switchboard,
             keys,
@@ -118,7 +121,7 @@ class Service:
             self._state = "ready"
             await self._registry.beat()
             log.info("ready", models=list(rooms.residency.served), slots=rooms.slots.total)
-            turns.start_soon(self._intake.run, turns)
+            turns.start_soon(self.intake.run, turns)
             await self._draining.wait()
             await self._drain()
 
@@ -130,8 +133,8 @@ class Service:
 
     async def _drain(self) -> None:
         self._state = "draining"
-        log.info("draining", speaking=self._intake.speaking)
-        self._intake.close()
+        log.info("draining", speaking=self.intake.speaking)
+        self.intake.close()
         await self._registry.beat()
         async with anyio.create_task_group() as patience:
 
@@ -144,17 +147,17 @@ class Service:
 
             patience.start_soon(give_up, None)
             patience.start_soon(give_up, self._hurry)
-            await self._intake.emptied()
+            await self.intake.emptied()
             patience.cancel_scope.cancel()
-        self._intake.hand_over()
+        self.intake.hand_over()
         with anyio.move_on_after(HAND_OVER_S):
-            await self._intake.emptied()
+            await self.intake.emptied()
 
     async def _keep_sessions(self) -> None:
         """Keep the keys of living sessions, paused ones too, from expiring."""
         while True:
             await anyio.sleep(self._config.worker.audio_ttl_s / 4)
-            for assignment in self._intake.assignments:
+            for assignment in self.intake.assignments:
                 if assignment.kept_keys:
                     await self._rooms.ledger.touch(assignment.kept_keys)
 
@@ -163,7 +166,7 @@ class Service:
         custody = Custody(self._rooms.ledger, self._rooms.residency.served)
         while True:
             await anyio.sleep(self._config.worker.heartbeat_ms / 1000)
-            await custody.reconcile(self._intake.assignments)
+            await custody.reconcile(self.intake.assignments)
 
     async def _keep_slots(self) -> None:
         """Offer what the engines can carry; what they find out by themselves, with each beat."""
@@ -199,7 +202,7 @@ class Service:
             models=tuple(rooms.residency.served),
             slots_total=rooms.slots.total,
             slots_free=max(rooms.slots.free, 0) if self._state == "ready" else 0,
-            sessions=self._intake.speaking,
+            sessions=self.intake.speaking,
             started_ms=int(self._started * 1000),
             first_audio_p50_ms=rooms.stats.first_audio_ms(0.5),
             first_audio_p95_ms=rooms.stats.first_audio_ms(0.95),

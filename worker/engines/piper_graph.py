@@ -25,6 +25,9 @@ _RANDOM: Final = ("RandomNormalLike", "RandomNormal", "RandomUniformLike", "Rand
 DURATION_NOISE: Final = "duration_noise"
 """Input of the prior: float32 ``[1, 2, phonemes]``, standard normal."""
 
+MOST_HOP: Final = 2**16
+"""Samples in a latent frame: 256 in all that are published."""
+
 FRAME_NOISE: Final = "frame_noise"
 """Input of the flow: float32, standard normal, shaped like the prior's output ``mean``."""
 
@@ -133,8 +136,12 @@ def _decoder(graph: GraphProto) -> tuple[list[NodeProto], str]:
         raise UnknownGraphError("there is no ConvTranspose, so no vocoder")
     moving = {name for n in _downstream(graph.node, FRAME_NOISE) for name in n.output}
     node = _maker_of_moving_input(node, maker, moving)
-    while node.op_type != "Conv":
+    for _ in graph.node:  # a graph that leads round in a circle has no end
+        if node.op_type == "Conv":
+            break
         node = _maker_of_moving_input(node, maker, moving)
+    else:
+        raise UnknownGraphError("there is no convolution before the upsampling")
     latent = node.input[0]
     return _downstream(graph.node, latent), latent
 
@@ -231,7 +238,10 @@ def _upstream(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodePr
 
 
 def _hop(decoder: Iterable[NodeProto]) -> int:
-    return math.prod(_attributes(n)["strides"][0] for n in decoder if n.op_type == "ConvTranspose")
+    hop = math.prod(_attributes(n)["strides"][0] for n in decoder if n.op_type == "ConvTranspose")
+    if not 1 <= hop <= MOST_HOP:
+        raise UnknownGraphError(f"a latent frame is {hop} samples")
+    return hop
 
 
 def _context(decoder: Sequence[NodeProto], audio: str, latent: str) -> int:

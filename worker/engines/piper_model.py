@@ -4,12 +4,13 @@ Everything here blocks and is called from threads. Needs the ``piper`` extra.
 """
 
 import json
+import math
 import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import onnx
@@ -23,6 +24,11 @@ from worker.engines import piper_graph
 from worker.engines.inference import Interrupt
 from worker.engines.piper_graph import Stage
 from worker.engines.protocol import Samples
+
+RATES: Final = (8_000, 192_000)
+"""Sample rates that are taken, in Hz."""
+
+MOST_SPEAKERS: Final = 10_000
 
 # Piper's phonemisers are one per process and keep the language of the last call.
 _PHONEMISER = threading.Lock()
@@ -77,14 +83,17 @@ class PiperModel:
 
     Raises:
         UnknownGraphError: The graph is none of Piper's.
+        ValueError: The configuration is of other types than Piper's, or asks for too much.
         Exception: Whatever onnx and ONNX Runtime raise for files that are broken.
     """
 
     def __init__(self, model: Path, config: Path) -> None:
         raw: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-        self._config = VoiceConfig.from_dict(raw)
-        self.language: str | None = raw.get("language", {}).get("code")
-        stages = piper_graph.split(onnx.load(str(model)))
+        self._config = _checked(VoiceConfig.from_dict(raw))
+        language = raw.get("language", {}).get("code")
+        self.language: str | None = language if isinstance(language, str) else None
+        # Weights in other files are nothing that Piper exports, and may be any file of the machine.
+        stages = piper_graph.split(onnx.load(str(model), load_external_data=False))
         self.hop = stages.hop
         self.context = stages.context
         self._mean = stages.mean
@@ -174,6 +183,24 @@ def new_run() -> Interrupt:
     # A run that was ended on purpose is no news.
     options.log_severity_level = 4
     return cast("Interrupt", options)
+
+
+def _checked(config: VoiceConfig) -> VoiceConfig:
+    """``config``, which Piper takes from its file as it is, if its numbers are numbers."""
+    numbers = (config.noise_scale, config.length_scale, config.noise_w_scale)
+    names = cast("Mapping[Any, Any]", config.speaker_id_map)
+    counts = (config.sample_rate, config.num_speakers, config.default_speaker_id, *names.values())
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"noise and length scales are {numbers!r:.80}")
+    if not all(type(count) is int for count in counts):
+        raise ValueError("a rate, number or id of speakers is no integer")
+    if not RATES[0] <= config.sample_rate <= RATES[1]:
+        raise ValueError(f"sample_rate is not {RATES[0]} to {RATES[1]} Hz")
+    if not (config.num_speakers <= MOST_SPEAKERS and len(names) <= MOST_SPEAKERS):
+        raise ValueError(f"more than {MOST_SPEAKERS} speakers")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("a speaker's name is no text")
+    return config
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:

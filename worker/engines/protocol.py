@@ -5,10 +5,11 @@ frames. Everything on the Redis side knows nothing of any engine beyond this mod
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
@@ -52,8 +53,8 @@ class SegmentLimits(msgspec.Struct, frozen=True):
     The turn's first segment is cut shorter, so that its audio comes early.
     """
 
-    first_chars: int = 80
-    max_chars: int = 240
+    first_chars: Annotated[int, Meta(ge=1)] = 80
+    max_chars: Annotated[int, Meta(ge=1)] = 240
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -112,8 +113,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     what bounds ``slots``. ``synthetic`` says that what it makes is a test signal and no voice.
     """
 
-    native_rate: int
-    slots: int
+    native_rate: Annotated[int, Meta(ge=1, le=192_000)]
+    slots: Annotated[int, Meta(ge=0, le=10_000)]
     voices: tuple[str, ...]
     default_voice: str
     languages: tuple[str, ...]

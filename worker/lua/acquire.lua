@@ -4,8 +4,9 @@
 -- server microseconds, so that they grow even after the server has forgotten the last one.
 --
 -- KEYS  lease, audio, session, spoken, refused, and the queue and its order where they are on the same server
--- ARGV  claim ("fresh": a turn nobody speaks yet; "over": from an owner that is dead or gave it up;
---       "again": our own turn, after the server forgot some of it),
+-- ARGV  claim ("fresh": a turn nobody speaks yet, or ourselves; "over": from an owner that is dead or gave it
+--       up; "again": our own turn, after the server forgot some of it; "fenced": a turn that was ours, of which
+--       we ask who has it now and take nothing),
 --       request, entry, model, worker, ttl_ms, least turn, our last epoch ("": none),
 --       names of requests that stand before, where the queue is elsewhere...
 -- Returns {status, epoch, turn, last, attempts, resume}; the status is "new", "over", "taken" (another
@@ -60,9 +61,10 @@ end
 
 if held[1] == '1' then
   if held[2] == entry and held[3] == model then
-    -- A lease older than our own is what a failover left of the time before us.
+    -- What we hold without knowing it, we took in a call whose reply was lost; a lease older than our last one
+    -- is what a failover left of the time before us.
     local ours = held[9] == worker or (tonumber(held[5] or '') or 0) <= (tonumber(ARGV[8]) or 0)
-    if claim == 'fresh' or (claim == 'again' and not ours) then return {'taken'} end
+    if claim == 'fenced' or (claim ~= 'over' and not ours) then return {'taken'} end
     if last_turn ~= turn then last = -1 end
     local attempts = tonumber(held[6] or '0')
     if claim == 'over' then
@@ -72,7 +74,7 @@ if held[1] == '1' then
     return speak('over', turn, last, attempts, held[8])
   end
   if redis.call('ZSCORE', spoken, request) then
-    redis.call('HDEL', lease, waiter)
+    leave(lease, session, waiter)
     return {'known'}
   end
   return {'busy'}
@@ -88,15 +90,17 @@ if not ended then
       if first[2][i] == 'request' then unended = first[2][i + 1] end
     end
   end
-  if unended == request or (claim == 'again' and least == last_turn) then
+  if claim ~= 'fenced' and (unended == request or (claim == 'again' and least == last_turn)) then
     return speak('over', last_turn, last, 1, '')
   end
 end
 
-if claim ~= 'again' and redis.call('ZSCORE', spoken, request) then
-  redis.call('HDEL', lease, waiter)
+local spoken_as = tonumber(redis.call('ZSCORE', spoken, request) or '')
+if spoken_as and (claim ~= 'again' or spoken_as < last_turn or (spoken_as == last_turn and ended)) then
+  leave(lease, session, waiter)
   return {'known'}
 end
+if claim == 'fenced' then return {'busy'} end
 
 -- What stands before this request in its queue and was not spoken yet may still be on its way here; one
 -- whose lease alone was lost goes on as soon as its owner notices.

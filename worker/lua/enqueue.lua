@@ -15,7 +15,7 @@ local waiter = 'w:' .. entry .. ':' .. model
 local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', waiter)
 if held[1] == '1' and held[2] == entry and held[3] == model then return -3 end
 if redis.call('ZSCORE', spoken, request) then
-  redis.call('HDEL', lease, waiter)
+  leave(lease, session, waiter)
   return -1
 end
 

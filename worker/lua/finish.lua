@@ -32,7 +32,8 @@ end
 redis.pcall('HSET', KEYS[3], 'state', waiter and 'queued' or 'idle', 'frames', n - 1, 'updated_ms', now_ms)
 if ARGV[5] == '1' then
   -- Emptied rather than deleted: what a client still writes must not make a key that stays for ever.
-  redis.pcall('XADD', KEYS[6], 'MAXLEN', 0, '*', 'end', '1')
+  if redis.call('TYPE', KEYS[6]).ok ~= 'stream' then redis.call('DEL', KEYS[6]) end
+  redis.call('XADD', KEYS[6], 'MAXLEN', 0, '*', 'end', '1')
   redis.call('PEXPIRE', KEYS[6], ARGV[4])
 end
 local last_turn = answer_refused(KEYS[5], KEYS[2], KEYS[4], tonumber(turn), waiter, now_ms)

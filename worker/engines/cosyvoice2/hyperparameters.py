@@ -5,7 +5,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-Size = Annotated[int, Meta(ge=1)]
+Size = Annotated[int, Meta(ge=1, le=2**20)]
+Count = Annotated[int, Meta(ge=1, le=256)]
+"""Of what is built one by one: layers, blocks, steps."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +31,7 @@ class LanguageModelSizes(msgspec.Struct, frozen=True, kw_only=True):
 
     vocabulary: Size = 151_936
     width: Size = 896
-    layers: Size = 24
+    layers: Count = 24
     heads: Size = 14
     kv_heads: Size = 2
     mlp: Size = 4864
@@ -64,8 +66,8 @@ class EncoderSizes(msgspec.Struct, frozen=True, kw_only=True):
     width: Size = 512
     heads: Size = 8
     mlp: Size = 2048
-    blocks: Size = 6
-    up_blocks: Size = 4
+    blocks: Count = 6
+    up_blocks: Count = 4
     lookahead: Size = 3
     chunk: Size = 25
 
@@ -79,8 +81,8 @@ class EstimatorSizes(msgspec.Struct, frozen=True, kw_only=True):
     channels: Size = 256
     head_width: Size = 64
     heads: Size = 8
-    transformers: Size = 4
-    mid_blocks: Size = 12
+    transformers: Count = 4
+    mid_blocks: Count = 12
     chunk: Size = 50
 
 
@@ -91,7 +93,7 @@ class FlowSizes(msgspec.Struct, frozen=True, kw_only=True):
     mel_bands: Size = 80
     speaker_width: Size = 192
     frames_per_token: Size = 2
-    steps: Size = 10
+    steps: Count = 10
     guidance: float = 0.7
     encoder: EncoderSizes = EncoderSizes()
     estimator: EstimatorSizes = EstimatorSizes()
@@ -103,7 +105,7 @@ class VocoderSizes(msgspec.Struct, frozen=True, kw_only=True):
     sample_rate: Size = 24_000
     mel_bands: Size = 80
     channels: Size = 512
-    harmonics: Annotated[int, Meta(ge=0)] = 8
+    harmonics: Annotated[int, Meta(ge=0, le=256)] = 8
     source_amplitude: float = 0.1
     source_noise: float = 0.003
     voiced_threshold: float = 10.0

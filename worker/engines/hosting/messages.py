@@ -126,6 +126,12 @@ class Audio(Message, frozen=True):
         return cls(turn, np.ascontiguousarray(samples, "<f4").tobytes(), marks)
 
     @property
+    def is_sound(self) -> bool:
+        """Whether its bytes are whole samples, and its marks lie among them."""
+        count, rest = divmod(len(self.samples), 4)
+        return not rest and all(0 <= mark.offset <= count for mark in self.marks)
+
+    @property
     def array(self) -> Samples:
         """The samples, float32 ``[n]``, read-only and not copied."""
         return np.frombuffer(self.samples, "<f4")
@@ -216,7 +222,7 @@ class Unpacker:
             with memoryview(buffer) as view, view[at + _LENGTH.size : end] as body:
                 try:
                     messages.append(self._decoder.decode(body))
-                except msgspec.DecodeError as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     # Never what was said: it may be text that is spoken.
                     raise ProtocolError(f"no message: {type(error).__name__}") from None
             at = end

@@ -22,6 +22,7 @@ STOP_GRACE_S: Final = 2.0
 STATUS_GRACE_S: Final = 1.0
 KILLED_GRACE_S: Final = 20.0
 _LOGGERS: Final = ("debug", "info", "warning", "error", "critical")
+_TAKEN: Final = ("self", "event", "exc_info", "stack_info")
 
 
 class EngineProcess(asyncio.Protocol):
@@ -151,7 +152,9 @@ class EngineProcess(asyncio.Protocol):
         for report in reports:
             if isinstance(report, Logged):
                 level = report.level if report.level in _LOGGERS else "warning"
-                getattr(log, level)(report.event, **report.fields)
+                # Its own names for fields, but those of the call itself.
+                fields = {f"{k}_" if k in _TAKEN else k: v for k, v in report.fields.items()}
+                getattr(log, level)(report.event, **fields)
             elif not self._gone:
                 self._on_report(report)
 

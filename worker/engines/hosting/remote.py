@@ -202,6 +202,9 @@ class RemoteCore:
     def _take(self, report: Report) -> None:
         self._heard = True
         match report:
+            case Audio() if not report.is_sound:
+                self._lose("its process spoke nonsense: audio that is none")
+                self._child.kill()
             case Audio(number):
                 # One that was cancelled may still be on its way.
                 if turn := self._turns.get(number):

@@ -4,20 +4,23 @@ A reader asks for what it knows, says which values it supports, and at the end t
 What does not fit is gathered, so that one error can name it all.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
+from schemas.fields import excerpt
 from worker.engines.cosyvoice2.pack.hyper_yaml import (
     Component,
     HyperYamlError,
-    Reference,
     Value,
     resolve,
 )
 
 T = TypeVar("T")
+
+LONGEST_SHOWN: Final = 120
 
 
 class Arguments:
@@ -39,19 +42,23 @@ class Arguments:
             return fallback
         value = self._resolved(key)
         if isinstance(value, bool) and kind is not bool:
-            self._problem(key, f"is {value!r}, not {kind}")
+            self._problem(key, f"is {_shown(value)}, not {kind}")
             return fallback
         try:
-            return msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            self._problem(key, f"is {value!r}: {error}")
+            converted = msgspec.convert(value, kind)
+        except (msgspec.ValidationError, OverflowError) as error:
+            self._problem(key, f"is {_shown(value)}: {error}")
             return fallback
+        if isinstance(converted, float) and not math.isfinite(converted):
+            self._problem(key, f"is {converted}, which is no number")
+            return fallback
+        return converted
 
     def only(self, key: str, *supported: object) -> None:
         """The argument, where it is given, has to be one of these."""
         if key in self._given and (value := self._resolved(key)) not in supported:
             what = " or ".join(repr(value) for value in supported)
-            self._problem(key, f"is {value!r}, but this engine implements only {what}")
+            self._problem(key, f"is {_shown(value)}, but this engine implements only {what}")
 
     def component(self, key: str, target: str) -> "Arguments":
         """A nested component, which has to be the one that is implemented."""
@@ -63,7 +70,7 @@ class Arguments:
             self._problem(key, "is missing")
         else:
             said = found.target if isinstance(found, Component) else type(found).__name__
-            self._problem(key, f"is {said!r}, but this engine implements only {target!r}")
+            self._problem(key, f"is {_shown(said)}, but this engine implements only {target!r}")
         return Arguments(path, {}, self._names, [])
 
     def mapping(self, key: str) -> "Arguments":
@@ -86,19 +93,16 @@ class Arguments:
     def _resolved(self, key: str) -> Value:
         self._read.add(key)
         try:
-            return _resolve_all(self._given.get(key), self._names)
+            return resolve(self._given.get(key), self._names)
         except HyperYamlError as error:
             self._problem(key, str(error))
             return None
 
     def _problem(self, key: str, what: str) -> None:
-        self._problems.append(f"{self._path}{key} {what}")
+        self._problems.append(f"{self._path}{excerpt(key, LONGEST_SHOWN)[1:-1]} {what}")
 
 
-def _resolve_all(value: Value, names: Mapping[str, Value]) -> Value:
-    """References inside a list as well; those inside components wait for their own turn."""
-    if isinstance(value, Reference):
-        value = resolve(value, names)
-    if isinstance(value, list):
-        return [_resolve_all(item, names) for item in cast("list[Any]", value)]
-    return value
+def _shown(value: Value) -> str:
+    """A value for an error message: never longer than a line."""
+    shown = repr(value)
+    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."

@@ -10,15 +10,24 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 import yaml
 
+from schemas.fields import excerpt
 from worker.plain_yaml import PlainLoader
 
 Value: TypeAlias = Any
 """A scalar, a list, a dict, or one of the two below."""
+
+
+MOST_STEPS: Final = 10_000
+"""Keys and items looked at for one value."""
+
+DEEPEST: Final = 60
+LONGEST_SUM: Final = 200
+LARGEST_NUMBER: Final = 2**63
 
 
 class HyperYamlError(ValueError):
@@ -61,39 +70,60 @@ def parse(text: str) -> dict[str, Value]:
 
 
 def resolve(value: Value, names: Mapping[str, Value]) -> Value:
-    """``value``, or what it refers to among the top level's ``names``.
+    """``value``, or what it refers to among the top level's ``names``; inside lists as well.
 
     ``<key>`` alone may refer to anything; in a sum (``+ - * / // %`` and brackets) all must be
     numbers.
 
     Raises:
-        HyperYamlError: There is no such key, the keys refer to each other, or it is no sum.
+        HyperYamlError: There is no such key, the keys refer to each other, it is no sum, or it
+            stands for more than any model needs.
     """
-    return _resolve(value, names, ())
+    return _Resolver(names).value_of(value, 0)
 
 
-def _resolve(value: Value, names: Mapping[str, Value], seen: tuple[str, ...]) -> Value:
-    if not isinstance(value, Reference):
-        return value
+class _Resolver:
+    """One call of ``resolve``, whose work is bounded: each key may refer to two others."""
 
-    def look_up(key: str) -> Value:
-        if key in seen:
-            raise HyperYamlError(f"<{key}> refers to itself")
-        if key not in names:
-            raise HyperYamlError(f"<{key}> is not there")
-        return _resolve(names[key], names, (*seen, key))
+    def __init__(self, names: Mapping[str, Value]) -> None:
+        self._names = names
+        self._steps = 0
+        self._open: set[str] = set()
 
-    expression = value.expression.strip()
-    if match := _KEY.fullmatch(expression):
-        return look_up(match[1])
+    def value_of(self, value: Value, depth: int) -> Value:
+        self._steps += 1
+        if self._steps > MOST_STEPS or depth > DEEPEST:
+            raise HyperYamlError("its references lead too far")
+        if isinstance(value, list):
+            return [self.value_of(item, depth + 1) for item in cast("list[Value]", value)]
+        if not isinstance(value, Reference):
+            return value
+        expression = value.expression.strip()
+        if match := _KEY.fullmatch(expression):
+            return self._look_up(match[1], depth)
+        if len(expression) > LONGEST_SUM:
+            raise HyperYamlError(f"{excerpt(expression)} is too long for a sum")
 
-    def number_of(match: re.Match[str]) -> str:
-        found = look_up(match[1])
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            raise HyperYamlError(f"<{match[1]}> is no number in {expression!r}")
-        return f"({found!r})"
+        def number_of(match: re.Match[str]) -> str:
+            found = self._look_up(match[1], depth)
+            if isinstance(found, bool) or not isinstance(found, int | float):
+                raise HyperYamlError(f"<{match[1]}> is no number in {expression!r}")
+            if abs(found) > LARGEST_NUMBER:
+                raise HyperYamlError(f"<{match[1]}> is too large a number")
+            return f"({found!r})"
 
-    return _calculate(_KEY.sub(number_of, expression), expression)
+        return _calculate(_KEY.sub(number_of, expression), expression)
+
+    def _look_up(self, key: str, depth: int) -> Value:
+        if key in self._open:
+            raise HyperYamlError(f"<{excerpt(key)[1:-1]}> refers to itself")
+        if key not in self._names:
+            raise HyperYamlError(f"<{excerpt(key)[1:-1]}> is not there")
+        self._open.add(key)
+        try:
+            return self.value_of(self._names[key], depth + 1)
+        finally:
+            self._open.discard(key)
 
 
 _KEY: Final = re.compile(r"<([^<>]+)>")
@@ -126,7 +156,7 @@ def _calculate(numbers: str, expression: str) -> int | float:
 
     try:
         return value_of(ast.parse(numbers.strip(), mode="eval"))
-    except (SyntaxError, ArithmeticError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         raise HyperYamlError(f"{expression!r} is no sum of numbers and <keys>") from None
 
 

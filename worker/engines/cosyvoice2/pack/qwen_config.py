@@ -40,12 +40,12 @@ def read(path: Path) -> LanguageModelSizes:
         config = msgspec.json.decode(path.read_bytes(), type=_Qwen)
     except OSError as error:
         raise CosyVoiceInitializationError(f"{path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CosyVoiceInitializationError(f"{path}: {error}") from None
     rope = {**(config.rope_scaling or {}), **(config.rope_parameters or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
     theta = rope.get("rope_theta", config.rope_theta)
-    heads = config.num_attention_heads
+    heads = max(1, config.num_attention_heads)
     refused = [
         f"{key} is {value!r}, but this engine implements only {supported!r}"
         for key, value, supported in (
@@ -66,14 +66,14 @@ def read(path: Path) -> LanguageModelSizes:
             vocabulary=config.vocab_size,
             width=config.hidden_size,
             layers=config.num_hidden_layers,
-            heads=heads,
+            heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads or heads,
             mlp=config.intermediate_size,
             norm_eps=config.rms_norm_eps,
             rope_theta=10_000.0 if theta is None else float(theta),
         )
         msgspec.convert(msgspec.to_builtins(sizes), LanguageModelSizes)
-    except (msgspec.ValidationError, TypeError, ValueError) as error:
+    except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as error:
         refused.append(str(error))
         sizes = LanguageModelSizes()
     if sizes.width % sizes.heads or sizes.heads % sizes.kv_heads:

@@ -15,8 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from schemas.fields import excerpt
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from worker.engines.cosyvoice2.pack import layout
+from worker.engines.cosyvoice2.pack.tensors import is_plain
 from worker.engines.cosyvoice2.vocoder.weight_norm import fold_weight_norm
 
 UNUSED: Final = re.compile(
@@ -67,19 +69,31 @@ def read_original(path: Path) -> dict[str, Tensor]:
         CosyVoiceInitializationError: It is damaged, needs code, or holds no tensors.
     """
     try:
-        # Only files of the current format can be mapped.
-        loaded: Any = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        mapped = _is_archive(path)  # only files of the current format can be mapped
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
             raise CosyVoiceInitializationError(
                 f"{path}: would run code when it is read, and is refused: weights are tensors only"
             ) from None
         raise _damaged(path) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError):
+    except Exception:
+        # Whatever its opcodes make of what they are given: there is no end of types.
         raise _damaged(path) from None
     return normalise(path, loaded)
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether it is a file of the current format. Raises ``ValueError`` for one that is packed.
+
+    PyTorch stores its records as they are: what is deflated may be a thousand times its size.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError("a record is compressed")
+    return True
 
 
 def normalise(path: Path, loaded: object) -> dict[str, Tensor]:
@@ -95,10 +109,13 @@ def normalise(path: Path, loaded: object) -> dict[str, Tensor]:
     for key, value in loaded.items():  # pyright: ignore[reportUnknownVariableType]
         name = str(key).removeprefix("generator.")  # pyright: ignore[reportUnknownArgumentType]
         if isinstance(value, Tensor):
+            if not is_plain(value):
+                what = f"{excerpt(name)[1:-1]} is no plain tensor"
+                raise CosyVoiceInitializationError(f"{path}: {what}")
             if not UNUSED.fullmatch(name):
                 state[name] = value
         elif name not in TRAINING:
-            raise CosyVoiceInitializationError(f"{path}: {name} is no tensor")
+            raise CosyVoiceInitializationError(f"{path}: {excerpt(name)[1:-1]} is no tensor")
     try:
         return fold_weight_norm(state)
     except (KeyError, ValueError, RuntimeError) as error:

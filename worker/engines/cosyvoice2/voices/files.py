@@ -169,13 +169,17 @@ def sft_speakers(path: Path) -> dict[str, Voice]:
 
 
 def _speaker(name: str, entry: Mapping[str, Any]) -> Voice:
+    import torch  # noqa: PLC0415  (only this file needs it)
+
+    from worker.engines.cosyvoice2.pack.tensors import is_plain  # noqa: PLC0415
+
     def array(field: str, dtype: type[np.generic]) -> NDArray[Any]:
         """Upstream's tensors have a batch of one in front; an old embedding may have none."""
         tensor = entry[field]
-        try:
-            values = np.asarray(tensor.detach().to("cpu").float().numpy(), dtype=dtype)
-        except AttributeError:
-            raise VoiceError(f"{name}: {field} is no tensor") from None
+        if not is_plain(tensor):
+            plain = "plain " if isinstance(tensor, torch.Tensor) else ""
+            raise VoiceError(f"{name}: {field} is no {plain}tensor")
+        values = np.asarray(tensor.detach().float().numpy(), dtype=dtype)
         return values[0] if values.ndim > 1 and len(values) == 1 else values
 
     def tokens(field: str) -> NDArray[np.int64]:

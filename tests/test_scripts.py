@@ -1,5 +1,6 @@
 """Each server-side script's contract, on every server at hand. Their headers say what it is."""
 
+import secrets
 from typing import Any
 
 import anyio
@@ -43,6 +44,7 @@ class Session:
         model: str = MODEL,
         least: int = 0,
         last_epoch: str = "",
+        ticket: str = "",
     ) -> tuple[str, ...]:
         reply: Any = await run(
             self.redis,
@@ -56,6 +58,7 @@ class Session:
             TTL_MS,
             least,
             last_epoch,
+            ticket or secrets.token_hex(4),
             *earlier,
         )
         return tuple(part.decode() if isinstance(part, bytes) else str(part) for part in reply)
@@ -337,6 +340,13 @@ class TestAcquireAgain:
         status, _, turn, last, attempts, _ = await session.acquire("r1")
         assert (status, turn, last, attempts) == ("over", "1", "-1", "1")
         assert (await session.acquire("r1", worker="w2"))[0] == "taken"
+
+    async def test_a_copy_of_the_same_call_changes_nothing(self, session: Session) -> None:
+        await session.acquire("r1", worker="w1")
+        over = {"worker": "w2", "claim": "over", "ticket": "t2"}
+        status, *first = await session.acquire("r1", **over)
+        assert (status, first[3]) == ("over", "2")
+        assert await session.acquire("r1", **over) == ("over", *first)
 
     async def test_a_turn_that_another_has_ended_since_is_known(self, session: Session) -> None:
         forgotten = await session.epoch("r1", worker="w1")
@@ -656,9 +666,9 @@ class Queue:
         )
         return reply[0], [entry.decode() for entry, _ in reply[1:]]
 
-    async def settle(self, entry: str, *lease: str) -> Any:
-        keys = [self.key, self.order, *lease]
-        return await run(self.redis, scripts.SETTLE, keys, GROUP, entry, MODEL)
+    async def settle(self, entry: str, *answered_in: str, request: str = "r1") -> Any:
+        keys = [self.key, self.order, *answered_in]
+        return await run(self.redis, scripts.SETTLE, keys, GROUP, entry, MODEL, request)
 
     async def earlier(self, entry: str, session: str) -> set[str]:
         keys = [self.key, self.order]
@@ -757,10 +767,16 @@ async def test_settle_waits_for_an_end_that_a_failover_forgot(
     (entry,) = await queue.add("s", "r1")
     await queue.deliver("w1")
     epoch = await session.epoch("r1", entry=entry)
-    assert await queue.settle(entry, session.lease) == -1
-    assert await queue.pending("w1") == [entry]
+    answered_in = (session.lease, session.spoken)
+    assert await queue.settle(entry, *answered_in) == -1
     await session.finish(epoch, 1)
-    assert await queue.settle(entry, session.lease) == 1
+    forgotten = {key: await session.redis.dump(key) for key in answered_in}
+    await session.redis.delete(*answered_in)
+    assert await queue.settle(entry, *answered_in) == -1
+    assert await queue.pending("w1") == [entry]
+    for key, value in forgotten.items():
+        await session.redis.restore(key, 60_000, value)
+    assert await queue.settle(entry, *answered_in) == 1
 
 
 class TestPlaces:

@@ -32,6 +32,7 @@ class _Left(Enum):
     """What is left to do with the request when this worker is through with it."""
 
     SETTLE = "it is answered: off the queue"
+    REMOVE = "it cannot be answered: off the queue"
     DROP = "it is another worker's"
     HAND_BACK = "any worker may take it"
 
@@ -119,17 +120,18 @@ class Assignment:
             if self.session is not None:
                 await self._abandon(self.session)
             await self._bury(self._name, "failed", f"redis: {error}")
-            left = _Left.SETTLE
+            left = _Left.REMOVE
         except Exception:
             log.exception("assignment_failed", entry=self.delivery.entry)
             left = _Left.HAND_BACK
         finally:
             self.is_leaving = True
             self._release_slot()
-        if left is _Left.SETTLE:
+        if left in (_Left.SETTLE, _Left.REMOVE):
             if self._text_key is not None:  # of a turn that was known before, say
                 await self._rooms.ledger.touch([self._text_key])
-            if not await self._rooms.ledger.settle(self.delivery, self.session):
+            answered_in = self.session if left is _Left.SETTLE else None
+            if not await self._rooms.ledger.settle(self.delivery, answered_in, self._name):
                 left = _Left.HAND_BACK
         if left is _Left.HAND_BACK:
             await self._rooms.ledger.hand_back(self.delivery.model, [self.delivery.entry])
@@ -137,7 +139,7 @@ class Assignment:
     async def _run(self) -> _Left:
         request = await self._read()
         if request is None:
-            return _Left.SETTLE
+            return _Left.REMOVE
         self.session, self._name = request.session, request.name
         if request.stream:
             self._text_key = self._rooms.keys.text(request.session, request.name)
@@ -348,7 +350,7 @@ class Assignment:
             case Fate.REFUSED:
                 await self._abandon(request.session)
                 await self._bury(request.name, "failed", "the audio key takes no entries")
-                return _Left.SETTLE
+                return _Left.REMOVE
             case Fate.HANDED_OVER | Fate.FAILED | Fate.FORGOTTEN:
                 log.info("handed_over", frames=outbox.frames, fate=fate.value)
                 blameless = fate is not Fate.FAILED

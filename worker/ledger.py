@@ -3,6 +3,7 @@
 The cold half of the Redis side: a few calls a turn. Frames go through ``worker.publisher``.
 """
 
+import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Literal, cast
@@ -213,16 +214,18 @@ class Ledger:
         key = self._keys.worker(worker)
         return bool(worker) and await self._switchboard.call(key, "EXISTS", key) == 1
 
-    async def settle(self, delivery: Delivery, session: str | None) -> bool:
+    async def settle(self, delivery: Delivery, session: str | None, request: str) -> bool:
         """The request is done: acknowledge and delete it.
 
-        Returns whether it is: ``False`` where a failover has forgotten the end of its turn.
+        With the ``session`` in which it was answered, returns whether the server still knows of
+        that: ``False`` where a failover has forgotten it. (Not asked where sessions have servers
+        of their own.)
         """
         keys = self._order_keys(delivery.model)
         if session is not None and not self._switchboard.topology.is_sharded:
-            keys.append(self._keys.lease(session))
+            keys += [self._keys.lease(session), self._keys.spoken(session)]
         settled = await self._run_on_queue(
-            scripts.SETTLE, keys, GROUP, delivery.entry, delivery.model
+            scripts.SETTLE, keys, GROUP, delivery.entry, delivery.model, request
         )
         return settled != -1
 
@@ -311,6 +314,7 @@ class Ledger:
             self._ttl_ms,
             last.turn if last else 0,
             last.epoch if last else "",
+            secrets.token_hex(8),
             *earlier,
         )
         status, *rest = cast(list[bytes], reply)

@@ -34,7 +34,7 @@ class _Reader:
         if isinstance(reply, ReplyError):
             self._feed.fail(f"text stream: {reply}")
             return
-        entries = cast(list[tuple[bytes, list[bytes]]], reply)
+        entries = cast(list[tuple[bytes, list[bytes]]], reply or [])
         for entry, flat in entries:
             if self._last != b"-" and _order(entry) <= _order(self._last):
                 continue  # two reads crossed

@@ -88,7 +88,10 @@ class _Sentry:
             if isinstance(reply, ReplyError) and is_passing(reply):
                 self.lost.set()
             elif subscription in self.subscriptions.get(subscription.key.encode(), ()):
-                subscription.deliver(reply)
+                try:
+                    subscription.deliver(reply)
+                except Exception:  # one key's reader must not cost all others their connection
+                    log.exception("reading_failed", key=subscription.key)
 
     def pushed(self, push: list[Reply]) -> None:
         """A server push: ``[b"invalidate", [keys] or None]``."""

@@ -7,13 +7,14 @@
 -- ARGV  claim ("fresh": a turn nobody speaks yet, or ourselves; "over": from an owner that is dead or gave it
 --       up; "again": our own turn, after the server forgot some of it; "fenced": a turn that was ours, of which
 --       we ask who has it now and take nothing),
---       request, entry, model, worker, ttl_ms, least turn, our last epoch ("": none),
+--       request, entry, model, worker, ttl_ms, least turn, our last epoch ("": none), ticket (this call's own:
+--       the same call, sent again because its reply was lost, changes nothing),
 --       names of requests that stand before, where the queue is elsewhere...
 -- Returns {status, epoch, turn, last, attempts, resume}; the status is "new", "over", "taken" (another
 -- worker speaks this entry), "busy" (another turn comes first) or "known" (this name was taken before).
 local lease, audio, session, spoken, refused = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local claim, request, entry, model, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local ttl, least = ARGV[6], tonumber(ARGV[7])
+local ttl, least, last_epoch, ticket = ARGV[6], tonumber(ARGV[7]), whole(ARGV[8]), ARGV[9]
 
 -- These keys are ours alone: one of another type is debris.
 for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset', [refused] = 'list'}) do
@@ -37,9 +38,9 @@ if tail then
 end
 
 local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', 'epoch', 'attempts', 'progress', 'resume',
-  'owner')
-local turn = tonumber(held[4] or '') or 0
-local epoch = math.max(now[1] * 1000000 + now[2], (tonumber(held[5] or '') or 0) + 1)
+  'owner', 'ticket')
+local turn = whole(held[4])
+local epoch = math.max(now[1] * 1000000 + now[2], whole(held[5]) + 1)
 epoch = string.format('%.0f', epoch)
 
 local function keep()
@@ -48,7 +49,7 @@ end
 
 local function speak(status, turn, last, attempts, resume)
   redis.call('HSET', lease, 'active', '1', 'epoch', epoch, 'turn', turn, 'request', request, 'entry', entry,
-    'model', model, 'owner', worker, 'attempts', attempts, 'progress', math.max(last, 0))
+    'model', model, 'owner', worker, 'ticket', ticket, 'attempts', attempts, 'progress', math.max(last, 0))
   redis.call('HDEL', lease, waiter)
   redis.call('ZADD', spoken, turn, request)
   redis.call('ZREMRANGEBYRANK', spoken, 0, -1025)
@@ -63,13 +64,14 @@ if held[1] == '1' then
   if held[2] == entry and held[3] == model then
     -- What we hold without knowing it, we took in a call whose reply was lost; a lease older than our last one
     -- is what a failover left of the time before us.
-    local ours = held[9] == worker or (tonumber(held[5] or '') or 0) <= (tonumber(ARGV[8]) or 0)
+    local ours = held[9] == worker or whole(held[5]) <= last_epoch
     if claim == 'fenced' or (claim ~= 'over' and not ours) then return {'taken'} end
     if last_turn ~= turn then last = -1 end
-    local attempts = tonumber(held[6] or '0')
+    local attempts = whole(held[6])
+    if held[10] == ticket then return {'over', held[5], turn, last, attempts, held[8] or ''} end
     if claim == 'over' then
       -- A turn of which another frame was heard since its last owner took it is no poison.
-      attempts = last > tonumber(held[7] or '0') and 1 or attempts + 1
+      attempts = last > whole(held[7]) and 1 or attempts + 1
     end
     return speak('over', turn, last, attempts, held[8])
   end
@@ -104,7 +106,7 @@ if claim == 'fenced' then return {'busy'} end
 
 -- What stands before this request in its queue and was not spoken yet may still be on its way here; one
 -- whose lease alone was lost goes on as soon as its owner notices.
-local earlier = {unpack(ARGV, 9)}
+local earlier = {unpack(ARGV, 10)}
 if KEYS[6] and redis.call('TYPE', KEYS[6]).ok == 'stream' then
   earlier = names_before(KEYS[6], KEYS[7], entry, string.match(audio, '{(.*)}'))
 end

@@ -25,7 +25,7 @@ for _, field in ipairs(redis.call('HKEYS', lease)) do
   if other and is_before(other, entry) then before = before + 1 end
 end
 if before >= most and not held[5] then
-  redis.call('ZADD', spoken, tonumber(held[4] or '') or 0, request)
+  redis.call('ZADD', spoken, whole(held[4]), request)
   if redis.call('LLEN', refused) < MOST_REFUSED then
     redis.call('RPUSH', refused, entry .. ' ' .. request .. ' max_waiting_turns: ' .. most ..
       ' requests wait in this session')

@@ -1,4 +1,10 @@
--- Shared: stream ids in their order.
+-- Shared: numbers, and stream ids in their order.
+
+-- A whole number as one of ours is written; 0 for anything else.
+local function whole(value)
+  return value and #value < 17 and string.match(value, '^%d+$') and tonumber(value) or 0
+end
+
 local function parts(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(seq)

@@ -3,6 +3,6 @@
 local function fence(lease, ours)
   local epoch = redis.call('TYPE', lease).ok == 'hash' and redis.call('HGET', lease, 'epoch')
   if epoch == ours then return 0 end
-  return (tonumber(epoch or '') or 0) > tonumber(ours) and -2 or -3
+  return whole(epoch) > whole(ours) and -2 or -3
 end
 

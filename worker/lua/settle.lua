@@ -1,11 +1,12 @@
 -- A request is done: off the pending list and off the queue, as one.
 --
--- KEYS  requests, order, and the session's lease where it is on the same server
--- ARGV  group, entry, model
--- Returns 1 when it was there, 0 when it was not, -1 when its turn is not over: a failover has forgotten the end.
-if KEYS[3] and redis.call('TYPE', KEYS[3]).ok == 'hash' then
+-- KEYS  requests, order, and the session's lease and spoken where they are to be asked whether it was answered
+-- ARGV  group, entry, model, request
+-- Returns 1 when it was there, 0 when it was not, -1 when it was not answered: a failover has forgotten that.
+if KEYS[3] then
   local held = redis.call('HMGET', KEYS[3], 'active', 'entry', 'model')
   if held[1] == '1' and held[2] == ARGV[2] and held[3] == ARGV[3] then return -1 end
+  if not redis.call('ZSCORE', KEYS[4], ARGV[4]) then return -1 end
 end
 local item = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])[1]
 if item then

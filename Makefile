@@ -1,6 +1,7 @@
 # make demo    install, and hear the fleet speak        make test     install, and run every test
 # make bench   the measurements                         make lint types clean
 # make test-engine   install torch as well, and compare CosyVoice 2 with upstream's own modules
+# make audit   known vulnerabilities, and licences
 # make bench-gpu     on a GPU machine: checks, then measures CosyVoice 2
 
 VENV := .venv
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 ARGS ?=
 
-.PHONY: demo test test-engine lint types bench bench-gpu clean
+.PHONY: demo test test-engine lint types audit bench bench-gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/voicefleet demo $(ARGS)
@@ -27,6 +28,9 @@ test-engine: $(VENV)/installed-engine
 
 types: $(VENV)/installed-engine  # torch and the others have types that the engine is checked against
 	$(BIN)/pyright
+
+audit: $(VENV)/installed-audit  # of what is installed here: most after test-engine
+	$(BIN)/python .ci/audit
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m bench $(ARGS)
@@ -63,6 +67,10 @@ $(VENV)/installed-engine: pyproject.toml | $(VENV)/installed-dev
 		find $(VENV)/lib -path '*/torchaudio/lib/*.so' -delete
 	$(PIP) --no-deps cosyvoice2-eu==0.2.8 conformer==0.3.2
 	$(PIP) --editable ".[piper,cosyvoice]" --group test --group parity
+	touch $@
+
+$(VENV)/installed-audit: pyproject.toml | $(VENV)/installed-dev
+	$(PIP) --group audit
 	touch $@
 
 $(VENV)/installed-bench: pyproject.toml | $(VENV)/created

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench import control, cpu, first_frame, jitter, piper
+from bench.load import plots as load_plots
 from bench.report import Record
 
 mpl.use("Agg")
@@ -156,4 +157,7 @@ _DRAWINGS: Final[dict[str, Callable[[Figure, Series], None]]] = {
     "cpu": _cpu,
     "piper": _piper,
     "memory": _memory,
+    "scale": load_plots.scale,
+    "soak": load_plots.soak,
+    "overload": load_plots.overload,
 }

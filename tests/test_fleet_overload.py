@@ -181,8 +181,11 @@ class TestCustody:
     ) -> None:
         """What a reply that was lost leaves behind, without the connection being lost."""
         async with serving(redis_url, prefix, heartbeat_ms=100):
+            key = fleet.keys.requests(fleet.model)
+            with anyio.fail_after(HANG_S):
+                while not await fleet.redis.exists(key):
+                    await anyio.sleep(0.02)
             async with fleet.redis.pipeline(transaction=True) as pipe:
-                key = fleet.keys.requests(fleet.model)
                 pipe.xadd(key, {"session": "s", "text": SHORT, "lead_ms": 0})
                 pipe.xreadgroup(GROUP, "w1", {key: ">"})
                 await pipe.execute()

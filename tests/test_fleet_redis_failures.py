@@ -173,6 +173,26 @@ async def test_a_worker_starts_before_its_server(tmp_path: Path) -> None:
                     assert (await fleet.hear("s")).end.reason == "completed"
 
 
+async def test_a_password_that_is_refused_for_a_while_is_waited_out(tmp_path: Path) -> None:
+    """A new primary whose users were not loaded, say: it ends no worker that was let in before."""
+    async with (
+        EmbeddedServer.start(directory=tmp_path, password="right") as server,
+        from_url(server.url) as redis,
+    ):
+        fleet = Orchestrator(redis, "tts")
+        async with serving(server.url, "tts"):
+            calm = await undisturbed(fleet)
+            await fleet.add("s", TEXT, seed=11)
+            await fleet.hear("s", until=30)
+            await redis.config_set("requirepass", "wrong")
+            for kind in ("normal", "pubsub"):
+                await redis.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            await anyio.sleep(1.0)
+            await redis.config_set("requirepass", "right")
+            assert (await fleet.hear("s")).pcm == calm.pcm
+            await fleet.settled()
+
+
 async def test_a_turn_outlives_a_paused_server(fleet: Orchestrator, server: EmbeddedServer) -> None:
     async with serving(server.url, fleet.keys.prefix):
         calm = await undisturbed(fleet)

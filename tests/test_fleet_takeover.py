@@ -6,7 +6,7 @@ import time
 import anyio
 import pytest
 
-from tests.fleet import Heard, Orchestrator, WorkerProcess, worker_process
+from tests.fleet import HANG_S, Heard, Orchestrator, WorkerProcess, worker_process
 
 pytestmark = pytest.mark.anyio
 
@@ -105,6 +105,35 @@ async def test_requests_that_wait_survive_their_holder(fleet: Orchestrator, redi
             turns = await fleet.turns("s", 4)
             assert [turn.end.request for turn in turns] == [f"r{i}" for i in range(4)]
             assert {turn.end.reason for turn in turns} == {"completed"}
+
+
+async def test_a_paused_turn_is_not_blamed_for_the_deaths_of_its_owners(
+    fleet: Orchestrator, redis_url: str
+) -> None:
+    """Nothing more of it can be heard meanwhile, however well its owners do."""
+    async with worker_process(fleet, redis_url, "calm"):
+        calm = await undisturbed(fleet, TEXT)
+    await fleet.add("s", TEXT, seed=11)
+    for index in range(5):
+        async with worker_process(fleet, redis_url, f"w{index}") as worker:
+            with anyio.fail_after(HANG_S):
+                while not (index or await fleet.redis.xlen(fleet.keys.audio("s")) > 40):
+                    await anyio.sleep(0.02)
+                await fleet.control("s", "pause")
+                lease = fleet.keys.lease("s")
+                while await fleet.redis.hmget(lease, "owner", "attempts") != [
+                    worker.name.encode(),
+                    b"0" if index else b"1",
+                ]:
+                    await anyio.sleep(0.02)
+                await anyio.sleep(0.1)
+            worker.signal(signal.SIGKILL)
+            await worker.exited()
+    async with worker_process(fleet, redis_url, "last"):
+        await fleet.control("s", "resume")
+        heard = await fleet.hear("s")
+        assert heard.pcm == calm.pcm
+        await fleet.settled()
 
 
 async def test_a_worker_of_the_same_name_takes_up_what_its_predecessor_left(

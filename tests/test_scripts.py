@@ -66,7 +66,7 @@ class Session:
     async def epoch(self, request: str = "r1", **options: Any) -> str:
         """Acquire a new turn and return its epoch."""
         status, epoch, *_ = await self.acquire(request, **options)
-        assert status in ("new", "over")
+        assert status in ("new", "over", "suspect")
         return epoch
 
     async def append(
@@ -119,6 +119,9 @@ class Session:
     async def release(self, epoch: str, *, blameless: bool = True) -> Any:
         flag = "1" if blameless else "0"
         return await run(self.redis, scripts.RELEASE, [self.lease], epoch, flag)
+
+    async def attempt(self, epoch: str, begins: str) -> Any:
+        return await run(self.redis, scripts.ATTEMPT, [self.lease], epoch, begins)
 
     async def abandon(self, entry: str = "1-0", worker: str = "w1") -> Any:
         return await run(self.redis, scripts.ABANDON, [self.lease], entry, MODEL, worker)
@@ -200,14 +203,29 @@ class TestAcquire:
 
     async def test_over_without_progress_counts_attempts(self, session: Session) -> None:
         await session.epoch()
-        for expected in ("2", "3"):
-            assert (await session.acquire(claim="over"))[4] == expected
-        epoch = await session.epoch(claim="over")
-        await session.append(epoch, 0, start())  # opens the turn, and is not heard
+        for tried in (1, 2, 3):
+            status, epoch, _, _, attempts, _ = await session.acquire(claim="over")
+            assert (status, attempts) == ("suspect", str(tried))
+            await session.append(epoch, 0, start())  # opens the turn, and is not heard
+            assert await session.attempt(epoch, "1") == 1
         epoch = (await session.acquire(claim="over"))[1]
         await session.append(epoch, 1, pcm(1))
         assert (await session.acquire(claim="over"))[4] == "1"
-        assert (await session.acquire(claim="over"))[4] == "2"
+        assert (await session.acquire(claim="over"))[4] == "1"
+
+    async def test_a_suspect_that_was_not_tried_is_not_blamed(self, session: Session) -> None:
+        await session.epoch()
+        for _ in range(5):
+            assert (await session.acquire(claim="over"))[4] == "1"
+
+    async def test_what_an_attempt_survived_counts_no_more(self, session: Session) -> None:
+        await session.epoch()
+        for _ in range(5):
+            epoch = (await session.acquire(claim="over"))[1]
+            assert await session.attempt(epoch, "1") == 1
+            assert await session.attempt(epoch, "0") == 1
+        assert (await session.acquire(claim="over"))[4] == "0"
+        assert await session.attempt(epoch, "1") == 0, "another's by now"
 
     async def test_taken(self, session: Session) -> None:
         await session.epoch(worker="w1")
@@ -345,8 +363,8 @@ class TestAcquireAgain:
         await session.acquire("r1", worker="w1")
         over = {"worker": "w2", "claim": "over", "ticket": "t2"}
         status, *first = await session.acquire("r1", **over)
-        assert (status, first[3]) == ("over", "2")
-        assert await session.acquire("r1", **over) == ("over", *first)
+        assert (status, first[3]) == ("suspect", "1")
+        assert await session.acquire("r1", **over) == ("suspect", *first)
 
     async def test_a_turn_that_another_has_ended_since_is_known(self, session: Session) -> None:
         forgotten = await session.epoch("r1", worker="w1")
@@ -833,7 +851,7 @@ class TestPlaces:
         assert await queue.earlier(mine, "s") == {"r1"}
         await queue.add("s", "r3")
         assert await queue.later(first, "s", "r3") == 1
-        assert 0 < await queue.redis.pttl(queue.order)
+        assert await queue.redis.pttl(queue.order) > 0
 
 
 class TestBacklog:

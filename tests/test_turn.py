@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from itertools import product
 
 import anyio
-import msgspec
 import numpy as np
 import pytest
 
@@ -315,5 +314,11 @@ class TestTrail:
 
     def test_nothing_is_decoded_from_nothing(self) -> None:
         assert Trail.decode(b"") == []
-        for debris in (b"{", b"\xff", b"[1]", b'[{"segment":-1,"char":0,"native":0}]', b"[" * 100_000):
+        for debris in (
+            b"{",
+            b"\xff",
+            b"[1]",
+            b'[{"segment":-1,"char":0,"native":0}]',
+            b"[" * 100_000,
+        ):
             assert Trail.decode(debris) == []

@@ -14,6 +14,8 @@ URL                                            topology
 
 import re
 import ssl
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -180,7 +182,8 @@ def resolve(config: RedisConfig) -> Endpoint:
     location = parse(config.url)
     password = location.password or config.password
     if config.password_file:
-        password = Path(config.password_file).read_text(encoding="utf-8").rstrip("\r\n")
+        with _named("redis.password_file", config.password_file):
+            password = Path(config.password_file).read_text(encoding="utf-8").rstrip("\r\n")
     return Endpoint(
         topology=location.topology,
         seeds=location.seeds,
@@ -215,10 +218,23 @@ def _seed(host: str, default_port: int) -> tuple[str, int]:
 
 
 def _tls(config: RedisConfig) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=config.tls_ca_file or None)
+    with _named("redis.tls_ca_file", config.tls_ca_file):
+        context = ssl.create_default_context(cafile=config.tls_ca_file or None)
     if not config.tls_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if config.tls_cert_file:
-        context.load_cert_chain(config.tls_cert_file, config.tls_key_file or None)
+        files = f"{config.tls_cert_file} {config.tls_key_file}".rstrip()
+        with _named("redis.tls_cert_file, tls_key_file", files):
+            context.load_cert_chain(config.tls_cert_file, config.tls_key_file or None)
     return context
+
+
+@contextmanager
+def _named(setting: str, value: str) -> Generator[None]:
+    """Let what goes wrong with a file name the setting and the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"{setting}: {reason}", value) from None

@@ -23,6 +23,8 @@ ELSEWHERE: Final = ("MOVED", "ASK", "READONLY")
 
 NOT_NOW: Final = (
     *("LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOREPLICAS", "OOM", "MISCONF", "BUSY "),
+    # It knew our password before: a new primary without the users' file, or a rotation half done.
+    *("WRONGPASS", "NOAUTH"),
 )
 """The server will take the command later."""
 

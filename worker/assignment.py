@@ -47,7 +47,7 @@ class _Place:
         self._readings = 0
 
     def is_lost(self) -> bool:
-        """Whether it is gone, of a reading without it: the first may be from before it was taken."""
+        """Whether it is gone, of a reading without it: the first may be older than itself."""
         self._misses += 1
         return self.was_seen or self._misses > 1
 
@@ -211,7 +211,7 @@ class Assignment:
                     self.delivery, request.session, request.name, claim=claim, last=last
                 )
                 match acquired.standing:
-                    case "new" | "over":
+                    case "new" | "over" | "suspect":
                         return acquired
                     case "known":
                         return _Left.SETTLE
@@ -332,7 +332,7 @@ class Assignment:
                     "error": error or None,
                     "first_audio_ms": outbox.first_audio_ms,
                     "rtf": round(turn.engine_s / turn.audio_s, 4) if turn.audio_s else None,
-                    "taken_over": acquired.standing == "over" or None,
+                    "taken_over": acquired.standing != "new" or None,
                 }
                 said = {name: figure for name, figure in figures.items() if figure is not None}
                 log.info("turn", reason=reason, frames=outbox.frames, **said)
@@ -353,7 +353,7 @@ class Assignment:
                 return _Left.REMOVE
             case Fate.HANDED_OVER | Fate.FAILED | Fate.FORGOTTEN:
                 log.info("handed_over", frames=outbox.frames, fate=fate.value)
-                blameless = fate is not Fate.FAILED
+                blameless = fate is not Fate.FAILED and performance.attempts > 0
                 await ledger.release(request.session, acquired.epoch, blameless=blameless)
                 return _Left.HAND_BACK
 

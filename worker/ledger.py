@@ -25,7 +25,7 @@ EXPIRE_AT_ONCE = 64
 MOST_DIGITS = 20
 
 Claim = Literal["fresh", "over", "again", "fenced"]
-Standing = Literal["new", "over", "taken", "busy", "known"]
+Standing = Literal["new", "over", "suspect", "taken", "busy", "known"]
 Place = Literal["listed", "known", "taken", "full"]
 
 
@@ -323,6 +323,14 @@ class Ledger:
             return Acquired(standing)
         epoch, turn, last, attempts, resume = rest
         return Acquired(standing, epoch.decode(), int(turn), int(last), int(attempts), resume)
+
+    async def begin_attempt(self, session: str, epoch: str) -> None:
+        """Another attempt at a suspect turn begins: it counts, should it kill this worker."""
+        await self._run(scripts.ATTEMPT, [self._keys.lease(session)], epoch, "1")
+
+    async def survived(self, session: str, epoch: str) -> None:
+        """The attempt has made all that may be made now: none of those so far counts any more."""
+        await self._run(scripts.ATTEMPT, [self._keys.lease(session)], epoch, "0")
 
     async def release(self, session: str, epoch: str, *, blameless: bool) -> None:
         """Give up a turn in its middle; ``blameless`` does not count against the request."""

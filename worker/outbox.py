@@ -77,7 +77,10 @@ class _InFlight(msgspec.Struct, frozen=True):
 
 
 class Outbox:
-    """The entries of one turn. Its producer is the turn, its consumer the publisher."""
+    """The entries of one turn. Its producer is the turn, its consumer the publisher.
+
+    ``filled`` is set when the turn is ahead as far as it may be for the first time.
+    """
 
     def __init__(
         self, opening: Opening, lead_ms: int, retention: Retention, clock: ServerClock
@@ -103,6 +106,7 @@ class Outbox:
         self._paused = False
         self._end: tuple[Reason, str] | None = None
         self._fate: Fate | None = None
+        self.filled = anyio.Event()
         self._space = anyio.Event()
         self._settled = anyio.Event()
 
@@ -133,6 +137,7 @@ class Outbox:
     async def put(self, frames: Sequence[TurnFrame]) -> None:
         """Add frames in order; waits while the turn is ahead by its lead. Ignored after the end."""
         while not self.ending and self._unsent >= self._capacity:
+            self.filled.set()
             self._space = anyio.Event()
             await self._space.wait()
         if self.ending:

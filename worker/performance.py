@@ -3,6 +3,7 @@
 Everything it does ends in its outbox, whose settling ends everything it does.
 """
 
+import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -23,6 +24,14 @@ from worker.text_stream import stream_text
 from worker.turn import Trail, Turn
 
 log = structlog.stdlib.get_logger(__name__)
+
+SUSPECT_WAIT_S = (0.5, 2.0)
+"""Before another attempt at a turn that may have killed its owner.
+
+Turns that died with their owner come to their next one together. Those that were heard go on at
+once; of the others, which may be poison, each waits a while of its own, so that one that kills
+again does not take the same ones with it each time, and have them counted as poison too.
+"""
 
 ENDINGS: dict[Verdict, Reason] = {Verdict.STOP: "stopped", Verdict.INTERRUPT: "interrupted"}
 
@@ -63,6 +72,8 @@ class Performance:
             rooms.clock,
         )
         self.turn = Turn(self.outbox, config.synthesis_timeout_s)
+        # Of this owner's own: none yet where it is suspect.
+        self.attempts = 0 if acquired.standing == "suspect" else 1
         self._changed = anyio.Event()
 
     def hand_over(self) -> None:
@@ -75,18 +86,23 @@ class Performance:
             async with anyio.create_task_group() as tasks:
                 if unspoken is not None:
                     self._end(*unspoken)
-                elif self._acquired.attempts > self._rooms.config.max_deliveries:
+                elif self._attempts_with_this > self._rooms.config.max_deliveries:
                     self._end("failed", "max_deliveries: no worker survived this request")
                 else:
                     self._view.changed = self._react
                     self._react()
                     tasks.start_soon(self._speak)
                     tasks.start_soon(self._limit_pause)
+                    tasks.start_soon(self._note_survival)
                     tasks.start_soon(self._resolve_stop)
                 await self.outbox.settled()
                 self._view.changed = _nothing
                 tasks.cancel_scope.cancel()
         return await self.outbox.settled()
+
+    @property
+    def _attempts_with_this(self) -> int:
+        return self._acquired.attempts + (self._acquired.standing == "suspect")
 
     # What the session wishes.
 
@@ -136,7 +152,20 @@ class Performance:
 
     # Speaking.
 
+    async def _begin_attempt(self) -> None:
+        if self._acquired.standing == "suspect":
+            await anyio.sleep(random.uniform(*SUSPECT_WAIT_S))  # noqa: S311
+            self.attempts = 1
+            await self._rooms.ledger.begin_attempt(self._request.session, self._acquired.epoch)
+
+    async def _note_survival(self) -> None:
+        """Tell when the turn has made all that may be made: paused, say, it is heard no further."""
+        if self._acquired.standing != "new":
+            await self.outbox.filled.wait()
+            await self._rooms.ledger.survived(self._request.session, self._acquired.epoch)
+
     async def _speak(self) -> None:
+        await self._begin_attempt()
         try:
             async with self._rooms.residency.hold(self._delivery.model) as resident:
                 failure = await self._speak_with(resident)
@@ -194,11 +223,11 @@ class Performance:
 
     def _fail(self, error: Exception) -> None:
         """The engine failed: leave the request to another try, or give it up."""
-        last_try = self._acquired.attempts >= self._rooms.config.max_deliveries
+        last_try = self._attempts_with_this >= self._rooms.config.max_deliveries
         log.warning(
             "engine_failed",
             error=f"{type(error).__name__}: {error}",
-            attempt=self._acquired.attempts,
+            attempt=self._attempts_with_this,
             gives_up=last_try,
         )
         if last_try:

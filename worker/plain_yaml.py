@@ -7,7 +7,7 @@ equal keys the first is lost without a word.
 
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import yaml
 
@@ -30,7 +30,7 @@ class PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node. An alias weighs as much as what it stands for."""
-        mark = self.peek_event().start_mark  # pyright: ignore[reportUnknownVariableType]
+        mark: Any = cast(Any, self.peek_event()).start_mark
         is_alias = self.check_event(yaml.AliasEvent)
         before = self._nodes
         self._nodes += 1

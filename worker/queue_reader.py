@@ -125,6 +125,7 @@ class QueueReader:
 
     async def _connect(self) -> Link:
         self._close()
+        self._may_wait = True  # it may be another server, and say other things
         await self._topology.refresh()
         owner = self._topology.owner(self._key)
         self._link = link = await self._topology.open_link(owner)

@@ -4,6 +4,7 @@ Correctness rests on the lease's fence; this is liveness alone. A wrong guess ab
 costs a pause, never a frame.
 """
 
+import random
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,6 +25,13 @@ from worker.config import WorkerConfig
 from worker.ledger import Ledger
 
 log = structlog.stdlib.get_logger(__name__)
+
+
+LOOK_AROUND_BEATS = 10
+"""Beats between two looks at all workers: what each of them does at each beat is quadratic."""
+
+FORGET_AFTER = 10
+"""The dead are listed for so many times the silence that made them so."""
 
 
 class NameTakenError(Exception):
@@ -64,6 +72,8 @@ class Registry:
         self._last_beat = 0.0
         self._judges_from = 0.0
         self._missing: set[tuple[str, str]] = set()
+        self._buried: set[str] = set()
+        self._beats = random.randrange(LOOK_AROUND_BEATS)  # noqa: S311  not all at once
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Beat until cancelled; started with the first beat.
@@ -129,29 +139,37 @@ class Registry:
             return
         now_ms = self._clock.now_ms()
         workers = self._keys.workers
-        scored = await self._switchboard.call(workers, "ZRANGE", workers, 0, -1, "WITHSCORES")
-        beats = {
-            name.decode("utf-8", "replace"): score
-            for name, score in cast(list[tuple[bytes, float]], scored)
-        }
-        dead = {name for name, at in beats.items() if at < now_ms - self._dead_after_ms}
-        missing: set[tuple[str, str]] = set()
-        for model in self._models():
-            for owner in await self._ledger.owners(model):
-                # One that is listed and late is dead; one that is not listed may be about to be.
-                if owner not in beats:
-                    missing.add((model, owner))
-                    if (model, owner) not in self._missing:
-                        continue
-                elif owner not in dead:
-                    continue
+        late = f"({now_ms - self._dead_after_ms}"
+        found = await self._switchboard.call(workers, "ZRANGEBYSCORE", workers, "-inf", late)
+        dead = {name.decode("utf-8", "replace") for name in cast(list[bytes], found)}
+        dead.discard(self._name)
+        for owner in dead - self._buried:
+            for model in self._models():
                 count = await self._ledger.bury(model, owner)
                 log.warning("worker_dead", dead=owner, model=model, requests=count)
+        self._buried = dead
+        self._beats += 1
+        if self._beats % LOOK_AROUND_BEATS == 0:
+            await self._bury_the_unlisted()
+            # By score, not by name: one that beats again in this moment stays. And not before all
+            # others have seen it, who may serve other models than we do.
+            gone = f"({now_ms - FORGET_AFTER * self._dead_after_ms}"
+            await self._switchboard.call(workers, "ZREMRANGEBYSCORE", workers, "-inf", gone)
+
+    async def _bury_the_unlisted(self) -> None:
+        """Hand back the requests of those whom nobody knows. It costs more: each worker is read."""
+        workers = self._keys.workers
+        listed = cast(list[bytes], await self._switchboard.call(workers, "ZRANGE", workers, 0, -1))
+        known = {name.decode("utf-8", "replace") for name in listed}
+        missing = {
+            (model, owner)
+            for model in self._models()
+            for owner in await self._ledger.owners(model) - known
+        }
+        for model, owner in missing & self._missing:  # one that is new here may be about to be
+            count = await self._ledger.bury(model, owner)
+            log.warning("worker_dead", dead=owner, model=model, requests=count)
         self._missing = missing
-        if dead - {self._name}:
-            # By score, not by name: one that beats again in this moment stays.
-            late = f"({now_ms - self._dead_after_ms}"
-            await self._switchboard.call(workers, "ZREMRANGEBYSCORE", workers, "-inf", late)
 
     async def _renew(self, key: str, kind: str, command: str, *args: Argument) -> None:
         """Write to a key of ours. What is of another type under its name is debris."""

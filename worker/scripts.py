@@ -48,6 +48,7 @@ class Script:
 ABANDON = Script("abandon")
 ACQUIRE = Script("acquire", after=["entry", "place", "queue", "refused"])
 APPEND = Script("append", after=["entry", "fence"])
+ATTEMPT = Script("attempt")
 BEAT = Script("beat")
 DEPART = Script("depart")
 EARLIER = Script("earlier", after=["entry", "queue"])

@@ -2,32 +2,20 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final, Literal
+from typing import Final
 
 import anyio
-import msgspec
 
+from producer.cli.finding import Finding, Findings
+from producer.cli.rights import is_refused
 from producer.client import VoiceFleet
-from producer.errors import ServerRefused, VoiceFleetError, translated
-from wire.link import Argument, Link, Reply, ReplyError
+from producer.errors import VoiceFleetError, translated
+from wire.link import Reply
 
 OLDEST_SERVERS: Final = {"redis": (7, 0), "valkey": (8, 0)}
 CLOCK_TOLERANCE_MS: Final = 500
 PUSH_TIMEOUT_S: Final = 1.0
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One line of the doctor's report. ``advice`` is empty where all is well."""
-
-    grade: Literal["ok", "warn", "fail"]
-    what: str
-    advice: str = ""
-
-
-Findings = AsyncGenerator[Finding]
 
 
 async def server(fleet: VoiceFleet) -> Findings:
@@ -87,8 +75,8 @@ async def clock(fleet: VoiceFleet) -> Findings:
 
 
 async def tracking(fleet: VoiceFleet) -> Findings:
-    """Whether the server pushes changes of control keys to who watches them."""
-    key = fleet.keys.control(f"doctor-{uuid.uuid4().hex}")
+    """Whether the server pushes changes of a key to who watches it, as a worker's user may."""
+    key = fleet.keys.lease(f"doctor-{uuid.uuid4().hex}")
     pushed = anyio.Event()
 
     def on_push(message: list[Reply]) -> None:
@@ -106,12 +94,20 @@ async def tracking(fleet: VoiceFleet) -> Findings:
         return
     try:
         with translated(fleet.server.endpoint):
+            if await is_refused(link, ("HSET", key, "doctor", 0)):
+                yield Finding("ok", f"{found}: not looked at, this is not a worker's user")
+                return
+            await link.call("PEXPIRE", key, 5000)
             await link.call("CLIENT", "TRACKING", "ON")
-            await link.call("GET", key)
-        began = time.perf_counter()
-        await fleet.server.set(key, "resume", ttl_s=5)
-        with anyio.move_on_after(PUSH_TIMEOUT_S):
-            await pushed.wait()
+            await link.call("HGETALL", key)
+            began = time.perf_counter()
+            other = await topology.open_link(topology.owner(key))
+            try:
+                await other.call("HSET", key, "doctor", 1)
+            finally:
+                other.close()
+            with anyio.move_on_after(PUSH_TIMEOUT_S):
+                await pushed.wait()
         if pushed.is_set():
             took = (time.perf_counter() - began) * 1000
             yield Finding("ok", f"{found}: a change arrives after {took:.1f} ms")
@@ -121,74 +117,6 @@ async def tracking(fleet: VoiceFleet) -> Findings:
         yield Finding("warn", f"{found}: {error}", fallback)
     finally:
         link.close()
-
-
-async def rights(fleet: VoiceFleet) -> Findings:
-    """Whether this user may do all that the client and, with the same user, a worker do.
-
-    It tries: the commands themselves, on keys of its own that are gone afterwards.
-    """
-    name = f"doctor-{uuid.uuid4().hex}"
-    keys = fleet.keys
-    control, audio, record = keys.control(name), keys.audio(name), keys.session(name)
-    queue, beats = keys.requests(name), keys.lease(name)
-    commands: list[tuple[Argument, ...]] = [
-        ("SET", control, "resume", "EX", 5),
-        ("GET", control),
-        ("XADD", audio, "1-0", "doctor", "1"),
-        ("EXPIRE", audio, 5),
-        ("PEXPIRE", audio, 5000),
-        ("XREAD", "COUNT", 1, "STREAMS", audio, "0"),
-        ("XRANGE", audio, "-", "+", "COUNT", 1),
-        ("XREVRANGE", audio, "+", "-", "COUNT", 1),
-        ("XTRIM", audio, "MAXLEN", 10),
-        ("HSET", record, "state", "idle"),
-        ("EXPIRE", record, 5),
-        ("HGETALL", record),
-        ("HMGET", record, "state"),
-        ("XGROUP", "CREATE", queue, "workers", "0", "MKSTREAM"),
-        ("EXPIRE", queue, 5),
-        ("XREADGROUP", "GROUP", "workers", "doctor", "COUNT", 1, "STREAMS", queue, ">"),
-        ("XPENDING", queue, "workers", "-", "+", 1),
-        ("XCLAIM", queue, "workers", "doctor", 1, "1-0", "JUSTID"),
-        ("XACK", queue, "workers", "1-0"),
-        ("XDEL", queue, "1-0"),
-        ("XLEN", queue),
-        ("ZADD", beats, 1, "doctor"),
-        ("EXPIRE", beats, 5),
-        ("ZRANGE", beats, 0, -1),
-        ("ZREM", beats, "doctor"),
-        ("EXISTS", keys.model(name)),
-        ("TYPE", control),
-        ("EVAL", "return redis.call('EXISTS', KEYS[1])", 1, control),
-        ("SCRIPT", "LOAD", "return 1"),
-        ("TIME",),
-        ("DEL", control),
-        ("DEL", audio),
-        ("DEL", record),
-        ("DEL", queue),
-        ("DEL", beats),
-    ]
-    refused: dict[str, None] = {}
-    async with _links(fleet) as link_to:
-        for command in commands:
-            key = next((str(part) for part in command[1:] if name in str(part)), control)
-            link = await link_to(key)
-            (reply,) = await link.batch([command])
-            if isinstance(reply, ReplyError) and str(reply).startswith("NOPERM"):
-                refused[_full_name(command)] = None
-    user = await _user(fleet)
-    if refused:
-        grants = " ".join(f"+{name.lower().replace(' ', '|')}" for name in refused)
-        advice = f"ACL SETUSER {user} ~{keys.prefix}:* {grants}"
-        yield Finding("fail", f"user {user} may not: {', '.join(refused)}", advice)
-    else:
-        yield Finding("ok", f"user {user} may do all that clients and workers do")
-    try:
-        await fleet.server.call("CLIENT UNBLOCK", 0)
-    except ServerRefused:
-        found = "CLIENT UNBLOCK is refused: the client makes a new connection for each new session"
-        yield Finding("warn", found, f"ACL SETUSER {user} +client|unblock")
 
 
 async def engines() -> Findings:
@@ -234,36 +162,3 @@ async def workers(fleet: VoiceFleet) -> Findings:
     if dead:
         advice = f"redis-cli XREVRANGE {fleet.keys.dead} + - COUNT 5 says why"
         yield Finding("warn", f"{dead} requests could not be spoken", advice)
-
-
-@asynccontextmanager
-async def _links(fleet: VoiceFleet) -> AsyncGenerator[Callable[[str], Awaitable[Link]]]:
-    """Raw connections to the servers that own keys: redis-py would read odd replies for us."""
-    topology = fleet.server.topology
-    links: dict[tuple[str, int], Link] = {}
-
-    async def link_to(key: str) -> Link:
-        owner = topology.owner(key)
-        if owner not in links:
-            links[owner] = await topology.open_link(owner)
-        return links[owner]
-
-    with translated(fleet.server.endpoint):
-        try:
-            yield link_to
-        finally:
-            for link in links.values():
-                link.close()
-
-
-def _full_name(command: tuple[Argument, ...]) -> str:
-    parts = command[:2] if command[0] in ("XGROUP", "SCRIPT") else command[:1]
-    return " ".join(str(part) for part in parts)
-
-
-async def _user(fleet: VoiceFleet) -> str:
-    try:
-        name: bytes = await fleet.server.call("ACL WHOAMI")
-    except VoiceFleetError:
-        return fleet.server.endpoint.username or "default"
-    return name.decode()

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from producer.cli import checks
-from producer.cli.checks import Finding, Findings
+from producer.cli.finding import Finding, Findings
+from producer.cli.rights import rights
 from producer.cli.table import print_json
 from producer.cli.target import DEFAULT, Target
 from producer.errors import ServerRefused, VoiceFleetError
@@ -18,7 +19,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _OF_SERVER = (
     checks.server,
     checks.tracking,
-    checks.rights,
+    rights,
     checks.clock,
     checks.memory,
     checks.persistence,

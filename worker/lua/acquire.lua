@@ -10,8 +10,9 @@
 --       request, entry, model, worker, ttl_ms, least turn, our last epoch ("": none), ticket (this call's own:
 --       the same call, sent again because its reply was lost, changes nothing),
 --       names of requests that stand before, where the queue is elsewhere...
--- Returns {status, epoch, turn, last, attempts, resume}; the status is "new", "over", "taken" (another
--- worker speaks this entry), "busy" (another turn comes first) or "known" (this name was taken before).
+-- Returns {status, epoch, turn, last, attempts, resume}; the status is "new", "over", "suspect" (as "over", but
+-- its last owner died before any frame of it was heard: the attempt is not counted yet), "taken" (another worker
+-- speaks this entry), "busy" (another turn comes first) or "known" (this name was taken before).
 local lease, audio, session, spoken, refused = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local claim, request, entry, model, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local ttl, least, last_epoch, ticket = ARGV[6], tonumber(ARGV[7]), whole(ARGV[8]), ARGV[9]
@@ -38,7 +39,7 @@ if tail then
 end
 
 local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', 'epoch', 'attempts', 'progress', 'resume',
-  'owner', 'ticket')
+  'owner', 'ticket', 'standing')
 local turn = whole(held[4])
 local epoch = math.max(now[1] * 1000000 + now[2], whole(held[5]) + 1)
 epoch = string.format('%.0f', epoch)
@@ -49,7 +50,7 @@ end
 
 local function speak(status, turn, last, attempts, resume)
   redis.call('HSET', lease, 'active', '1', 'epoch', epoch, 'turn', turn, 'request', request, 'entry', entry,
-    'model', model, 'owner', worker, 'ticket', ticket, 'attempts', attempts, 'progress', math.max(last, 0))
+    'model', model, 'owner', worker, 'ticket', ticket, 'standing', status, 'attempts', attempts, 'progress', math.max(last, 0))
   redis.call('HDEL', lease, waiter)
   redis.call('ZADD', spoken, turn, request)
   redis.call('ZREMRANGEBYRANK', spoken, 0, -1025)
@@ -68,12 +69,13 @@ if held[1] == '1' then
     if claim == 'fenced' or (claim ~= 'over' and not ours) then return {'taken'} end
     if last_turn ~= turn then last = -1 end
     local attempts = whole(held[6])
-    if held[10] == ticket then return {'over', held[5], turn, last, attempts, held[8] or ''} end
-    if claim == 'over' then
-      -- A turn of which another frame was heard since its last owner took it is no poison.
-      attempts = last > whole(held[7]) and 1 or attempts + 1
-    end
-    return speak('over', turn, last, attempts, held[8])
+    if held[10] == ticket then return {held[11], held[5], turn, last, attempts, held[8] or ''} end
+    if claim ~= 'over' then return speak('over', turn, last, attempts, held[8]) end
+    -- A turn of which another frame was heard since its last owner took it is no poison.
+    if last > whole(held[7]) then return speak('over', turn, last, 1, held[8]) end
+    -- One that was given up in good order failed alone, if it failed.
+    if not held[9] then return speak('over', turn, last, attempts + 1, held[8]) end
+    return speak('suspect', turn, last, attempts, held[8])
   end
   if redis.call('ZSCORE', spoken, request) then
     leave(lease, session, waiter)

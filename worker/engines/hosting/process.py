@@ -67,7 +67,7 @@ class EngineProcess(asyncio.Protocol):
                     stdin=subprocess.DEVNULL,
                     stdout=None,
                     stderr=None,
-                    env={**os.environ, "PYTHONPATH": paths},
+                    env={**_environment(), "PYTHONPATH": paths},
                     start_new_session=True,
                     pass_fds=[theirs.fileno()],
                 )
@@ -176,3 +176,8 @@ class EngineProcess(asyncio.Protocol):
         if not self._gone:
             self._gone = True
             self._on_gone(reason)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what opens the server: an engine has no business there."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("VOICEFLEET_REDIS_")}

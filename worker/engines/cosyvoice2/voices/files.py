@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.fields import excerpt
 from worker.engines.cosyvoice2.voices.voice import (
     FOLDER,
     FORMAT,
@@ -80,17 +81,17 @@ def load(path: Path) -> Voice:
     except FileNotFoundError:
         raise VoiceError(f"there is no {path}") from None
     except (OSError, SafetensorError) as error:
-        raise VoiceError(f"{path}: {error}") from None
+        raise VoiceError(f"{path}: {error!s:.200}") from None  # it may quote the whole header
     if metadata.get("format") != FORMAT:
         raise VoiceError(f"{path}: is not a voice")
     if metadata.get("version") != VERSION:
-        raise VoiceError(
-            f"{path}: is of version {metadata.get('version')!r}, not {VERSION!r}: add it anew"
-        )
+        version = excerpt(str(metadata.get("version")))
+        raise VoiceError(f"{path}: is of version {version}, not {VERSION!r}: add it anew")
     missing = [name for name in _TENSORS if name not in tensors]
     unknown = sorted(tensors.keys() - {*_TENSORS, _OPTIONAL})
     if missing or unknown:
-        found = [f"misses {name}" for name in missing] + [f"has an unknown {n}" for n in unknown]
+        found = [f"misses {name}" for name in missing]
+        found += [f"has an unknown {excerpt(name)[1:-1]}" for name in unknown[:3]]
         raise VoiceError(f"{path}: {', '.join(found)}")
     try:
         return Voice(
@@ -105,7 +106,7 @@ def load(path: Path) -> Voice:
     except KeyError as error:
         raise VoiceError(f"{path}: its metadata has no {error}") from None
     except (ValueError, VoiceError) as error:
-        raise VoiceError(f"{path}: {error}") from None
+        raise VoiceError(f"{path}: {error!s:.300}") from None
 
 
 def voices_of(pack: Path) -> dict[str, Voice]:

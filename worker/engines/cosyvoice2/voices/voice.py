@@ -86,6 +86,8 @@ class Voice:
             raise VoiceError(f"voice {self.name}: speaker is all zeros")
         if self.gain is not None and not 0.0 < self.gain < 1e4:
             raise VoiceError(f"voice {self.name}: gain {self.gain} is no gain")
+        if not (0.0 <= self.seconds < 1e6 and self.source_rate >= 0):
+            raise VoiceError(f"voice {self.name}: its recording has no length, or no rate")
 
     @property
     def has_prompt(self) -> bool:

@@ -1,0 +1,1 @@
+"""Parts of the load benches: several workers on one server, many callers, what they hear."""

@@ -1,0 +1,59 @@
+"""All that a fault can touch."""
+
+import random
+from collections.abc import Container
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from bench.ordeal.journal import Journal
+from bench.ordeal.network import Network
+from bench.ordeal.records import Records
+from bench.ordeal.servers import Servers
+from bench.ordeal.workers import Worker, Workers
+
+PATIENCE_S = 10.0
+
+
+class CannotInjectError(Exception):
+    """This fault cannot be injected here or now; the message says why."""
+
+
+class World(msgspec.Struct, frozen=True, kw_only=True):
+    """The running parts. ``background`` runs what outlives its injection, until the run's end."""
+
+    servers: Servers
+    workers: Workers
+    network: Network | None
+    records: Records
+    journal: Journal
+    sessions: tuple[str, ...]
+    background: TaskGroup
+
+    async def all_ready(self, limit_s: float = PATIENCE_S) -> bool:
+        """Wait until every worker is ready; returns whether they are."""
+        with anyio.move_on_after(limit_s):
+            while True:
+                found = await self.records.capacity(self.workers)
+                if found.ready == len(self.workers.names):
+                    return True
+                await anyio.sleep(0.1)
+        return False
+
+    async def some_workers(
+        self, rng: random.Random, count: int, among: Container[str] | None = None
+    ) -> list[Worker]:
+        """Ready workers, chosen at random; another one is left.
+
+        Raises:
+            CannotInjectError: There are fewer.
+        """
+        ready = [
+            name
+            for name in await self.records.ready(self.workers)
+            if among is None or name in among
+        ]
+        if len(ready) <= count:
+            raise CannotInjectError(f"workers ready: {len(ready)}, and one must be left")
+        return [self.workers[name] for name in rng.sample(ready, count)]

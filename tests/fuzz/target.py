@@ -1,0 +1,31 @@
+"""What is fuzzed: something that reads, inputs for it, and the errors that it may raise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """One reader of inputs.
+
+    ``draw`` makes an input from nothing but its ``Random``; ``feed`` has it read. Of errors only
+    those of the types ``errors`` may come out, each of them documented where it is raised. ``room``
+    is how much address space it may take, in bytes.
+    """
+
+    draw: Callable[[Random], Any]
+    feed: Callable[[Any], object]
+    errors: tuple[type[Exception], ...] = ()
+    room: int = 2**30
+
+
+class Broken(AssertionError):
+    """The reader took an input and gave back what its documentation rules out."""
+
+
+def ensure(holds: bool, what: str) -> None:
+    """Raise ``Broken`` unless ``holds``."""
+    if not holds:
+        raise Broken(what)

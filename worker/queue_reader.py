@@ -10,7 +10,7 @@ import structlog
 
 from schemas.fields import paired
 from schemas.keys import GROUP
-from wire.connect import Topology
+from wire.connect import Address, Topology
 from wire.link import Link, LinkClosedError, Reply, ReplyError
 from worker.ledger import Delivery
 from worker.rooms import Rooms
@@ -43,6 +43,7 @@ class QueueReader:
         self._key = rooms.keys.requests(model)
         self._link: Link | None = None
         self._bell: Link | None = None
+        self._address: Address | None = None
         self._client_id = 0
         self._is_up = True
         self._reading = False
@@ -73,7 +74,12 @@ class QueueReader:
             link = self._link
             if link is None or link.closed or self._bell is None or self._bell.closed:
                 link = await self._connect()
-            return None if self._woken else await self._read(link)
+            delivery = None if self._woken else await self._read(link)
+            if self._address == self._topology.owner(self._key):
+                return delivery
+            # Of a primary that was replaced: what it says now, the new one has not heard.
+            self._close()
+            return None
         except LinkClosedError as error:
             self._warn("queue_lost", str(error))
         except ReplyError as error:
@@ -128,6 +134,7 @@ class QueueReader:
         self._may_wait = True  # it may be another server, and say other things
         await self._topology.refresh()
         owner = self._topology.owner(self._key)
+        self._address = owner
         self._link = link = await self._topology.open_link(owner)
         self._bell = await self._topology.open_link(owner)
         self._client_id = cast(int, await link.call("CLIENT", "ID"))

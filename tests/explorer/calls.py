@@ -133,6 +133,10 @@ def with_ticket(call: Call, ticket: str) -> Call:
     return call._replace(args=(*call.args[:-1], ticket))
 
 
+def begin_attempt(session: str, epoch: int) -> Call:
+    return Call("attempt", (KEYS.lease(session),), ("1",), session, epoch)
+
+
 def release(session: str, epoch: int, *, blameless: bool) -> Call:
     return Call("release", (KEYS.lease(session),), ("1" if blameless else "0",), session, epoch)
 

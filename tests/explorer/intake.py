@@ -42,10 +42,11 @@ class Intake:
                 yield from self._losing_reader(state, worker)
             case "checking":
                 stranded = self._ground.stranded(state, worker)
-                after = reader._replace(stage="reading", call=(calls.read(name),), reconnects=False)
+                reader = reader._replace(reconnects=False, orphans=True)
+                after = reader._replace(stage="reading", call=(calls.read(name),))
                 if stranded:
                     back = calls.hand_back(name, *stranded)
-                    after = reader._replace(stage="handing_back", call=(back,), reconnects=False)
+                    after = reader._replace(stage="handing_back", call=(back,))
                 yield f"{name}: connect, stranded {stranded}", False, put(state, at, reader=after)
             case "handing_back":
                 idle = reader._replace(stage="idle", call=())

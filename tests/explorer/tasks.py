@@ -69,6 +69,10 @@ class Script:
         match task.stage, reply:
             case "acquire", ("new" | "over", _, turn, last, attempts, _):
                 return self._speak(task, epoch, int(turn), int(last), int(attempts))
+            case "acquire", ("suspect", _, turn, last, attempts, _):
+                return self._suspect(task, epoch, int(turn), int(last), int(attempts))
+            case "attempt", _:
+                return task._replace(stage="speaking")
             case (("acquire" | "fenced"), ("known",)):
                 return self._settle(task)
             case "acquire", ("busy",) if task.queued:
@@ -102,6 +106,14 @@ class Script:
         return task._replace(
             stage="speaking", epoch=epoch, turn=turn, attempts=attempts, outbox=outbox
         )
+
+    def _suspect(self, task: Task, epoch: int, turn: int, last: int, attempts: int) -> Task:
+        """Its last owner may have died of it: the attempt counts from now on."""
+        task = self._speak(task, epoch, turn, last, attempts + 1)
+        if self._outboxes.is_ending(task.outbox):
+            return task
+        call = calls.begin_attempt(self.ask(task).session, epoch)
+        return task._replace(stage="attempt", line=(call,))
 
     def conclude(self, worker: str, task: Task, fate: Fate) -> Task:
         """``Assignment._conclude``."""

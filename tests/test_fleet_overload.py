@@ -104,6 +104,24 @@ async def test_a_flood_in_one_session_is_answered_in_its_order(
         await fleet.settled()
 
 
+async def test_an_interruption_asked_for_twice_interrupts_not_itself(
+    fleet: Orchestrator, redis_url: str, prefix: str
+) -> None:
+    """A client on a full fleet that is unsure asks again before it was heard."""
+    async with serving(redis_url, prefix, slots=1):
+        await fleet.add("other", LONG)
+        await fleet.hear("other", until=5)
+        for _ in range(2):
+            await fleet.add("s", SHORT, request="r1", interrupt=1)
+        await fleet.add("s", SHORT, request="r2")
+        await fleet.add("s", SHORT, request="r1", interrupt=1)
+        await fleet.control("other", "stop")
+        first, second = await fleet.turns("s", 2)
+        assert [first.end.request, first.end.reason] == ["r1", "completed"]
+        assert [second.end.request, second.end.reason] == ["r2", "completed"]
+        await fleet.settled()
+
+
 class TestStreamedText:
     async def test_has_a_limit(self, fleet: Orchestrator, redis_url: str, prefix: str) -> None:
         async with serving(redis_url, prefix, max_stream_chars=500):

@@ -68,7 +68,6 @@ async def test_debris_in_a_lease_holds_nobody_up(fleet: Steady, what: str) -> No
     assert (await fleet.hear(session, timeout_s=5.0)).end.reason == "completed"
 
 
-@pytest.mark.xfail(strict=True, reason="a repaired owner is compared with the raw one")
 async def test_an_owner_that_is_no_text(url: str) -> None:
     async with steady(url, **LIVE) as fleet:
         key = fleet.keys.lease("s")
@@ -82,7 +81,6 @@ async def test_an_owner_that_is_no_text(url: str) -> None:
             await fleet.settled()
 
 
-@pytest.mark.xfail(strict=True, reason="finish.lua stops half way where XADD finds no id left")
 async def test_a_text_stream_that_has_used_its_last_id_ends_like_any_other(fleet: Steady) -> None:
     session = fleet.new_session()
     key = fleet.keys.text(session, "r")

@@ -218,6 +218,16 @@ class TestAcquire:
         for _ in range(5):
             assert (await session.acquire(claim="over"))[4] == "1"
 
+    async def test_an_owner_that_was_not_dead_takes_its_attempt_back(
+        self, session: Session
+    ) -> None:
+        await session.epoch(worker="w1")
+        for _ in range(5):
+            epoch = (await session.acquire(claim="over", worker="w2"))[1]
+            await session.attempt(epoch, "1")
+            assert await session.acquire(claim="survived", worker="w1") == ("taken",)
+        assert (await session.acquire(claim="over"))[4] == "1"
+
     async def test_what_an_attempt_survived_counts_no_more(self, session: Session) -> None:
         await session.epoch()
         for _ in range(5):
@@ -628,6 +638,14 @@ class TestEnqueue:
         await session.redis.zadd(session.spoken, {"r2": 1})
         assert await session.enqueue("r2", "2-0") == -1
         assert (await session.hash(session.state))["state"] == "idle"
+
+    async def test_who_asks_twice_interrupts_once(self, session: Session) -> None:
+        await session.epoch("r1", entry="1-0")
+        for name, entry in (("r2", "2-0"), ("r3", "3-0"), ("r2", "4-0")):
+            await session.enqueue(name, entry, interrupt=name == "r2")
+        fields = await session.hash(session.lease)
+        waiters = [fields[f"w:{n}-0:{MODEL}"] for n in (2, 3, 4)]
+        assert waiters == ["!r2", ".r3", ".r2"]
 
     async def test_a_place_left_behind_holds_up_nobody(self, session: Session) -> None:
         await session.speak("r1", entry="1-0")

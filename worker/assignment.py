@@ -342,8 +342,10 @@ class Assignment:
             case Fate.FENCED:
                 # Ended by us in a batch whose reply was lost, or another worker's by now.
                 log.info("fenced", frames=outbox.frames)
+                # Taken for dead, we were not killed by this request: nobody shall think so.
+                asked: Claim = "survived" if performance.attempts else "fenced"
                 now = await ledger.acquire(
-                    self.delivery, request.session, request.name, claim="fenced"
+                    self.delivery, request.session, request.name, claim=asked
                 )
                 left = {"known": _Left.SETTLE, "taken": _Left.DROP}
                 return left.get(now.standing, _Left.HAND_BACK)

@@ -24,7 +24,7 @@ DEAD_LETTERS = 10_000
 EXPIRE_AT_ONCE = 64
 MOST_DIGITS = 20
 
-Claim = Literal["fresh", "over", "again", "fenced"]
+Claim = Literal["fresh", "over", "again", "fenced", "survived"]
 Standing = Literal["new", "over", "suspect", "taken", "busy", "known"]
 Place = Literal["listed", "known", "taken", "full"]
 
@@ -102,7 +102,7 @@ class Lease(msgspec.Struct, frozen=True):
             active=fields.get(b"active") == b"1",
             epoch=epoch.decode() if epoch.isdigit() and len(epoch) <= MOST_DIGITS else "",
             **{
-                name: fields.get(name.encode(), b"").decode("utf-8", "replace")
+                name: fields.get(name.encode(), b"").decode("utf-8", "surrogateescape")
                 for name in ("request", "entry", "model", "owner")
             },
             waiters=tuple(sorted(waiters)),
@@ -202,7 +202,9 @@ class Ledger:
         return {item[0].decode() for item in cast(list[list[bytes]], reply)}
 
     async def is_queued(self, model: str, entry: str) -> bool:
-        """Whether a request is still on the model's queue."""
+        """Whether a request is still on the model's queue. Names may be debris of a lease."""
+        if not (model.isprintable() and entry.isprintable()):
+            return False
         key = self._keys.requests(model)
         try:
             return bool(await self._switchboard.call(key, "XRANGE", key, entry, entry))
@@ -212,7 +214,11 @@ class Ledger:
     async def is_alive(self, worker: str) -> bool:
         """Whether a worker is there, by its record."""
         key = self._keys.worker(worker)
-        return bool(worker) and await self._switchboard.call(key, "EXISTS", key) == 1
+        return (
+            bool(worker)
+            and worker.isprintable()
+            and await self._switchboard.call(key, "EXISTS", key) == 1
+        )
 
     async def settle(self, delivery: Delivery, session: str | None, request: str) -> bool:
         """The request is done: acknowledge and delete it.
@@ -339,7 +345,8 @@ class Ledger:
 
     async def abandon(self, session: str, entry: str, model: str, owner: str) -> None:
         """Give up an owner's turn that will never end, so that others need not wait for it."""
-        await self._run(scripts.ABANDON, [self._keys.lease(session)], entry, model, owner)
+        held = (text.encode("utf-8", "surrogateescape") for text in (entry, model, owner))
+        await self._run(scripts.ABANDON, [self._keys.lease(session)], *held)
 
     async def updated_ms(self, session: str) -> int:
         """When the session's record was last written: server unix ms, 0 where that is unknown."""

@@ -78,7 +78,8 @@ class SessionWatch:
             named = self.wish.request
             if named in (self._request, *self._covered, *(waiter.request for waiter in later)):
                 return Verdict.STOP
-        if any(waiter.interrupt for waiter in later):
+        # A client that is unsure asks twice: the second time is no other turn.
+        if any(waiter.interrupt and waiter.request != self._request for waiter in later):
             return Verdict.INTERRUPT
         return Verdict.PAUSE if self.wish is Level.PAUSE else Verdict.SPEAK
 

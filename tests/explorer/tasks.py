@@ -125,7 +125,7 @@ class Script:
         if fate is Fate.ENDED:
             return self._settle(done)
         if fate is Fate.FENCED:
-            call = calls.acquire(ask.session, ask.name, ask.entry, "fenced", worker)
+            call = calls.acquire(ask.session, ask.name, ask.entry, "survived", worker)
             return self._leave(done, "fenced", call)
         return self._release(done, task.epoch, blameless=fate is not Fate.FAILED)
 

@@ -6,7 +6,7 @@
 -- KEYS  lease, audio, session, spoken, refused, and the queue and its order where they are on the same server
 -- ARGV  claim ("fresh": a turn nobody speaks yet, or ourselves; "over": from an owner that is dead or gave it
 --       up; "again": our own turn, after the server forgot some of it; "fenced": a turn that was ours, of which
---       we ask who has it now and take nothing),
+--       we ask who has it now and take nothing; "survived": the same, and our attempt did not kill us),
 --       request, entry, model, worker, ttl_ms, least turn, our last epoch ("": none), ticket (this call's own:
 --       the same call, sent again because its reply was lost, changes nothing),
 --       names of requests that stand before, where the queue is elsewhere...
@@ -15,6 +15,7 @@
 -- speaks this entry), "busy" (another turn comes first) or "known" (this name was taken before).
 local lease, audio, session, spoken, refused = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local claim, request, entry, model, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local asks = claim == 'fenced' or claim == 'survived'
 local ttl, least, last_epoch, ticket = ARGV[6], tonumber(ARGV[7]), whole(ARGV[8]), ARGV[9]
 
 -- These keys are ours alone: one of another type is debris.
@@ -66,7 +67,8 @@ if held[1] == '1' then
     -- What we hold without knowing it, we took in a call whose reply was lost; a lease older than our last one
     -- is what a failover left of the time before us.
     local ours = held[9] == worker or whole(held[5]) <= last_epoch
-    if claim == 'fenced' or (claim ~= 'over' and not ours) then return {'taken'} end
+    if claim == 'survived' and whole(held[6]) > 0 then redis.call('HINCRBY', lease, 'attempts', -1) end
+    if asks or (claim ~= 'over' and not ours) then return {'taken'} end
     if last_turn ~= turn then last = -1 end
     local attempts = whole(held[6])
     if held[10] == ticket then return {held[11], held[5], turn, last, attempts, held[8] or ''} end
@@ -94,7 +96,7 @@ if not ended then
       if first[2][i] == 'request' then unended = first[2][i + 1] end
     end
   end
-  if claim ~= 'fenced' and (unended == request or (claim == 'again' and least == last_turn)) then
+  if not asks and (unended == request or (claim == 'again' and least == last_turn)) then
     return speak('over', last_turn, last, 1, '')
   end
 end
@@ -104,7 +106,7 @@ if spoken_as and (claim ~= 'again' or spoken_as < last_turn or (spoken_as == las
   leave(lease, session, waiter)
   return {'known'}
 end
-if claim == 'fenced' then return {'busy'} end
+if asks then return {'busy'} end
 
 -- What stands before this request in its queue and was not spoken yet may still be on its way here; one
 -- whose lease alone was lost goes on as soon as its owner notices.

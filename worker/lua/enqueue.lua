@@ -19,10 +19,15 @@ if redis.call('ZSCORE', spoken, request) then
   return -1
 end
 
-local before = 0
-for _, field in ipairs(redis.call('HKEYS', lease)) do
-  local other = string.match(field, '^w:(%d+%-%d+):')
-  if other and is_before(other, entry) then before = before + 1 end
+local before, interrupts = 0, ARGV[4] == '1'
+local fields = redis.call('HGETALL', lease)
+for i = 1, #fields, 2 do
+  local other = string.match(fields[i], '^w:(%d+%-%d+):')
+  if other and is_before(other, entry) then
+    before = before + 1
+    -- Asked for a second time, it has interrupted already: not itself, nor what was added since.
+    if string.sub(fields[i + 1], 2) == request then interrupts = false end
+  end
 end
 if before >= most and not held[5] then
   redis.call('ZADD', spoken, whole(held[4]), request)
@@ -33,7 +38,7 @@ if before >= most and not held[5] then
   for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[5]) end
   return -2
 end
-redis.call('HSET', lease, waiter, (ARGV[4] == '1' and '!' or '.') .. request)
+redis.call('HSET', lease, waiter, (interrupts and '!' or '.') .. request)
 if held[1] ~= '1' then redis.call('HSET', session, 'state', 'queued') end
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[5]) end
 return before

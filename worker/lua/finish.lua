@@ -31,8 +31,8 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
 end
 redis.pcall('HSET', KEYS[3], 'state', waiter and 'queued' or 'idle', 'frames', n - 1, 'updated_ms', now_ms)
 if ARGV[5] == '1' then
-  -- Emptied rather than deleted: what a client still writes must not make a key that stays for ever.
-  if redis.call('TYPE', KEYS[6]).ok ~= 'stream' then redis.call('DEL', KEYS[6]) end
+  -- An empty one takes its place: what a client still writes must not make a key that stays for ever.
+  redis.call('DEL', KEYS[6])
   redis.call('XADD', KEYS[6], 'MAXLEN', 0, '*', 'end', '1')
   redis.call('PEXPIRE', KEYS[6], ARGV[4])
 end

@@ -48,6 +48,8 @@ async def stop(world: World, injection: Injection) -> Done:
         await until(lambda: _leads(world, replica), "the failover")
     finally:
         primary.go_on()
+    # For a while there are two: what the old one takes in it forgets when it is told.
+    await until(lambda: _follows(primary), "the old primary to follow")
     return Done(target=primary.address, forgets="tail")
 
 
@@ -76,6 +78,11 @@ async def _die(world: World, primary: Node, replica: Node) -> Done:
 async def _pair(world: World, injection: Injection) -> tuple[Node, Node]:
     primary = injection.random().choice(await world.servers.primaries())
     return primary, await world.servers.replica_of(primary)
+
+
+async def _follows(node: Node) -> bool:
+    role, *_ = await node.call("ROLE")
+    return role in (b"slave", "slave")
 
 
 async def _leads(world: World, replica: Node) -> bool:

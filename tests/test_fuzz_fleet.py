@@ -65,7 +65,7 @@ async def test_debris_in_a_lease_holds_nobody_up(fleet: Steady, what: str) -> No
     await fleet.redis.hset(key, mapping=LEASES[what])
     await fleet.redis.pexpire(key, 30_000)
     await fleet.add(session, TEXT)
-    assert (await fleet.hear(session, timeout_s=5.0)).end.reason == "completed"
+    assert (await fleet.hear(session, timeout_s=HANG_S)).end.reason == "completed"
 
 
 async def test_an_owner_that_is_no_text(url: str) -> None:
@@ -75,7 +75,7 @@ async def test_an_owner_that_is_no_text(url: str) -> None:
         await fleet.redis.hset(key, mapping=owner)
         try:
             await fleet.add("s", TEXT)
-            assert (await fleet.hear("s", timeout_s=4.0)).end.reason == "completed"
+            assert (await fleet.hear("s", timeout_s=HANG_S)).end.reason == "completed"
         finally:
             await fleet.redis.delete(key)
             await fleet.settled()

@@ -3,6 +3,7 @@
 Waits for its session, takes the lease, has the turn performed, settles.
 """
 
+import time
 from enum import Enum
 
 import anyio
@@ -21,11 +22,8 @@ from worker.watch import RECONCILE_S
 
 log = structlog.stdlib.get_logger(__name__)
 
-SILENCE_MS = 5_000
-"""An owner says each second that it has a turn: after this it has none."""
-
-STUCK_READINGS = 3
-"""The lease is read each second at least."""
+SILENCE_S = 5.0
+"""An owner writes each second that it has a turn, and one who is next begins at once."""
 
 
 class _Left(Enum):
@@ -43,19 +41,22 @@ class _Place:
     def __init__(self) -> None:
         self.was_seen = False
         self._misses = 0
-        self._ahead: Waiter | None = None
-        self._readings = 0
+        self._ahead: tuple[object, ...] = ()
+        self._ahead_since = self._read_at = 0.0
 
     def is_lost(self) -> bool:
         """Whether it is gone, of a reading without it: the first may be older than itself."""
         self._misses += 1
         return self.was_seen or self._misses > 1
 
-    def is_stuck_behind(self, ahead: Waiter) -> bool:
-        """Whether nothing moves: in several readings nobody speaks, and the same one is next."""
-        self._readings = self._readings + 1 if ahead == self._ahead else 1
-        self._ahead = ahead
-        return self._readings > STUCK_READINGS
+    def is_stuck_behind(self, *ahead: object) -> bool:
+        """Whether what is ahead shows no sign of life, though it could: the server answers."""
+        now = time.monotonic()
+        was_away = now - self._read_at > 2 * RECONCILE_S
+        self._read_at = now
+        if was_away or ahead != self._ahead:
+            self._ahead, self._ahead_since = ahead, now
+        return now - self._ahead_since > SILENCE_S
 
 
 class Assignment:
@@ -261,18 +262,15 @@ class Assignment:
         """Do not wait for what nobody can end: a turn or a place whose request is gone."""
         ledger = self._rooms.ledger
         if lease.active:
-            if await ledger.is_queued(lease.model, lease.entry):
-                return
-            silent_ms = self._rooms.clock.now_ms() - await ledger.updated_ms(session)
-            if silent_ms < SILENCE_MS and await ledger.is_alive(lease.owner):
-                return
-            log.warning("turn_lost", lost=lease.request, owner=lease.owner)
-            await ledger.abandon(session, lease.entry, lease.model, lease.owner)
-        elif not self._is_me(lease.waiters[0]) and place.is_stuck_behind(lease.waiters[0]):
+            model, entry, owner = lease.model, lease.entry, lease.owner
+            ahead = (lease.epoch, await ledger.updated_ms(session))
+        else:
             first = lease.waiters[0]
-            if not await ledger.is_queued(first.model, first.entry):
-                log.warning("place_lost", lost=first.request)
-                await ledger.abandon(session, first.entry, first.model, "")
+            model, entry, owner = first.model, first.entry, ""
+            ahead = (first,)
+        if place.is_stuck_behind(*ahead) and not await ledger.is_queued(model, entry):
+            log.warning("turn_lost", entry=entry, owner=owner)
+            await ledger.abandon(session, entry, model, owner)
 
     def _is_me(self, waiter: Waiter) -> bool:
         return (waiter.entry, waiter.model) == (self.delivery.entry, self.delivery.model)

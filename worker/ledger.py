@@ -211,15 +211,6 @@ class Ledger:
         except ReplyError:
             return False  # no entry id, or something else in the queue's place
 
-    async def is_alive(self, worker: str) -> bool:
-        """Whether a worker is there, by its record."""
-        key = self._keys.worker(worker)
-        return (
-            bool(worker)
-            and worker.isprintable()
-            and await self._switchboard.call(key, "EXISTS", key) == 1
-        )
-
     async def settle(self, delivery: Delivery, session: str | None, request: str) -> bool:
         """The request is done: acknowledge and delete it.
 

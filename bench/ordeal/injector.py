@@ -51,6 +51,10 @@ INJECTS: Final[dict[str, Inject]] = {
 }
 
 
+ELECTION_S: Final = 3.0
+"""Sentinels and Cluster nodes miss a primary, agree, and have another one by then."""
+
+
 class Injector:
     """Runs one schedule. ``say`` gets a line for each fault; ``findings`` are its own failures."""
 
@@ -86,8 +90,13 @@ class Injector:
                 before = await world.servers.primaries()
                 done = await INJECTS[injection.kind](world, injection)
                 until = done.until or time.monotonic()
+                if world.servers.topology != "standalone":
+                    # A primary that was silent may have been voted out: that takes a while to show.
+                    await anyio.sleep(ELECTION_S)
                 await servers.settled(world.servers)
                 changed = await world.servers.primaries() != before
+                if changed and done.until is None:
+                    until = time.monotonic()
         except CannotInjectError as error:
             skipped, until, changed = str(error), time.monotonic(), False
         except (RedisError, OSError, LookupError, RuntimeError, TimeoutError) as error:

@@ -125,7 +125,7 @@ BREAKAGES = (
         "a request that waits is not listed",
         *(
             scripts.ENQUEUE,
-            "redis.call('HSET', lease, waiter, (ARGV[4] == '1' and '!' or '.') .. request)",
+            "redis.call('HSET', lease, waiter, (interrupts and '!' or '.') .. request)",
             "",
         ),
         Fleet("two", fleets.TWO, Faults()),

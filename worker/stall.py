@@ -16,31 +16,42 @@ class EngineStalledError(EngineError):
 
 
 class Stall:
-    """Knows since when one turn's engine is at work: not while it or the turn waits for others."""
+    """Knows since when one turn's engine is at work: asked for audio, and not waiting for text."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
+        self._asked = self._reading = False
         self._busy_since: float | None = None
 
     def begin(self) -> float:
         """The engine is asked for audio; returns the time on the monotonic clock."""
-        self._busy_since = now = time.monotonic()
-        return now
+        self._asked = True
+        return self._note()
 
     def end(self) -> float:
         """It gave some; returns the time on the monotonic clock."""
-        self._busy_since = None
-        return time.monotonic()
+        self._asked = False
+        return self._note()
 
     async def reading(self, segments: AsyncIterator[Segment]) -> AsyncGenerator[Segment]:
-        """The segments; while one is waited for the engine is not at work."""
+        """The segments, which may be read ahead of the audio, and in another task."""
         while True:
-            self.end()
+            self._reading = True
+            self._note()
             segment = await anext(segments, None)
-            self.begin()
+            self._reading = False
+            self._note()
             if segment is None:
                 return
             yield segment
+
+    def _note(self) -> float:
+        now = time.monotonic()
+        if self._reading or not self._asked:
+            self._busy_since = None
+        elif self._busy_since is None:
+            self._busy_since = now
+        return now
 
     @contextmanager
     def watched(self) -> Generator[None]:

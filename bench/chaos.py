@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import msgspec
 
-from bench.ordeal import sabotage, servers
+from bench.ordeal import sabotage, topologies
 from bench.ordeal.checker import check
 from bench.ordeal.clock import library
 from bench.ordeal.injector import Injector
@@ -166,7 +166,7 @@ async def _run(
         world_journal = stack.enter_context(Journal(directory / "world.jsonl"))
         clients_journal = stack.enter_context(Journal(directory / "clients.jsonl"))
         under = await stack.enter_async_context(
-            servers.start(options.topology, directory, options.server)
+            topologies.start(options.topology, directory, options.server)
         )
         names = tuple(f"w{index}" for index in range(1, options.workers + 1))
         network = None

@@ -156,6 +156,7 @@ def _unanswered(count: int) -> list[Call]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_scale_measures_every_point_and_computes_sizes() -> None:
     plan = scale.ScalePlan(one=(2,), several=(4,), workers=2, seconds=2.0)
@@ -175,6 +176,7 @@ def test_scale_measures_every_point_and_computes_sizes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_a_soak_ends_with_nothing_left(tmp_path: Path) -> None:
     plan = SoakPlan(
@@ -194,6 +196,7 @@ def test_a_soak_ends_with_nothing_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_an_overload_answers_everybody_and_disturbs_nobody() -> None:
     plan = msgspec.structs.replace(

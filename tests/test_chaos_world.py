@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio import from_url
 from redis.exceptions import RedisError
 
-from bench.ordeal import kinds, sabotage, servers
+from bench.ordeal import kinds, sabotage, servers, topologies
 from bench.ordeal.clock import library
 from bench.ordeal.cluster import Cluster
 from bench.ordeal.faults import failover, resharding
@@ -213,7 +213,7 @@ class TestWorkers:
 
 class TestServers:
     async def test_a_full_disk_refuses_writes_until_there_is_room(self, tmp_path: Path) -> None:
-        async with servers.start("standalone", tmp_path) as under:
+        async with topologies.start("standalone", tmp_path) as under:
             assert isinstance(under, Standalone)
             if under.disk is None:
                 pytest.skip("nothing can be mounted here")
@@ -231,7 +231,7 @@ class TestServers:
 
     @pytest.mark.parametrize("topology", ["sentinel", "cluster"])
     async def test_a_tail_is_lost(self, topology: kinds.Topology, tmp_path: Path) -> None:
-        async with servers.start(topology, tmp_path) as under:
+        async with topologies.start(topology, tmp_path) as under:
             injection = Injection(0.0, "lost_tail", 0.5, 1)
             primary = injection.random().choice(await under.primaries())
             replica = await under.replica_of(primary)
@@ -259,7 +259,7 @@ class TestServers:
             assert await under.replica_of(replica) is primary
 
     async def test_a_slot_moves_with_all_its_keys(self, tmp_path: Path) -> None:
-        async with servers.start("cluster", tmp_path) as under:
+        async with topologies.start("cluster", tmp_path) as under:
             assert isinstance(under, Cluster)
             keys = [f"{{s1}}:{index}" for index in range(25)]
             source = await under.owner("{s1}")
@@ -285,7 +285,7 @@ class TestRecords:
         self, tmp_path: Path, packs: Path
     ) -> None:
         async with (
-            servers.start("standalone", tmp_path) as under,
+            topologies.start("standalone", tmp_path) as under,
             fleet_of(1, under.url, tmp_path, packs) as (workers, fleet),
             Records.opened(under, Keys()) as records,
         ):
@@ -300,7 +300,7 @@ class TestRecords:
     async def test_what_was_left_behind_is_found(self, tmp_path: Path) -> None:
         keys = Keys()
         async with (
-            servers.start("standalone", tmp_path) as under,
+            topologies.start("standalone", tmp_path) as under,
             Records.opened(under, keys) as records,
         ):
             (node,) = await under.primaries()

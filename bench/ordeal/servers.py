@@ -1,8 +1,6 @@
 """The servers under a run: what faults and clients need to know of any topology."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import anyio
@@ -66,24 +64,3 @@ async def until(true: Callable[[], Awaitable[bool]], what: str, limit_s: float =
 async def settled(servers: Servers, limit_s: float = SETTLE_S) -> None:
     """Wait until the topology is whole again. Raises ``TimeoutError``."""
     await until(servers.is_whole, "whole servers", limit_s)
-
-
-@asynccontextmanager
-async def start(
-    topology: Topology, directory: Path, binary: Path | str | None = None
-) -> AsyncGenerator[Servers]:
-    """Start the servers of a topology, whole when given; all end with the block.
-
-    Args:
-        topology: Which.
-        directory: Where those that keep data keep it.
-        binary: The server to run. Default: the bundled Valkey.
-    """
-    from bench.ordeal.cluster import Cluster  # noqa: PLC0415  they wait with what is here
-    from bench.ordeal.sentinel import SentinelPair  # noqa: PLC0415
-    from bench.ordeal.standalone import Standalone  # noqa: PLC0415
-
-    kinds = {"standalone": Standalone, "sentinel": SentinelPair, "cluster": Cluster}
-    async with kinds[topology].start(directory, binary) as servers:
-        await settled(servers)
-        yield servers

@@ -109,6 +109,32 @@ class TestSentinel:
                 assert (await after.hear("next")).end.reason == "completed"
 
 
+    async def test_a_turn_that_a_failover_forgot_keeps_its_number(
+        self, servers: tuple[EmbeddedServer, EmbeddedServer, str]
+    ) -> None:
+        """The new primary knows nothing of it, and is asked for another one at once."""
+        primary, replica, url = servers
+        retry = Retry(ConstantBackoff(0.05), 200)
+        async with from_url(primary.url) as first, from_url(replica.url, retry=retry) as second:
+            before, after = Orchestrator(first, "tts"), Orchestrator(second, "tts")
+            async with serving(url, "tts", name="w1"), serving(url, "tts", name="w2"):
+                await before.add("calm", TEXT, seed=11, lead_ms=0)
+                calm = await before.hear("calm")
+                await second.config_set("masterauth", "wrong")
+                await second.config_set("masteruser", "nobody")
+                await first.execute_command("CLIENT", "KILL", "TYPE", "replica")
+                await before.add("s", TEXT, request="r1", seed=11)
+                await before.hear("s", until=60)
+                await primary.kill()
+                with anyio.fail_after(HANG_S):
+                    while (await second.info("replication"))["role"] != "master":
+                        await anyio.sleep(0.02)
+                await after.add("s", "Go on.", request="r2", lead_ms=0)
+                spoken, other = await after.turns("s", 2)
+                assert (spoken.end.request, other.end.request) == ("r1", "r2")
+                assert spoken.pcm == calm.pcm
+
+
 @pytest.fixture
 async def guarded(tmp_path: Path) -> AsyncGenerator[tuple[EmbeddedServer, trustme.CA]]:
     """A server that speaks TLS alone, and asks for a password."""

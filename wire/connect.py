@@ -4,6 +4,7 @@
 owns a key, for the parts that keep connections of their own (``wire.link``).
 """
 
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias, cast
@@ -84,6 +85,7 @@ class Topology:
         self.endpoint = endpoint
         self.client = client
         self._primary: Address = endpoint.seeds[0]
+        self._leads_since: dict[Address, float] | None = None
 
     @property
     def is_sharded(self) -> bool:
@@ -99,12 +101,28 @@ class Topology:
             return str(node.host), int(node.port)
         return self._primary
 
+    def leads_since(self, key: str) -> float:
+        """When the server that serves ``key`` was first found to be a primary.
+
+        On the monotonic clock; 0 where it was when we came.
+        """
+        return (self._leads_since or {}).get(self.owner(key), 0.0)
+
     async def refresh(self) -> None:
         """Find out anew who the primaries are, after an error that says they moved.
 
         Raises:
             LinkClosedError: Nobody could be asked.
         """
+        await self._refresh()
+        known, now = self._leads_since, time.monotonic()
+        if isinstance(self.client, RedisCluster):
+            nodes = [(str(node.host), int(node.port)) for node in self.client.get_primaries()]
+        else:
+            nodes = [self._primary]
+        self._leads_since = {node: 0.0 if known is None else known.get(node, now) for node in nodes}
+
+    async def _refresh(self) -> None:
         try:
             if isinstance(self.client, RedisCluster):
                 await self.client.nodes_manager.initialize()

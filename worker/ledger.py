@@ -4,10 +4,12 @@ The cold half of the Redis side: a few calls a turn. Frames go through ``worker.
 """
 
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Literal, cast
 
+import anyio
 import msgspec
 import structlog
 
@@ -22,6 +24,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 DEAD_LETTERS = 10_000
 EXPIRE_AT_ONCE = 64
+OWNERS_RETURN_S = 2.0
 MOST_DIGITS = 20
 
 Claim = Literal["fresh", "over", "again", "fenced", "survived"]
@@ -296,6 +299,11 @@ class Ledger:
         Claimed ``again``, ``last`` is what this worker held before the server forgot it.
         """
         keys, earlier = self.session_keys(session), list[str]()
+        if claim in ("fresh", "over"):
+            # A server that has just taken over may not know of turns that are being spoken: those
+            # who speak them come back first, or their numbers would go to others.
+            leads_s = time.monotonic() - self._switchboard.topology.leads_since(keys[0])
+            await anyio.sleep(max(0.0, OWNERS_RETURN_S - leads_s))
         if self._switchboard.topology.is_sharded:
             earlier = await self._earlier(delivery, session)
         else:

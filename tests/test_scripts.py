@@ -270,10 +270,29 @@ class TestAcquire:
     async def test_busy_while_another_is_spoken(self, session: Session) -> None:
         epoch = await session.epoch("r1")
         assert await session.acquire("r2", entry="2-0") == ("busy",)
-        assert await session.acquire("r1", entry="1-0", model="other") == ("known",)
         await session.append(epoch, 0, start())
         await session.finish(epoch, 1)
         assert (await session.acquire("r2", entry="2-0"))[0] == "new"
+
+    async def test_the_same_request_again_waits_for_its_end(self, session: Session) -> None:
+        """It is who goes on, should the turn be lost that it asks for."""
+        epoch = await session.epoch("r1", entry="1-0")
+        await session.append(epoch, 0, start(), pcm(1))
+        assert await session.acquire("r1", entry="2-0") == ("busy",)
+        assert await session.enqueue("r1", "2-0", interrupt=True) == 0
+        assert (await session.hash(session.lease))[f"w:2-0:{MODEL}"] == ".r1"
+        assert await session.enqueue("r1", "3-0", most=1) == -1, "that is no reason to refuse it"
+        await session.finish(epoch, 2)
+        assert await session.acquire("r1", entry="2-0") == ("known",)
+        assert (await session.hash(session.state))["state"] == "idle"
+
+    async def test_and_goes_on_with_it_where_nobody_else_does(self, session: Session) -> None:
+        epoch = await session.epoch("r1", entry="1-0")
+        await session.append(epoch, 0, start(), pcm(1))
+        await session.enqueue("r1", "2-0")
+        await session.abandon()
+        status, _, turn, last, *_ = await session.acquire("r1", entry="2-0")
+        assert (status, turn, last) == ("over", "1", "1")
 
     async def test_busy_while_one_before_it_is_on_its_way(self, session: Session) -> None:
         assert await session.acquire("r2", "r1", entry="2-0") == ("busy",)

@@ -40,7 +40,7 @@ if tail then
 end
 
 local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', 'epoch', 'attempts', 'progress', 'resume',
-  'owner', 'ticket', 'standing')
+  'owner', 'ticket', 'standing', 'request')
 local turn = whole(held[4])
 local epoch = math.max(now[1] * 1000000 + now[2], whole(held[5]) + 1)
 epoch = string.format('%.0f', epoch)
@@ -79,7 +79,8 @@ if held[1] == '1' then
     if not held[9] then return speak('over', turn, last, attempts + 1, held[8]) end
     return speak('suspect', turn, last, attempts, held[8])
   end
-  if redis.call('ZSCORE', spoken, request) then
+  -- Asked for again while it is spoken, it waits for the end: should that be lost, it is who goes on.
+  if held[12] ~= request and redis.call('ZSCORE', spoken, request) then
     leave(lease, session, waiter)
     return {'known'}
   end

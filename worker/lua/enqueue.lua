@@ -12,14 +12,15 @@ for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset',
 end
 
 local waiter = 'w:' .. entry .. ':' .. model
-local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', waiter)
+local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', waiter, 'request')
+local is_spoken = held[1] == '1' and held[6] == request
 if held[1] == '1' and held[2] == entry and held[3] == model then return -3 end
-if redis.call('ZSCORE', spoken, request) then
+if redis.call('ZSCORE', spoken, request) and not is_spoken then
   leave(lease, session, waiter)
   return -1
 end
 
-local before, interrupts = 0, ARGV[4] == '1'
+local before, interrupts = 0, ARGV[4] == '1' and not is_spoken
 local fields = redis.call('HGETALL', lease)
 for i = 1, #fields, 2 do
   local other = string.match(fields[i], '^w:(%d+%-%d+):')
@@ -29,6 +30,7 @@ for i = 1, #fields, 2 do
     if string.sub(fields[i + 1], 2) == request then interrupts = false end
   end
 end
+if before >= most and is_spoken then return -1 end
 if before >= most and not held[5] then
   redis.call('ZADD', spoken, whole(held[4]), request)
   if redis.call('LLEN', refused) < MOST_REFUSED then

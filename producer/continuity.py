@@ -22,7 +22,8 @@ class Continuity:
     """Checks that entries are dense: frame after frame, turn after turn, no turn before an end.
 
     ``last`` is the id of the last entry seen. A turn that ends unspoken has its end at
-    ``<turn>-1`` and no start.
+    ``<turn>-1`` and no start. Behind an end, numbers of turns may be left out: those of turns that
+    a failover has forgotten whole.
     """
 
     __slots__ = ("_over", "last")
@@ -51,6 +52,6 @@ class Continuity:
     def _follows(self, entry: AudioEntry) -> bool:
         if entry.id.turn == self.last.turn:
             return entry.id.n == self.last.n + 1
-        if entry.id.turn != self.last.turn + 1 or self._over is False:
+        if self._over is False or (self._over is None and entry.id.turn != self.last.turn + 1):
             return False
         return isinstance(entry, Start) or (isinstance(entry, End) and entry.id.n == 1)

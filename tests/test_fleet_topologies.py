@@ -108,7 +108,6 @@ class TestSentinel:
                 await after.add("next", "Go on.", lead_ms=0)
                 assert (await after.hear("next")).end.reason == "completed"
 
-
     async def test_a_turn_that_a_failover_forgot_keeps_its_number(
         self, servers: tuple[EmbeddedServer, EmbeddedServer, str]
     ) -> None:

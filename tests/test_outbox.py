@@ -94,7 +94,7 @@ class Server:
         return call.n
 
 
-def box(lead_ms: int = 0, last: int = -1, text_key: str | None = None) -> Outbox:
+def box(lead_ms: int = 0, last: int = -1, text_key: str | None = None, heard: int = -1) -> Outbox:
     opening = Opening(
         session="s",
         keys=KEYS,
@@ -104,6 +104,7 @@ def box(lead_ms: int = 0, last: int = -1, text_key: str | None = None) -> Outbox
         turn=3,
         last=last,
         added_ms=0,
+        heard=heard,
     )
     return Outbox(opening, lead_ms, RETENTION, ServerClock())
 
@@ -323,6 +324,31 @@ class TestTheEnd:
         (finish,) = flush(outbox, server)
         assert (finish.n, finish.end["reason"]) == (4, "interrupted")
         assert server.ended == 4
+
+    async def test_cut_waits_for_what_was_heard_and_forgotten(self) -> None:
+        """Who read frame 6 reads on behind it: an end below would never be read."""
+        outbox, server = box(last=2, heard=6), Server(2)
+        outbox.pause()
+        assert outbox.owes
+        assert outbox.cut("stopped")
+        assert sent(flush(outbox, server)) == []
+        await outbox.put(frames(3, 2))
+        assert outbox.owes
+        await outbox.put(frames(5, 4))
+        assert not outbox.owes
+        calls = flush(outbox, server)
+        assert sent(calls)[-1] == 6
+        assert (calls[-1].n, calls[-1].end["reason"]) == (7, "stopped")
+        assert server.ended == 7
+
+    async def test_cut_keeps_what_was_heard_of_what_was_made(self) -> None:
+        outbox, server = box(lead_ms=60, last=0, heard=5), Server(0)
+        await outbox.put(frames(1, 10))
+        flush(outbox, server)
+        outbox.cut("stopped")
+        for tick in range(1, 10):
+            flush(outbox, server, tick)
+        assert server.ended == 6
 
     async def test_cut_outranks_a_close_that_waits(self) -> None:
         outbox, server = box(lead_ms=60, last=0), Server(0)

@@ -217,6 +217,18 @@ async def test_places_to_listen_from(fleet: VoiceFleet, worker: FakeWorker) -> N
         session.listen(after="yesterday")
 
 
+async def test_numbers_that_a_failover_left_out_are_no_gap(
+    fleet: VoiceFleet, worker: FakeWorker
+) -> None:
+    for turn in (1, 4):
+        await worker.start("s1", turn, f"r{turn}")
+        await worker.frames("s1", turn, 1, 1)
+        await worker.end("s1", turn, f"r{turn}", 1)
+    async with fleet.session("s1").listen(after="1-0") as listener:
+        ids = [str((await anext(listener)).id) for _ in range(5)]
+    assert ids == ["1-1", "1-2", "4-0", "4-1", "4-2"]
+
+
 async def test_listening_from_a_place_that_was_trimmed(
     fleet: VoiceFleet, worker: FakeWorker, redis: Redis
 ) -> None:

@@ -168,6 +168,7 @@ class Assignment:
     async def _see_through(self, request: Request, view: SessionWatch) -> _Left:
         claim: Claim = self.delivery.claim
         last: Acquired | None = None
+        heard = -1
         while not self._given_up:
             acquired: Acquired | _Left = _Left.HAND_BACK
             with anyio.CancelScope() as self._waiting:
@@ -178,7 +179,7 @@ class Assignment:
                 return acquired
             view.epoch = acquired.epoch
             await view.seen()
-            performance = Performance(self._rooms, view, self.delivery, request, acquired)
+            performance = Performance(self._rooms, view, self.delivery, request, acquired, heard)
             self._performance = performance
             if self._given_up:
                 performance.hand_over()
@@ -191,6 +192,7 @@ class Assignment:
                 if fate is Fate.FORGOTTEN:
                     log.warning("server_forgot", last=performance.outbox.frames)
                     claim, last = "again", acquired
+                    heard = max(heard, performance.outbox.frames)
                     continue
                 self._release_slot()
                 return await self._conclude(request, view, performance, acquired, fate)

@@ -56,7 +56,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
     """Where a turn's publishing begins: its fence, its place, and what is there already.
 
     ``keys`` are KEYS of the session scripts; ``last`` is the last entry published: -1 before the
-    start entry, 0 after it.
+    start entry, 0 after it. ``heard`` is the last one that left before the server forgot some.
     """
 
     session: str
@@ -67,6 +67,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
     turn: int
     last: int
     added_ms: int
+    heard: int = -1
 
 
 class _InFlight(msgspec.Struct, frozen=True):
@@ -105,6 +106,7 @@ class Outbox:
         self._wanted = False
         self._paused = False
         self._end: tuple[Reason, str] | None = None
+        self._end_when_paid: tuple[Reason, str] | None = None
         self._fate: Fate | None = None
         self.filled = anyio.Event()
         self._space = anyio.Event()
@@ -121,6 +123,11 @@ class Outbox:
     def ending(self) -> bool:
         """Whether nothing more will be taken: the end is decided, or publishing is over."""
         return self._end is not None or self._fate is not None
+
+    @property
+    def owes(self) -> bool:
+        """Whether frames that were heard are to be made again: a listener misses an end below."""
+        return self._fate is None and self._next <= self.opening.heard
 
     def start(self, fields: Mapping[str, str]) -> None:
         """Open the turn with its start entry, unless an earlier owner did or its end is decided."""
@@ -149,12 +156,14 @@ class Outbox:
                 self._entries.append(("pcm", frame.pcm, "text", frame.text))
             else:
                 self._entries.append(("pcm", frame.pcm))
+        if self._end_when_paid is not None and not self.owes:
+            self.cut(*self._end_when_paid)
         if not self._paused and self._pacer.has_room:
             self.kick()
 
     def pause(self) -> None:
         """No further frame leaves, from now on."""
-        if not self._paused and self._fate is None:
+        if not self._paused and self._fate is None and self._end_when_paid is None:
             self._paused = True
             self._note("paused")
 
@@ -177,14 +186,18 @@ class Outbox:
             self.kick()
 
     def cut(self, reason: Reason, error: str = "") -> bool:
-        """End the turn now: frames that have not left never will.
+        """End the turn now: frames that have not left never will, but those that the turn ``owes``.
 
         Returns whether this is how it ends; ``False`` when an end is decided and on its way.
         """
         if self._fate is not None or (self._in_flight is not None and self._in_flight.ends):
             return False
+        if self.owes:
+            self.resume()
+            self._end_when_paid = (reason, error)
+            return True
         self._end = (reason, error)
-        while self._next > self._fresh:
+        while self._next > max(self._fresh, self.opening.heard + 1):
             self._entries.pop()
         self._space.set()
         self.kick()

@@ -37,7 +37,10 @@ ENDINGS: dict[Verdict, Reason] = {Verdict.STOP: "stopped", Verdict.INTERRUPT: "i
 
 
 class Performance:
-    """One acquired turn. ``run`` sees it to its fate; ``hand_over`` may cut in at any time."""
+    """One acquired turn. ``run`` sees it to its fate; ``hand_over`` may cut in at any time.
+
+    ``heard`` is the last frame that left before the server forgot some, -1 where it did not.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Performance:
         delivery: Delivery,
         request: Request,
         acquired: Acquired,
+        heard: int = -1,
     ) -> None:
         self._rooms = rooms
         self._view = view
@@ -66,6 +70,7 @@ class Performance:
                 turn=acquired.turn,
                 last=acquired.last,
                 added_ms=delivery.added_ms,
+                heard=heard,
             ),
             config.lead_ms if request.lead_ms is None else request.lead_ms,
             Retention(config.audio_ttl_s, config.audio_window_s, config.resend_window_s),
@@ -84,7 +89,7 @@ class Performance:
         """Speak the turn, or answer it ``unspoken``: the reason and the error to end it with."""
         with self._rooms.publisher.open(self.outbox):
             async with anyio.create_task_group() as tasks:
-                if unspoken is not None:
+                if unspoken is not None and not self.outbox.owes:
                     self._end(*unspoken)
                 elif self._attempts_with_this > self._rooms.config.max_deliveries:
                     self._end("failed", "max_deliveries: no worker survived this request")
@@ -123,7 +128,8 @@ class Performance:
         """End now; frames that have not left never will."""
         if not self.turn.is_stopped and self.outbox.cut(reason, error):
             self.reason, self.error = reason, error
-        self.turn.stop()
+        if not self.outbox.owes:
+            self.turn.stop()
 
     async def _limit_pause(self) -> None:
         """End a turn that is paused for too long."""

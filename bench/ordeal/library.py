@@ -54,6 +54,7 @@ class LibraryConversation:
         self._journal = journal
         self._hearing = Hearing()
         self._paused = False
+        self._wished = ""
 
     async def run(self) -> None:
         """Play all scenes."""
@@ -95,6 +96,7 @@ class LibraryConversation:
                 await anyio.sleep(_RETRY_S)
             else:
                 self._paused = wish == "pause"
+                self._wished = wish
                 return
 
     async def _turn(self, ask: Ask, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -143,6 +145,8 @@ class LibraryConversation:
             if frame is None:
                 if self._paused:
                     continue
+                if self._wished:  # a failover may have forgotten the last wish
+                    await self._wish(self._wished)
                 return
             progress.frames = frame.id.n
             self._hearing.pulse()

@@ -15,6 +15,7 @@ from schemas.keys import GROUP, Keys
 from wire.embedded import EmbeddedServer
 from worker.config import WorkerConfig
 from worker.outbox import entries_to_keep
+from worker.registry import LOOK_AROUND_BEATS
 
 SIZES: Final = (1_000, 10_000, 100_000)
 
@@ -109,15 +110,17 @@ def need(sessions: int, each: Costs) -> Need:
         worker_cores=math.ceil(sessions * each.worker_share / HEADROOM),
         gpu_workers=workers,
         queue_share=sessions / TURN_EVERY_S * each.turn_us / 1e6,
-        registry_share=beats_per_s * (each.beat_us + workers * each.beat_us_per_worker) / 1e6,
+        registry_share=beats_per_s
+        * (each.beat_us + workers * each.beat_us_per_worker / LOOK_AROUND_BEATS)
+        / 1e6,
     )
 
 
 def beat_costs() -> tuple[float, float]:
-    """What the questions of one heartbeat cost a server: us, and us more for each worker listed.
+    """What a look at the whole fleet costs a server: us, and us more for each worker listed.
 
-    The questions are those whose answers grow with the fleet: all workers with their last beats,
-    and all consumers of a queue.
+    All workers, and all consumers of a queue: a worker asks so with each ``LOOK_AROUND_BEATS``th
+    of its beats, at random offsets.
     """
     with EmbeddedServer.start_blocking() as server, Connection(server.port) as connection:
         few, many = (_beat_us(server, connection, members) for members in _MEMBERS)
@@ -135,7 +138,7 @@ def _beat_us(server: EmbeddedServer, connection: Connection, members: int) -> fl
         connection.call("ZADD", keys.workers, 1_700_000_000_000 + i, name)
         connection.call("XGROUP", "CREATECONSUMER", queue, GROUP, name)
     questions = [
-        pack("ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
+        pack("ZRANGE", keys.workers, 0, -1),
         pack("XINFO", "CONSUMERS", queue, GROUP),
     ]
     process = psutil.Process(server.pid)

@@ -159,6 +159,27 @@ async def test_a_server_that_comes_back_is_watched_again() -> None:
             await reader.hears(b"after")
 
 
+async def test_a_primary_that_was_replaced_is_watched_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It goes on answering: of what its successor is told it may never hear."""
+    async with (
+        EmbeddedServer.start() as old,
+        EmbeddedServer.start() as new,
+        connect(resolve(RedisConfig(url=old.url))) as topology,
+        anyio.create_task_group() as tasks,
+    ):
+        watch = KeyWatch(topology)
+        await tasks.start(watch.run)
+        async with reading(watch, "key") as reader:
+            monkeypatch.setattr(topology, "owner", lambda _: ("127.0.0.1", new.port))
+            async with from_url(new.url) as redis:
+                await redis.set("key", "of the new one")
+            with anyio.fail_after(HANG_S):
+                await reader.hears(b"of the new one")
+        tasks.cancel_scope.cancel()
+
+
 async def test_keys_are_polled_where_tracking_is_refused() -> None:
     bob = "user bob on >pw ~* &* +@all -client|tracking"
     async with (

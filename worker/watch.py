@@ -186,18 +186,19 @@ class KeyWatch:
                 await self._topology.refresh()
             except LinkClosedError:
                 continue
-            moved = [
-                s
-                for group in sentry.subscriptions.values()
-                for s in group
-                if self._topology.owner(s.key) != sentry.address
-            ]
+            moved = self._moved(sentry)
             for subscription in moved:
                 sentry.subscriptions.pop(subscription.key.encode(), None)
                 self._place(subscription)
             if not sentry.subscriptions and moved:
                 del self._sentries[sentry.address]
                 return
+
+    def _moved(self, sentry: _Sentry) -> list[Subscription]:
+        """Those of its subscriptions whose keys another server owns now."""
+        owner, address = self._topology.owner, sentry.address
+        found = [s for group in sentry.subscriptions.values() for s in group]
+        return [subscription for subscription in found if owner(subscription.key) != address]
 
     async def _connected(self, sentry: _Sentry) -> None:
         sentry.lost = anyio.Event()
@@ -219,8 +220,11 @@ class KeyWatch:
                 with anyio.move_on_after(RECONCILE_S if sentry.tracked else POLL_S):
                     await lost.wait()
                     raise LinkClosedError("the connection was lost, or its keys moved")
-                # Half-open connections answer nothing: a ping with a deadline finds them.
+                # Half-open connections answer nothing: a ping with a deadline finds them. And a
+                # primary that was replaced goes on answering, of what it hears late or never.
                 await link.call("PING")
+                if self._moved(sentry):
+                    raise LinkClosedError("its keys moved")
         finally:
             sentry.link = None
             link.close()

@@ -81,7 +81,7 @@ def test_sizes_follow_from_what_fills_first() -> None:
 def test_heartbeats_grow_with_the_square_of_the_fleet() -> None:
     some, more = (sizing.need(sessions, COSTS) for sessions in (10_000, 100_000))
     assert more.shards == pytest.approx(10 * some.shards, rel=0.05)
-    assert more.registry_share > 50 * some.registry_share
+    assert more.registry_share > 20 * some.registry_share
 
 
 # What is asked.

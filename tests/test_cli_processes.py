@@ -16,7 +16,7 @@ from redis.asyncio import Redis, from_url
 
 from tests.fake_worker import FakeWorker, pcm
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 COMMAND = [sys.executable, "-m", "producer.cli"]
 REPOSITORY = Path(__file__).parent.parent

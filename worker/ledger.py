@@ -326,8 +326,8 @@ class Ledger:
         standing = cast(Standing, status.decode())
         if not rest:
             return Acquired(standing)
-        epoch, turn, last, attempts, resume = rest
-        return Acquired(standing, epoch.decode(), int(turn), int(last), int(attempts), resume)
+        epoch, turn, newest, attempts, resume = rest
+        return Acquired(standing, epoch.decode(), int(turn), int(newest), int(attempts), resume)
 
     async def begin_attempt(self, session: str, epoch: str) -> None:
         """Another attempt at a suspect turn begins: it counts, should it kill this worker."""

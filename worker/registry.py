@@ -71,8 +71,7 @@ class Registry:
         self._dead_after_ms = config.dead_after_ms
         self._last_beat = 0.0
         self._judges_from = 0.0
-        self._missing: set[tuple[str, str]] = set()
-        self._buried: set[str] = set()
+        self._missing: set[str] = set()
         self._beats = random.randrange(LOOK_AROUND_BEATS)  # noqa: S311  not all at once
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -143,11 +142,9 @@ class Registry:
         found = await self._switchboard.call(workers, "ZRANGEBYSCORE", workers, "-inf", late)
         dead = {name.decode("utf-8", "replace") for name in cast(list[bytes], found)}
         dead.discard(self._name)
-        for owner in dead - self._buried:
-            for model in self._models():
-                count = await self._ledger.bury(model, owner)
-                log.warning("worker_dead", dead=owner, model=model, requests=count)
-        self._buried = dead
+        # At each beat: a read of one that is stalled may be answered after its burial.
+        for owner in dead:
+            await self._bury(owner)
         self._beats += 1
         if self._beats % LOOK_AROUND_BEATS == 0:
             await self._bury_the_unlisted()
@@ -162,14 +159,18 @@ class Registry:
         listed = cast(list[bytes], await self._switchboard.call(workers, "ZRANGE", workers, 0, -1))
         known = {name.decode("utf-8", "replace") for name in listed}
         missing = {
-            (model, owner)
-            for model in self._models()
-            for owner in await self._ledger.owners(model) - known
+            owner for model in self._models() for owner in await self._ledger.owners(model) - known
         }
-        for model, owner in missing & self._missing:  # one that is new here may be about to be
-            count = await self._ledger.bury(model, owner)
-            log.warning("worker_dead", dead=owner, model=model, requests=count)
+        for owner in missing & self._missing:  # one that is new here may be about to be listed
+            await self._bury(owner)
         self._missing = missing
+
+    async def _bury(self, owner: str) -> None:
+        """Hand back all that is in its name."""
+        for model in self._models():
+            count = await self._ledger.bury(model, owner)
+            if count:
+                log.warning("worker_dead", dead=owner, model=model, requests=count)
 
     async def _renew(self, key: str, kind: str, command: str, *args: Argument) -> None:
         """Write to a key of ours. What is of another type under its name is debris."""

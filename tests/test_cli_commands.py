@@ -149,7 +149,7 @@ async def test_doctor_finds_missing_rights(bare: Run) -> None:
         status, out, _ = await bare("doctor", "--redis-url", url)
         assert status == 1
         assert "user app may not: XTRIM, XGROUP CREATE" in out
-        assert "ACL SETUSER app ~tts:* +xtrim +xgroup|create" in out
+        assert 'ACL SETUSER app "(~tts:audio:{*} +xtrim)" "(~tts:requests:* +xgroup|create' in out
 
 
 async def test_doctor_without_a_server(bare: Run) -> None:

@@ -112,6 +112,7 @@ class TestWork:
         status, said = await cli("doctor", "--redis-url", guard.url(user))
         assert status == 0, said
         assert f"user {user} {found}" in said
+        assert "could not look" not in said
 
 
 def forbidden(role: str) -> list[Command]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from producer.cli import duties
 from schemas import Keys
 from tests.acl import FOLDER, set_password
 from tests.fleet import ROOT
@@ -82,3 +83,24 @@ def test_a_worker_is_granted_every_command_and_key_of_its_scripts() -> None:
     keys = Keys("tts")
     for name in [name for name in dir(keys) if not name.startswith("_") and name != "prefix"]:
         assert re.search(rf"~tts:{name}\b", line), f"the file does not name tts:{name}"
+
+
+def test_the_doctor_asks_for_each_right_that_a_worker_is_granted() -> None:
+    line, _ = _grants("worker")
+    granted: set[tuple[str, str]] = set()
+    for selector in re.findall(r"\((.*?)\)", line):
+        kinds = re.findall(r"~tts:([a-z]+)", selector)
+        granted |= {(kind, name) for kind in kinds for name in re.findall(r"\+([a-z|]+)", selector)}
+    root = re.sub(r"\(.*?\)", "", line)
+    granted |= {("", name) for name in re.findall(r"\+([a-z|]+)", root)}
+    _, worker, _ = duties.parts(Keys("tts"))
+    asked = {
+        (attempt.pattern.split(":")[1] if attempt.pattern else "", attempt.name)
+        for attempt in worker.attempts
+    }
+    # What redis-py sends by itself is of its business; the list of workers is not to be deleted.
+    by_others = {"client|setname", "cluster|slots", "command", "asking", "readonly", "select"}
+    by_others |= {"info", "acl|whoami"}
+    not_asked = {("", name) for name in by_others} | {("workers", "del")}
+    asked = {(kind, name.lower().replace(" ", "|")) for kind, name in asked}
+    assert granted - not_asked == asked

@@ -1,102 +1,14 @@
 """What the doctor finds about a user's rights: do they suffice for what the user is meant for?"""
 
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
 
-import msgspec
-
+from producer.cli import duties
+from producer.cli.duties import Attempt
 from producer.cli.finding import Finding, Findings
 from producer.client import VoiceFleet
 from producer.errors import ServerRefused, VoiceFleetError, translated
-from schemas import Keys
 from wire.link import Argument, Link, ReplyError
-
-_CONTAINERS: Final = ("CLIENT", "SCRIPT", "XGROUP", "XINFO")
-
-
-class _Role(msgspec.Struct, frozen=True):
-    """One of the parts a user may have, and what it takes. The first command tells who has it.
-
-    The commands are the real ones, on keys of their own that are missing or gone afterwards.
-    """
-
-    name: str
-    commands: tuple[tuple[Argument, ...], ...]
-
-
-def _roles(keys: Keys) -> tuple[_Role, ...]:
-    name = f"doctor-{uuid.uuid4().hex}"
-    control, audio, record = keys.control(name), keys.audio(name), keys.session(name)
-    queue, lease, spoken = keys.requests(name), keys.lease(name), keys.spoken(name)
-    text, worker, model = keys.text(name, name), keys.worker(name), keys.model(name)
-    reading: tuple[tuple[Argument, ...], ...] = (
-        ("XREAD", "COUNT", 1, "STREAMS", audio, "0"),
-        ("XRANGE", audio, "-", "+", "COUNT", 1),
-        ("XREVRANGE", audio, "+", "-", "COUNT", 1),
-        ("HGETALL", record),
-        ("HGETALL", worker),
-        ("HGETALL", model),
-        ("EXISTS", model),
-        ("ZRANGE", keys.workers, 0, 0),
-        ("XLEN", queue),
-        ("XLEN", keys.dead),
-        ("TIME",),
-    )
-    speaking: tuple[tuple[Argument, ...], ...] = (
-        ("XADD", queue, "NOMKSTREAM", "*", "doctor", "1"),
-        ("XADD", text, "NOMKSTREAM", "*", "doctor", "1"),
-        ("EXPIRE", text, 5),
-        ("XRANGE", text, "-", "+", "COUNT", 1),
-        ("SET", control, "resume", "EX", 5),
-        ("GET", control),
-        ("EXPIRE", control, 5),
-        ("DEL", control),
-        *reading,
-    )
-    working: tuple[tuple[Argument, ...], ...] = (
-        ("HSET", lease, "doctor", "1"),
-        ("PEXPIRE", lease, 5000),
-        ("HGETALL", lease),
-        ("HMGET", lease, "doctor"),
-        ("HINCRBY", lease, "doctor", 1),
-        ("HKEYS", lease),
-        ("HDEL", lease, "doctor"),
-        ("DEL", lease),
-        ("ZADD", spoken, 1, "doctor"),
-        ("PEXPIRE", spoken, 5000),
-        ("ZSCORE", spoken, "doctor"),
-        ("ZREMRANGEBYRANK", spoken, 0, -1),
-        ("DEL", spoken),
-        ("HSET", record, "state", "idle"),
-        ("PEXPIRE", record, 5000),
-        ("DEL", record),
-        ("XADD", audio, "NOMKSTREAM", "1-0", "doctor", "1"),
-        ("XTRIM", audio, "MAXLEN", 10),
-        ("PEXPIRE", audio, 5000),
-        ("XRANGE", text, "-", "+", "COUNT", 1),
-        ("GET", control),
-        # A queue that is not there: each of these is answered NOGROUP, or with nothing.
-        ("XGROUP", "CREATE", queue, "workers", "0"),
-        ("XREADGROUP", "GROUP", "workers", "doctor", "COUNT", 1, "STREAMS", queue, ">"),
-        ("XPENDING", queue, "workers", "-", "+", 1),
-        ("XCLAIM", queue, "workers", "doctor", 1, "1-0", "JUSTID"),
-        ("XINFO", "CONSUMERS", queue, "workers"),
-        ("XACK", queue, "workers", "1-0"),
-        ("XDEL", queue, "1-0"),
-        ("XGROUP", "DELCONSUMER", queue, "workers", "doctor"),
-        ("ZREM", keys.workers, name),
-        ("XADD", keys.dead, "NOMKSTREAM", "0-0", "doctor", "1"),
-        ("EXISTS", worker),
-        ("TYPE", model),
-        ("EVAL", "return redis.call('HKEYS', KEYS[1])", 1, lease),
-        ("SCRIPT", "LOAD", "return 1"),
-        ("CLIENT", "ID"),
-        ("CLIENT", "UNBLOCK", 0),
-        ("TIME",),
-    )
-    return (_Role("clients", speaking), _Role("workers", working), _Role("observers", reading))
 
 
 async def rights(fleet: VoiceFleet) -> Findings:
@@ -105,36 +17,42 @@ async def rights(fleet: VoiceFleet) -> Findings:
     A user that may add requests is meant for clients, one that may write leases for workers; one
     user may be both. One that may do neither is an observer.
     """
-    clients, workers, observers = _roles(fleet.keys)
+    clients, workers, observers = duties.parts(fleet.keys)
     async with _links(fleet) as link_to:
 
-        async def refused_of(role: _Role) -> dict[str, None]:
-            refused: dict[str, None] = {}
-            for command in role.commands:
-                if await is_refused(await link_to(_key_of(command, fleet.keys)), command):
-                    refused[_full_name(command)] = None
-            return refused
+        async def may(attempt: Attempt) -> bool:
+            link = await link_to(attempt.key or fleet.keys.workers)
+            return not await is_refused(link, attempt.words)
 
-        async def is_meant_for(role: _Role) -> bool:
-            first = role.commands[0]
-            return not await is_refused(await link_to(_key_of(first, fleet.keys)), first)
-
-        parts = [role for role in (clients, workers) if await is_meant_for(role)] or [observers]
-        refused = {name: None for role in parts for name in await refused_of(role)}
+        meant = [part for part in (clients, workers) if await may(part.attempts[0])]
+        meant = meant or [observers]
+        refused = [one for part in meant for one in part.attempts if not await may(one)]
     user = await _user(fleet)
     if refused:
-        grants = " ".join(f"+{name.lower().replace(' ', '|')}" for name in refused)
-        advice = f"ACL SETUSER {user} ~{fleet.keys.prefix}:* {grants}"
-        yield Finding("fail", f"user {user} may not: {', '.join(refused)}", advice)
+        names = ", ".join(dict.fromkeys(attempt.name for attempt in refused))
+        advice = f"ACL SETUSER {user} {_grants(refused)}"
+        yield Finding("fail", f"user {user} may not: {names}", advice)
     else:
-        names = " and ".join(role.name for role in parts)
+        names = " and ".join(part.name for part in meant)
         yield Finding("ok", f"user {user} may do all that {names} do")
-    if clients in parts:
+    if clients in meant:
         try:
             await fleet.server.call("CLIENT UNBLOCK", 0)
         except ServerRefused:
             found = "CLIENT UNBLOCK is refused: the client makes a connection for each new session"
             yield Finding("warn", found, f"ACL SETUSER {user} +client|unblock")
+
+
+def _grants(refused: Sequence[Attempt]) -> str:
+    """The rules that would give what is missing, and no more."""
+    by_pattern: dict[str, dict[str, None]] = {}
+    for attempt in refused:
+        grant = f"+{attempt.name.lower().replace(' ', '|')}"
+        by_pattern.setdefault(attempt.pattern, {})[grant] = None
+    return " ".join(
+        f'"(~{pattern} {" ".join(grants)})"' if pattern else " ".join(grants)
+        for pattern, grants in by_pattern.items()
+    )
 
 
 @asynccontextmanager
@@ -157,20 +75,10 @@ async def _links(fleet: VoiceFleet) -> AsyncGenerator[Callable[[str], Awaitable[
                 link.close()
 
 
-async def is_refused(link: Link, command: tuple[Argument, ...]) -> bool:
+async def is_refused(link: Link, command: Sequence[Argument]) -> bool:
     """Whether the user has no right to a command; any other error is none of rights."""
     (reply,) = await link.batch([command])
     return isinstance(reply, ReplyError) and str(reply).startswith("NOPERM")
-
-
-def _key_of(command: tuple[Argument, ...], keys: Keys) -> str:
-    """The key that says which server of a Cluster has to be asked."""
-    return next((str(p) for p in command if str(p).startswith(f"{keys.prefix}:")), keys.workers)
-
-
-def _full_name(command: tuple[Argument, ...]) -> str:
-    parts = command[:2] if command[0] in _CONTAINERS else command[:1]
-    return " ".join(str(part) for part in parts)
 
 
 async def _user(fleet: VoiceFleet) -> str:

@@ -17,19 +17,30 @@ HIGH_WATER: Final = 256
 class Subscription:
     """A cursor into the stream ``key``, and the entries that were read and not yet taken.
 
-    Entries that ``wanted`` turns down are passed over. The reader calls ``offer`` and ``fail``,
+    Entries that ``wanted`` turns down are passed over. While a listener that is ``searching`` has
+    wanted none, entries may be missing: what it looks for may be long behind, where the fleet
+    trims the stream under its hands. The reader calls ``offer`` and ``fail``,
     the listener ``take`` and ``wait``. A listener that lags parks its subscription: the reader
     leaves it out until the backlog is drained, so memory stays bounded.
     """
 
-    __slots__ = ("_backlog", "_closed", "_continuity", "_failure", "_ready", "_wanted", "key")
+    __slots__ = (
+        *("_backlog", "_closed", "_continuity", "_failure", "_ready", "_searching", "_wanted"),
+        "key",
+    )
 
     def __init__(
-        self, key: str, continuity: Continuity, wanted: Callable[[AudioEntry], bool]
+        self,
+        key: str,
+        continuity: Continuity,
+        wanted: Callable[[AudioEntry], bool],
+        *,
+        searching: bool = False,
     ) -> None:
         self.key = key
         self._continuity = continuity
         self._wanted = wanted
+        self._searching = searching
         self._backlog: deque[AudioEntry] = deque()
         self._failure: Exception | None = None
         self._ready = anyio.Event()
@@ -55,12 +66,15 @@ class Subscription:
         if self.parked or entry.id <= self.cursor:
             return
         try:
+            if self._searching:
+                self._continuity.forget()
             self._continuity.advance(entry)
             wanted = self._wanted(entry)
         except StreamGap as gap:
             self.fail(gap)
             return
         if wanted:
+            self._searching = False
             self._backlog.append(entry)
             self._ready.set()
 

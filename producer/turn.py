@@ -163,8 +163,9 @@ class Turn:
             now = seconds * 1000 + micros // 1000
             deadline = now + round(order.start_within * 1000)
             request = msgspec.structs.replace(request, deadline_ms=deadline)
-        place = continuity_after(None if self._may_be_known else first(tail))
-        subscription = Subscription(audio, place, self._mine)
+        searching = self._may_be_known
+        place = continuity_after(None if searching else first(tail))
+        subscription = Subscription(audio, place, self._mine, searching=searching)
         self._may_be_known = True
         await context.server.add(context.keys.requests(order.model), "*", request.encode())
         await context.readers.subscribe(subscription)

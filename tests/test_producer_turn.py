@@ -132,6 +132,34 @@ async def test_a_named_turn_is_found_in_what_was_spoken(
     assert len([f async for f in again]) == 5
 
 
+async def test_a_named_turn_is_found_beyond_what_is_trimmed_meanwhile(
+    fleet: VoiceFleet, worker: FakeWorker
+) -> None:
+    """The oldest entries, which are others', may go while they are being passed over."""
+    turn = fleet.session("s1", model=MODEL).speak("x", request="r3")
+    await worker.start("s1", 1, "r1")
+    await worker.frames("s1", 1, 1, 3)
+    await worker.frames("s1", 1, 30, 31)
+    await worker.frames("s1", 2, 7, 9)
+    await worker.end("s1", 2, "r2", 9)
+    await turn.send()
+    await worker.speak(await worker.take(), 3, 5)
+    assert [frame.id.n async for frame in turn] == [1, 2, 3, 4, 5]
+
+
+async def test_a_named_turn_whose_beginning_was_trimmed_is_an_error(
+    fleet: VoiceFleet, worker: FakeWorker
+) -> None:
+    turn = fleet.session("s1", model=MODEL).speak("x", request="r2")
+    await worker.frames("s1", 1, 1, 3)
+    await worker.frames("s1", 2, 7, 9)
+    await worker.end("s1", 2, "r2", 9)
+    await turn.send()
+    with pytest.raises(StreamGap):
+        await anext(turn)
+    await worker.take()
+
+
 async def test_frames_that_were_trimmed_are_an_error(
     fleet: VoiceFleet, worker: FakeWorker, redis: Redis
 ) -> None:

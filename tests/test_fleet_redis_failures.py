@@ -156,6 +156,24 @@ async def test_a_server_that_forgot_everything_hears_the_turn_anew(
         assert (await fleet.hear("after")).end.reason == "completed"
 
 
+async def test_text_that_was_read_is_spoken_though_the_server_forgot_it(
+    fleet: Orchestrator, server: EmbeddedServer
+) -> None:
+    """Half a sentence is read, and forgotten before its other half comes."""
+    half = len(TEXT) - 30
+    async with serving(server.url, fleet.keys.prefix):
+        calm = await undisturbed(fleet)
+        await fleet.add("s", request="r", stream=1, seed=11)
+        await fleet.write("s", "r", text=TEXT[:half])
+        await fleet.hear("s", until=60)
+        await fleet.redis.flushall()
+        await fleet.hear("s", until=80)
+        await fleet.write("s", "r", text=TEXT[half:], end=1)
+        heard = await fleet.hear("s")
+        assert heard.end.reason == "completed"
+        assert heard.pcm == calm.pcm
+
+
 async def test_a_worker_starts_before_its_server(tmp_path: Path) -> None:
     async with EmbeddedServer.start(directory=tmp_path) as server:
         await server.kill()

@@ -18,6 +18,7 @@ from worker.performance import ENDINGS, Performance
 from worker.rooms import Rooms
 from worker.session_watch import SessionWatch
 from worker.slots import Slot
+from worker.text_stream import TextLog
 from worker.watch import RECONCILE_S
 
 log = structlog.stdlib.get_logger(__name__)
@@ -72,6 +73,7 @@ class Assignment:
         self._rooms = rooms
         self._slot = slot
         self._text_key: str | None = None
+        self._text = TextLog()
         self._rejection: str | None = None
         self._given_up = False
         self._is_others = False
@@ -179,7 +181,9 @@ class Assignment:
                 return acquired
             view.epoch = acquired.epoch
             await view.seen()
-            performance = Performance(self._rooms, view, self.delivery, request, acquired, heard)
+            performance = Performance(
+                self._rooms, view, self.delivery, request, acquired, self._text, heard
+            )
             self._performance = performance
             if self._given_up:
                 performance.hand_over()

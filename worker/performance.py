@@ -20,7 +20,7 @@ from worker.residency import Resident
 from worker.rooms import Rooms
 from worker.session_watch import SessionWatch, Verdict
 from worker.text.feed import TextFeed
-from worker.text_stream import stream_text
+from worker.text_stream import TextLog, stream_text
 from worker.turn import Trail, Turn
 
 log = structlog.stdlib.get_logger(__name__)
@@ -39,7 +39,8 @@ ENDINGS: dict[Verdict, Reason] = {Verdict.STOP: "stopped", Verdict.INTERRUPT: "i
 class Performance:
     """One acquired turn. ``run`` sees it to its fate; ``hand_over`` may cut in at any time.
 
-    ``heard`` is the last frame that left before the server forgot some, -1 where it did not.
+    ``heard`` is the last frame that left before the server forgot some, -1 where it did not;
+    ``text`` what was read of the turn's text stream by then.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Performance:
         delivery: Delivery,
         request: Request,
         acquired: Acquired,
+        text: TextLog,
         heard: int = -1,
     ) -> None:
         self._rooms = rooms
@@ -56,6 +58,7 @@ class Performance:
         self._delivery = delivery
         self._request = request
         self._acquired = acquired
+        self._text_log = text
         self.reason: Reason = "completed"
         self.error = ""
         config = rooms.config
@@ -221,7 +224,7 @@ class Performance:
         request = self._request
         if request.stream:
             key = self._rooms.keys.text(request.session, request.name)
-            async with stream_text(self._rooms.watch, key, feed):
+            async with stream_text(self._rooms.watch, key, feed, self._text_log):
                 yield
         else:
             feed.push(TextPiece(text=request.text or "", end=True))

@@ -16,31 +16,56 @@ PAGE_GAP_S = 0.02
 """Time between two full pages: a stream of many tiny pieces must not hold up other turns."""
 
 
+class TextLog:
+    """What was read of a turn's text stream, for as long as this worker has the request.
+
+    A turn that is taken up again because the server forgot some of it says what it would have said:
+    the server may have forgotten the text, too.
+    """
+
+    def __init__(self) -> None:
+        self.last = b"-"
+        """The last entry that was read."""
+        self.pieces: list[TextPiece] = []
+
+    def note(self, entry: bytes, piece: TextPiece) -> None:
+        """Add the next piece. A flush of nothing is none: there may be any number of them."""
+        self.last = entry
+        flushes = piece.flush and bool(self.pieces) and not self.pieces[-1].flush
+        if piece.text or piece.end or flushes:
+            self.pieces.append(piece)
+
+
 class _Reader:
     """Reads the stream from where it left off, each time it changes."""
 
-    def __init__(self, watch: KeyWatch, key: str, feed: TextFeed) -> None:
+    def __init__(self, watch: KeyWatch, key: str, feed: TextFeed, log: TextLog) -> None:
         self._watch = watch
         self._key = key
         self._feed = feed
-        self._last = b"-"
+        self._log = log
         self.subscription: Subscription | None = None
 
     def read(self) -> Command:
-        start = self._last if self._last == b"-" else b"(" + self._last
+        last = self._log.last
+        start = last if last == b"-" else b"(" + last
         return ("XRANGE", self._key, start, "+", "COUNT", 0 if self._feed.is_full else PAGE)
 
     def take(self, reply: Reply) -> None:
         if isinstance(reply, ReplyError):
             self._feed.fail(f"text stream: {reply}")
             return
+        if self._feed.failure is not None:
+            return
         entries = cast(list[tuple[bytes, list[bytes]]], reply or [])
         for entry, flat in entries:
-            if self._last != b"-" and _order(entry) <= _order(self._last):
+            last = self._log.last
+            if last != b"-" and _order(entry) <= _order(last):
                 continue  # two reads crossed
-            self._last = entry
             try:
-                self._feed.push(TextPiece.decode(paired(flat)))
+                piece = TextPiece.decode(paired(flat))
+                self._log.note(entry, piece)
+                self._feed.push(piece)
             except FieldError as error:
                 self._feed.fail(f"text stream: {error}")
                 return
@@ -54,9 +79,16 @@ class _Reader:
 
 
 @asynccontextmanager
-async def stream_text(watch: KeyWatch, key: str, feed: TextFeed) -> AsyncGenerator[None]:
-    """Feed what is in the stream, and what is added to it, for the time of the block."""
-    reader = _Reader(watch, key, feed)
+async def stream_text(
+    watch: KeyWatch, key: str, feed: TextFeed, log: TextLog
+) -> AsyncGenerator[None]:
+    """Feed what is in the log and the stream, and what is added to it, for the time of the block.
+
+    The log grows by what is read.
+    """
+    for piece in log.pieces:
+        feed.push(piece)
+    reader = _Reader(watch, key, feed, log)
     feed.emptier = reader.read_on
     async with watch.subscribe(key, reader.read, reader.take) as reader.subscription:
         yield

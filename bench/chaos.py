@@ -196,7 +196,9 @@ async def _run(
             await make_references(under.url, plan, clients_journal)
             say(f"{plan.turns} turns in {len(plan.sessions)} sessions, about {plan.seconds:.0f} s")
             injector = Injector(world, schedule, say)
-            background.start_soon(records.watch, workers, world_journal)
+            # One with CosyVoice 2 is away for as long as that takes to load.
+            light = [worker for worker in workers if worker.name in names]
+            background.start_soon(records.watch, light, world_journal)
             recorded = recording(under.url, plan.sessions, directory / "recorder.jsonl")
             async with recorded:
                 async with anyio.create_task_group() as tasks:

@@ -6,6 +6,7 @@ import pytest
 
 from bench.ordeal.journal import (
     Aftermath,
+    Answered,
     Asked,
     Capacity,
     Complained,
@@ -399,6 +400,38 @@ ALLOWED: list[tuple[str, Change]] = [
         ),
     ),
     (
+        "the next life is read before it is known to be one, and the last one's end is not",
+        chained(
+            without(is_at(14, 9)),
+            after(is_at(14, 8), EMPTIED),
+            adding(Answered(at=1017.9, session=S, request="t14", reason="completed")),
+            adding(asked(1018.2, "t15", "plain-0"), *spoken(1018.3, 15, "t15", "plain-0")),
+            adding(shrank(1019.0, "15-11", "15-11"), *spoken(1019.1, 15, "t15", "plain-0")),
+            LETTERS_LOST,
+        ),
+    ),
+    (
+        "turns left out that were forgotten before the recorder read them, not their client",
+        after(
+            LAST,
+            asked(1016.6, "t15", "plain-1"),
+            Answered(at=1016.8, session=S, request="t15", reason="completed"),
+            FAILED_OVER,
+            asked(1018.0, "t16", "plain-0"),
+            *spoken(1018.1, 16, "t16", "plain-0"),
+        ),
+    ),
+    (
+        "a server that was asked in between knew less, and then the beginning was trimmed",
+        after(
+            LAST,
+            FAILED_OVER,
+            shrank(1017.6, "14-9", "12-2"),
+            shrank(1017.7, "12-2", "14-9"),
+            *spoken(1018.1, 14, "t14", "plain-1")[4:],
+        ),
+    ),
+    (
         "a stream whose time is over",
         chained(
             adding(shrank(1150.0, "14-9", "")),
@@ -485,6 +518,38 @@ ALLOWED: list[tuple[str, Change]] = [
 ]
 
 FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
+    (
+        "samples",
+        "what was read early of the next life is another thing in it",
+        chained(
+            after(LAST, EMPTIED),
+            adding(asked(1018.2, "t15", "plain-0"), *spoken(1018.3, 15, "t15", "plain-1")),
+            adding(shrank(1019.0, "15-9", "15-9"), *spoken(1019.1, 15, "t15", "plain-0")),
+            LETTERS_LOST,
+        ),
+    ),
+    (
+        "turns dense",
+        "more turns are left out than were answered to their client",
+        after(
+            LAST,
+            asked(1016.6, "t15", "plain-1"),
+            Answered(at=1016.8, session=S, request="t15", reason="completed"),
+            FAILED_OVER,
+            asked(1018.0, "t16", "plain-0"),
+            *spoken(1018.1, 17, "t16", "plain-0"),
+        ),
+    ),
+    (
+        "dense",
+        "a tail is not written again, though what follows it is",
+        after(
+            LAST,
+            FAILED_OVER,
+            shrank(1017.6, "14-9", "14-4"),
+            *spoken(1018.1, 14, "t14", "plain-1")[6:],
+        ),
+    ),
     (
         "same",
         "a completed turn ends elsewhere after its tail was forgotten",

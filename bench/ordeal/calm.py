@@ -73,6 +73,15 @@ class Calm:
             and at <= fault.until + FORGETTING_IS_SEEN_S
         }
 
+    def forgot_all_at(self, seen_at: float) -> float:
+        """When the latest server that had forgotten all by then began anew, at the latest."""
+        begun = (
+            fault.until
+            for fault in self._forgetting
+            if fault.forgets == "all" and fault.at <= seen_at
+        )
+        return max(begun, default=float("inf"))
+
     def overruled(self, at: float) -> float:
         """From when on a wish made then may not hold any more, though its author wished no other.
 

@@ -11,6 +11,7 @@ import msgspec
 from bench.ordeal import journal
 from bench.ordeal.journal import (
     Aftermath,
+    Answered,
     Asked,
     Capacity,
     Complained,
@@ -139,6 +140,8 @@ class Evidence:
         self.complaints: list[Complained] = []
         self.capacity: list[Capacity] = []
         self.aftermath: Aftermath | None = None
+        self.answered: dict[str, set[str]] = defaultdict(set)
+        """Of each session: the requests whose ends their client heard."""
         self._places: dict[str, int] = defaultdict(int)
         wrote: list[Wrote] = []
         for event in journal.read(paths):
@@ -148,6 +151,8 @@ class Evidence:
                     readings.append(_entry(event))
                 case Asked():
                     self._ask(event)
+                case Answered():
+                    self.answered[event.session].add(event.request)
                 case Wrote():
                     wrote.append(event)
                 case Wished():

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import anyio
 
+from bench.ordeal.journal import Answered, Journal
 from bench.ordeal.reading import Entry
 from bench.ordeal.stream_id import Id
 
@@ -22,9 +23,11 @@ class Progress:
 
 
 class Hearing:
-    """One session's stream as its client hears it."""
+    """One session's stream as its client hears it. Ends are put into the journal."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: str, journal: Journal) -> None:
+        self._session = session
+        self._journal = journal
         self.forgotten = 0
         """How often the server turned out to have forgotten what was read."""
         self._requests: dict[str, Progress] = {}
@@ -60,7 +63,16 @@ class Hearing:
             if b"pcm" in entry.fields:
                 progress.frames = entry.id.n
             elif entry.fields.get(b"event") == b"end":
-                progress.ended = entry.fields.get(b"reason", b"?").decode("utf-8", "replace")
+                self.end(name, entry.fields.get(b"reason", b"?").decode("utf-8", "replace"))
+        self.pulse()
+
+    def end(self, request: str, reason: str) -> None:
+        """A request's end was heard."""
+        self.of(request).ended = reason
+        answered = Answered(
+            at=time.monotonic(), session=self._session, request=request, reason=reason
+        )
+        self._journal.write(answered)
         self.pulse()
 
     def forget(self) -> None:
@@ -80,8 +92,8 @@ class Hearing:
 class Ears:
     """The hearing of all sessions, filled by one reading. A ``Listener``."""
 
-    def __init__(self, sessions: Iterable[str]) -> None:
-        self.of = {session: Hearing() for session in sessions}
+    def __init__(self, sessions: Iterable[str], journal: Journal) -> None:
+        self.of = {session: Hearing(session, journal) for session in sessions}
 
     def heard(self, session: str, entries: Sequence[Entry]) -> None:
         """See ``Listener``."""

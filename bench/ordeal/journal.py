@@ -41,6 +41,16 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, tag="asked"):
     """The protocol does not allow it, and the client knows."""
 
 
+class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
+    """A client heard the end of its request. The recorder may have been late for it, where a server
+    forgot it a moment later."""
+
+    at: float
+    session: str
+    request: str
+    reason: str
+
+
 class Wrote(msgspec.Struct, frozen=True, kw_only=True, tag="wrote"):
     """A client added to a text stream; ``piece`` counts the utterance's pieces from 0."""
 
@@ -150,6 +160,7 @@ class Aftermath(msgspec.Struct, frozen=True, kw_only=True, tag="aftermath"):
 Event: TypeAlias = (
     Reference
     | Asked
+    | Answered
     | Wrote
     | Wished
     | Heard

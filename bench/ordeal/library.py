@@ -52,7 +52,7 @@ class LibraryConversation:
         self._utterances = utterances
         self._session: Session = fleet.session(course.session, model=main)
         self._journal = journal
-        self._hearing = Hearing()
+        self._hearing = Hearing(course.session, journal)
         self._paused = False
         self._wished = ""
 
@@ -125,8 +125,7 @@ class LibraryConversation:
                 self._complain(ask.request, error)
                 await anyio.sleep(_RETRY_S)
             if turn.end is not None:
-                progress.ended = turn.end.reason
-                self._hearing.pulse()
+                self._hearing.end(ask.request, turn.end.reason)
 
     async def _listen(self, ask: Ask, turn: Turn) -> None:
         """Take the turn's frames while they come."""

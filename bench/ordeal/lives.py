@@ -135,6 +135,7 @@ class _Follower:
         self._forgotten: dict[Id, Entry] = {}
         self._kept_turns: set[int] = set()
         self._rereads = False
+        self._from_the_beginning = False
         self._latest = NOWHERE
         self._last_at = 0.0
         self._began_at = 0.0
@@ -143,6 +144,8 @@ class _Follower:
     def heard(self, entry: Entry) -> None:
         if self._rereads:  # it was read again from somewhere: what is behind that is doubted
             self._rereads = False
+            if self._from_the_beginning:
+                self._restore(entry.id)
             self._drop(entry.id)
         elif entry.id < self._latest:
             self._violated(
@@ -165,8 +168,10 @@ class _Follower:
         forgot = self._calm.forgot(shrank.at)
         expired = not shrank.newest and shrank.at - self._last_at > EXPIRED_AFTER_S
         if "all" in forgot or (expired and not forgot):
+            early = self._heard_since(self._calm.forgot_all_at(shrank.at)) if forgot else {}
             self._bury(is_last=False)
             self._began_at, self._expired = shrank.at, not forgot
+            self._forgotten = early
             return
         if "tail" not in forgot:
             self._violated(
@@ -177,6 +182,7 @@ class _Follower:
                 "though no server forgot",
             )
         newest = Id.parse(shrank.newest) if shrank.newest else None
+        self._from_the_beginning = newest is None or newest >= Id.parse(shrank.seen)
         if newest is None:
             self._drop(NOWHERE)
         elif newest in self._view and newest < Id.parse(shrank.seen):
@@ -186,6 +192,21 @@ class _Follower:
     def result(self) -> History:
         self._bury(is_last=True)
         return self._history
+
+    def _heard_since(self, moment: float) -> dict[Id, Entry]:
+        """Take out what was read of the next life before this reader knew that it had begun.
+
+        It is read again, and has to be the same then.
+        """
+        early = {one: entry for one, entry in self._view.items() if entry.at > moment}
+        for one in early:
+            del self._view[one]
+        return early
+
+    def _restore(self, oldest: Id) -> None:
+        """A server that knew less was asked in between; what is older was trimmed since."""
+        for one in [one for one in self._forgotten if one < oldest]:
+            self._view[one] = self._forgotten.pop(one)
 
     def _drop(self, begin: Id) -> None:
         """What is not before ``begin`` may not be there any more."""

@@ -73,7 +73,7 @@ async def drive(url: str, plan: Plan, journal: Journal, *, until_answered_s: flo
     """
     keys, answered = Keys(), False
     raw = [course.session for course in plan.courses if not course.by_library]
-    ears = Ears(raw)
+    ears = Ears(raw, journal)
     async with connect(resolve(RedisConfig(url=url))) as topology, VoiceFleet(url) as fleet:
         desk = Desk(topology.client, keys, journal)
         try:

@@ -38,7 +38,7 @@ def check_requests(
                     problem = _reason(turn, request, requests, wishes, calm)
                     if problem:
                         yield _broken("reason", turn, f"{turn.reason}: {problem}")
-    yield from _answered(history, requests)
+    yield from _answered(history, requests, evidence.answered[session])
 
 
 def _broken(promise: str, turn: Turn, detail: str) -> Violation:
@@ -53,9 +53,11 @@ def _broken(promise: str, turn: Turn, detail: str) -> Violation:
     )
 
 
-def _answered(history: History, requests: dict[str, Request]) -> Iterator[Violation]:
+def _answered(
+    history: History, requests: dict[str, Request], heard: set[str]
+) -> Iterator[Violation]:
     """Each has an end, in some life; nobody takes back one that was heard and then forgotten."""
-    ended = {turn.request for turn in history.turns if turn.end is not None}
+    ended = heard | {turn.request for turn in history.turns if turn.end is not None}
     ended |= {turn.request for turn in history.ghosts if turn.end is not None}
     for name, request in requests.items():
         if name not in ended and request.acknowledged:

@@ -62,7 +62,7 @@ class Records:
                 found[session] = record
         return found
 
-    async def capacity(self, workers: Workers) -> Capacity:
+    async def capacity(self, workers: Iterable[Worker]) -> Capacity:
         """What the workers offer at this moment: nothing, where nobody can be asked."""
         at, ready = time.monotonic(), list[dict[str, str]]()
         with suppress(RedisError, OSError, TimeoutError), anyio.fail_after(_ANSWER_S):
@@ -76,7 +76,7 @@ class Records:
             speaking=sum(int(record["sessions"]) for record in ready),
         )
 
-    async def watch(self, workers: Workers, journal: Journal) -> None:
+    async def watch(self, workers: Iterable[Worker], journal: Journal) -> None:
         """Write the capacity into the journal, several times a second, until cancelled."""
         while True:
             journal.write(await self.capacity(workers))

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Container
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -42,9 +43,11 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         return False
 
     async def some_workers(
-        self, rng: random.Random, count: int, among: Container[str] | None = None
+        self, rng: random.Random, count: int | None = None, among: Container[str] | None = None
     ) -> list[Worker]:
-        """Ready workers, chosen at random; another one is left.
+        """Ready workers, chosen at random, all that can be spared if no ``count`` is given.
+
+        Of each kind, which speaks what others do not, one is left.
 
         Raises:
             CannotInjectError: There are fewer.
@@ -54,6 +57,13 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
             for name in await self.records.ready(self.workers)
             if among is None or name in among
         ]
-        if len(ready) <= count:
+        kept: set[Path] = set()
+        spare: list[Worker] = []
+        for name in rng.sample(ready, len(ready)):
+            worker = self.workers[name]
+            if worker.recipe.config in kept:
+                spare.append(worker)
+            kept.add(worker.recipe.config)
+        if len(spare) < (1 if count is None else count):
             raise CannotInjectError(f"workers ready: {len(ready)}, and one must be left")
-        return [self.workers[name] for name in rng.sample(ready, count)]
+        return spare[:count]

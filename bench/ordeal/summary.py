@@ -41,6 +41,7 @@ def report_of(options: Options, outcome: Outcome) -> Report:
     command = f"python -m bench chaos --topology {options.topology} --seed {options.seed}"
     command += f" --seconds {options.schedule_s:g} --turns {options.turn_count}"
     command += f" --workers {options.workers} --sessions {options.sessions}"
+    command += " --with-cosyvoice" if options.cosyvoice else ""
     command += f" --only {','.join(options.kinds)}" if options.kinds else ""
     return Report(
         bench=f"chaos_{options.topology}",

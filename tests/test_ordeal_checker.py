@@ -11,6 +11,7 @@ from bench.ordeal.journal import (
     Capacity,
     Complained,
     Deaf,
+    Event,
     Fault,
     Heard,
     Shrank,
@@ -324,6 +325,12 @@ ALSO: dict[str, tuple[str, ...]] = {
 
 EMPTIED = fault(1018.0, 1018.1, "flushall", "all")
 FAILED_OVER = fault(1017.0, 1017.5, "lost_tail", "tail")
+HEARD_BY_ITS_CLIENT_ALONE: tuple[Event, ...] = (
+    asked(1016.6, "t15", "plain-1"),
+    Answered(at=1016.8, session=S, request="t15", reason="completed"),
+    FAILED_OVER,
+    asked(1018.0, "t16", "plain-0"),
+)
 LETTERS_LOST = changing(is_a(Aftermath), dead_letters=[])
 
 ALLOWED: list[tuple[str, Change]] = [
@@ -414,10 +421,7 @@ ALLOWED: list[tuple[str, Change]] = [
         "turns left out that were forgotten before the recorder read them, not their client",
         after(
             LAST,
-            asked(1016.6, "t15", "plain-1"),
-            Answered(at=1016.8, session=S, request="t15", reason="completed"),
-            FAILED_OVER,
-            asked(1018.0, "t16", "plain-0"),
+            *HEARD_BY_ITS_CLIENT_ALONE,
             *spoken(1018.1, 16, "t16", "plain-0"),
         ),
     ),
@@ -533,10 +537,7 @@ FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
         "more turns are left out than were answered to their client",
         after(
             LAST,
-            asked(1016.6, "t15", "plain-1"),
-            Answered(at=1016.8, session=S, request="t15", reason="completed"),
-            FAILED_OVER,
-            asked(1018.0, "t16", "plain-0"),
+            *HEARD_BY_ITS_CLIENT_ALONE,
             *spoken(1018.1, 17, "t16", "plain-0"),
         ),
     ),

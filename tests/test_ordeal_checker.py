@@ -382,6 +382,16 @@ ALLOWED: list[tuple[str, Change]] = [
         ),
     ),
     (
+        "a turn whose end was forgotten is cut by what was wished since",
+        after(
+            LAST,
+            FAILED_OVER,
+            Wished(at=1017.55, session=S, value="stop"),
+            shrank(1017.6, "14-9", "14-4"),
+            end(1018.0, 14, 5, "t14", "stopped"),
+        ),
+    ),
+    (
         "a number is used again, as its turn was forgotten as a whole",
         after(
             LAST,
@@ -391,6 +401,21 @@ ALLOWED: list[tuple[str, Change]] = [
             shrank(1017.6, "15-9", "14-9"),
             asked(1018.0, "t16", "plain-0"),
             *spoken(1018.1, 15, "t16", "plain-0"),
+        ),
+    ),
+    (
+        "a number is used again, and then the tail of who uses it is forgotten",
+        after(
+            LAST,
+            asked(1016.6, "t15", "plain-1"),
+            *spoken(1016.7, 15, "t15", "plain-1"),
+            FAILED_OVER,
+            shrank(1017.6, "15-9", "14-9"),
+            asked(1018.0, "t16", "plain-0"),
+            *spoken(1018.1, 15, "t16", "plain-0"),
+            fault(1019.0, 1019.5, "lost_tail", "tail"),
+            shrank(1019.6, "15-11", "15-7"),
+            *spoken(1019.8, 15, "t16", "plain-0")[8:],
         ),
     ),
     (
@@ -563,6 +588,20 @@ FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
         ),
     ),
     (
+        "same",
+        "a turn that had not ended is cut below what was heard of it",
+        chained(
+            without(is_at(14, 9)),
+            after(
+                is_at(14, 8),
+                FAILED_OVER,
+                Wished(at=1017.55, session=S, value="stop"),
+                shrank(1017.6, "14-8", "14-4"),
+                end(1018.0, 14, 5, "t14", "stopped"),
+            ),
+        ),
+    ),
+    (
         "samples",
         "a forgotten tail is written otherwise",
         chained(
@@ -585,6 +624,23 @@ FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
             FAILED_OVER,
             shrank(1017.6, "15-9", "15-0"),
             *spoken(1018.1, 15, "t16", "plain-1")[1:],
+        ),
+    ),
+    (
+        "same",
+        "a number is used again, and then the tail of who uses it becomes another",
+        after(
+            LAST,
+            asked(1016.6, "t15", "plain-1"),
+            *spoken(1016.7, 15, "t15", "plain-1"),
+            FAILED_OVER,
+            shrank(1017.6, "15-9", "14-9"),
+            asked(1018.0, "t16", "plain-0"),
+            *spoken(1018.1, 15, "t16", "plain-0"),
+            fault(1019.0, 1019.5, "lost_tail", "tail"),
+            shrank(1019.6, "15-11", "15-7"),
+            *frames(1019.8, 15, 8, 10, "plain-1"),
+            end(1020.0, 15, 11, "t16", "completed"),
         ),
     ),
     (

@@ -10,9 +10,11 @@ where the stream expired, long after its last entry). Then, and only then:
 - requests that were waiting may be spoken in any order.
 
 Where a server forgot its newest entries alone (a tail), the life goes on. What is written anew
-has to be what was there, with two exceptions that nobody can mend: a turn that was forgotten as a
-whole, its end included, has its number used again, or left out; and a turn that was cut short
-(not ``completed``) may be cut elsewhere, as the reason for it was forgotten too. Both are counted.
+has to be what was there, with three exceptions that nobody can mend: a turn that was forgotten as a
+whole, its end included, has its number used again, or left out; a turn that was cut short (not
+``completed``) may be cut elsewhere, as the reason for it was forgotten too; and one whose end was
+forgotten, so that it had to be ended again, may be cut by what was wished meanwhile. All are
+counted.
 """
 
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ from bench.ordeal.evidence import Entry, Reading
 from bench.ordeal.journal import Shrank
 from bench.ordeal.stream_id import NOWHERE, Id
 from bench.ordeal.verdict import Violation
+
+CUT: Final = ("stopped", "interrupted")
 
 EXPIRED_AFTER_S: Final = 100.0
 """A stream is kept for 120 s after its last entry."""
@@ -133,7 +137,10 @@ class _Follower:
         self._history = History([], [])
         self._view: dict[Id, Entry] = {}
         self._forgotten: dict[Id, Entry] = {}
-        self._kept_turns: set[int] = set()
+        self._ghosts: list[Turn] = []
+        """Turns that were forgotten whole, and whose numbers others have now."""
+        self._gone: set[int] = set()
+        """Numbers of turns that were forgotten whole, as far as nothing has come back of them."""
         self._rereads = False
         self._from_the_beginning = False
         self._latest = NOWHERE
@@ -160,6 +167,9 @@ class _Follower:
         was = self._forgotten.get(entry.id)
         if was is not None and was.content == entry.content:
             entry.at = was.at  # nobody needed to hear it again
+            self._gone.discard(entry.id.turn)
+        elif was is not None and entry.id.turn in self._gone:
+            self._lay_to_rest(entry)
         self._view[entry.id] = entry
         self._last_at = entry.at if was is None else self._last_at
 
@@ -210,9 +220,24 @@ class _Follower:
 
     def _drop(self, begin: Id) -> None:
         """What is not before ``begin`` may not be there any more."""
-        for one in [one for one in self._view if one >= begin]:
+        dropped = [one for one in self._view if one >= begin]
+        for one in dropped:
             self._forgotten[one] = self._view.pop(one)
-        self._kept_turns = {one.turn for one in self._view}
+        self._gone |= {one.turn for one in dropped} - {one.turn for one in self._view}
+
+    def _lay_to_rest(self, entry: Entry) -> None:
+        """A turn that was forgotten whole, if it is another's entry that came under its number."""
+        turn, number = entry.id.turn, len(self._history.lives)
+        gone = {one: was for one, was in self._forgotten.items() if one.turn == turn}
+        (ghost,) = _turns(self._session, number, gone)
+        begun = {one: said for one, said in self._view.items() if one.turn == turn}
+        (new,) = _turns(self._session, number, begun | {entry.id: entry})
+        if ghost.request and new.request and ghost.request != new.request:
+            self._ghosts.append(ghost)
+            self._gone.discard(turn)
+            self._history.reused += 1
+            for one in gone:
+                del self._forgotten[one]
 
     def _bury(self, *, is_last: bool) -> None:
         """This life is over: see what it came to."""
@@ -230,20 +255,16 @@ class _Follower:
         for ghost in ghosts:
             if ghost.number in now:
                 self._compare(ghost, now[ghost.number])
-        life = Life(self._session, number, self._began_at, turns, ghosts)
+        life = Life(self._session, number, self._began_at, turns, [*self._ghosts, *ghosts])
         life.is_last, life.expired = is_last, self._expired
         self._history.lives.append(life)
-        self._view, self._forgotten, self._kept_turns = {}, {}, set()
+        self._view, self._forgotten, self._ghosts, self._gone = {}, {}, [], set()
         self._rereads = False
 
     def _compare(self, was: Turn, now: Turn) -> None:
         """A turn that was forgotten, or its tail, and what was written in its place."""
-        whole = was.number not in self._kept_turns
-        if whole and was.request and was.request != now.request:
-            self._history.reused += 1
-            return
         again = {entry.id: entry for entry in now.entries}
-        cut = bool(was.reason) and was.reason != "completed"
+        cut = bool(was.reason) and (was.reason != "completed" or now.reason in CUT)
         for entry in was.entries:
             other = again.get(entry.id)
             if other is None or other.content == entry.content:

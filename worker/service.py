@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import NamedTuple, cast
 
@@ -39,6 +39,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 CONNECT_AGAIN_S = 1.0
 HAND_OVER_S = 2.0
+
+HAND_OVER_GAP_S = 0.05
+"""Between two turns that are handed over. Who takes one over makes it anew up to the frame that is
+due, which is heard where many come at once: their lead is over before the last of them is ready."""
 
 
 def worker_name(config: Config) -> str:
@@ -138,20 +142,26 @@ class Service:
         await self._registry.beat()
         async with anyio.create_task_group() as patience:
 
-            async def give_up(event: anyio.Event | None) -> None:
-                if event is None:
-                    await anyio.sleep(self._config.worker.drain_timeout_s)
-                else:
-                    await event.wait()
+            async def give_up(when: Callable[[], Awaitable[object]]) -> None:
+                await when()
                 patience.cancel_scope.cancel()
 
-            patience.start_soon(give_up, None)
-            patience.start_soon(give_up, self._hurry)
+            patience.start_soon(give_up, self._hand_over_in_turn)
+            patience.start_soon(give_up, self._hurry.wait)
             await self.intake.emptied()
             patience.cancel_scope.cancel()
         self.intake.hand_over()
         with anyio.move_on_after(HAND_OVER_S):
             await self.intake.emptied()
+
+    async def _hand_over_in_turn(self) -> None:
+        """Give up one turn after another, so that all are gone when the time is up."""
+        assignments, timeout_s = self.intake.assignments, self._config.worker.drain_timeout_s
+        gap_s = min(HAND_OVER_GAP_S, timeout_s / max(1, len(assignments)))
+        await anyio.sleep(timeout_s - gap_s * len(assignments))
+        for assignment in assignments & self.intake.assignments:
+            assignment.hand_over()
+            await anyio.sleep(gap_s)
 
     async def _keep_sessions(self) -> None:
         """Keep the keys of living sessions, paused ones too, from expiring."""

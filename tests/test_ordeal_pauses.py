@@ -7,7 +7,7 @@ import pytest
 from bench.ordeal.calm import GRACE_S, Calm
 from bench.ordeal.evidence import Evidence
 from bench.ordeal.journal import Deaf, Event, Fault, Journal, Wished
-from bench.ordeal.pauses import percentile
+from bench.ordeal.pauses import kind_at, percentile
 from bench.ordeal.verdict import Verdict
 from tests.ordeal_story import KILL, OTHER, asked, changing, good, is_at, judge
 
@@ -57,6 +57,13 @@ def test_what_came_early_bridges_what_comes_late(tmp_path: Path) -> None:
     for n in range(7, 11):
         events = changing(is_at(1, n, OTHER), at=1020.02)(events)
     assert row(judge(events, tmp_path), KILL.kind).paused == 0
+
+
+def test_who_drains_is_not_blamed_for_who_kills() -> None:
+    faults = [fault(100.0, 112.0, "poison"), fault(105.0, 105.5, "worker_drain")]
+    assert kind_at(107.0, faults) == "poison"
+    assert kind_at(107.0, faults[1:]) == "worker_drain"
+    assert kind_at(200.0, faults) == ""
 
 
 def test_percentiles() -> None:

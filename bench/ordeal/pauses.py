@@ -34,6 +34,13 @@ TAKE_OVER: Final = (
 """Faults after which another worker goes on."""
 
 
+GENTLE: Final = (
+    *("worker_drain", "drain_all_but_one", "clock_jump", "control_flood", "script_flush"),
+    *("slow_reader", "dead_reader", "late_reader"),
+)
+"""Faults that make nobody pause: blamed only where there is no other."""
+
+
 class Pause(msgspec.Struct, frozen=True):
     """From ``at`` on nothing was heard for ``seconds``."""
 
@@ -79,6 +86,7 @@ def attributed(pauses: Sequence[Pause], faults: Sequence[Fault]) -> Mapping[str,
 def kind_at(at: float, faults: Sequence[Fault], seconds: float = 0.0) -> str:
     """The kind of the latest fault that a moment, or the time after it, may be put down to."""
     near = [fault for fault in faults if fault.at <= at + seconds and at <= fault.until + ECHO_S]
+    near = [fault for fault in near if fault.kind not in GENTLE] or near
     return max(near, key=lambda fault: fault.at).kind if near else ""
 
 

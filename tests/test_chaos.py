@@ -30,10 +30,10 @@ EDITIONS = {
         ),
     ),
     "sentinel": chaos.Options(
-        topology="sentinel", seconds=30, sessions=8, workers=2, kinds=("primary_kill", "lost_tail")
+        topology="sentinel", seconds=20, sessions=8, workers=2, kinds=("primary_kill", "lost_tail")
     ),
     "cluster": chaos.Options(
-        topology="cluster", seconds=30, sessions=8, workers=2, kinds=("lost_tail", "slot_migration")
+        topology="cluster", seconds=20, sessions=8, workers=2, kinds=("lost_tail", "slot_migration")
     ),
 }
 

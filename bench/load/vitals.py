@@ -35,15 +35,17 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
 
 def take(on: Fleet, began: float) -> Vitals:
     """Look at all processes; ``began`` is on the monotonic clock."""
+    server = on.server_process
     with on.connect() as connection:
         info = server_info(connection, "memory")
         keys: int = connection.call("DBSIZE")
-    server = on.server_process
+        # With this connection, each time: when the server closes it is up to the server.
+        server_fds = server.num_fds()
     return Vitals(
         at_s=time.monotonic() - began,
         workers=tuple(_signs(worker.process) for worker in on.workers),
         server_rss_mb=server.memory_info().rss / _MB,
-        server_fds=server.num_fds(),
+        server_fds=server_fds,
         used_mb=int(info["used_memory"]) / _MB,
         keys=keys,
     )

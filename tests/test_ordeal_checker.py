@@ -325,6 +325,14 @@ ALSO: dict[str, tuple[str, ...]] = {
 
 EMPTIED = fault(1018.0, 1018.1, "flushall", "all")
 FAILED_OVER = fault(1017.0, 1017.5, "lost_tail", "tail")
+A_NUMBER_IS_USED_AGAIN: tuple[Event, ...] = (
+    asked(1016.6, "t15", "plain-1"),
+    *spoken(1016.7, 15, "t15", "plain-1"),
+    FAILED_OVER,
+    shrank(1017.6, "15-9", "14-9"),
+    asked(1018.0, "t16", "plain-0"),
+    *spoken(1018.1, 15, "t16", "plain-0"),
+)
 HEARD_BY_ITS_CLIENT_ALONE: tuple[Event, ...] = (
     asked(1016.6, "t15", "plain-1"),
     Answered(at=1016.8, session=S, request="t15", reason="completed"),
@@ -395,24 +403,14 @@ ALLOWED: list[tuple[str, Change]] = [
         "a number is used again, as its turn was forgotten as a whole",
         after(
             LAST,
-            asked(1016.6, "t15", "plain-1"),
-            *spoken(1016.7, 15, "t15", "plain-1"),
-            FAILED_OVER,
-            shrank(1017.6, "15-9", "14-9"),
-            asked(1018.0, "t16", "plain-0"),
-            *spoken(1018.1, 15, "t16", "plain-0"),
+            *A_NUMBER_IS_USED_AGAIN,
         ),
     ),
     (
         "a number is used again, and then the tail of who uses it is forgotten",
         after(
             LAST,
-            asked(1016.6, "t15", "plain-1"),
-            *spoken(1016.7, 15, "t15", "plain-1"),
-            FAILED_OVER,
-            shrank(1017.6, "15-9", "14-9"),
-            asked(1018.0, "t16", "plain-0"),
-            *spoken(1018.1, 15, "t16", "plain-0"),
+            *A_NUMBER_IS_USED_AGAIN,
             fault(1019.0, 1019.5, "lost_tail", "tail"),
             shrank(1019.6, "15-11", "15-7"),
             *spoken(1019.8, 15, "t16", "plain-0")[8:],
@@ -631,12 +629,7 @@ FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
         "a number is used again, and then the tail of who uses it becomes another",
         after(
             LAST,
-            asked(1016.6, "t15", "plain-1"),
-            *spoken(1016.7, 15, "t15", "plain-1"),
-            FAILED_OVER,
-            shrank(1017.6, "15-9", "14-9"),
-            asked(1018.0, "t16", "plain-0"),
-            *spoken(1018.1, 15, "t16", "plain-0"),
+            *A_NUMBER_IS_USED_AGAIN,
             fault(1019.0, 1019.5, "lost_tail", "tail"),
             shrank(1019.6, "15-11", "15-7"),
             *frames(1019.8, 15, 8, 10, "plain-1"),

@@ -62,7 +62,7 @@ class CosyVoice2Core:
         self._composer: Composer
         self._sessions: dict[int, Session] = {}
         self._free_slots: list[int] = []
-        self._scheduler = Scheduler(1, config.max_ahead_s)
+        self._scheduler = Scheduler((1,), config.max_ahead_s)
         self._burst = 1
 
     @property
@@ -75,7 +75,7 @@ class CosyVoice2Core:
         """Bring the model into memory. Raises ``CosyVoiceInitializationError``."""
         loaded = self._loaded = load(self._pack, self._config, self._timed)
         self._free_slots = list(range(loaded.decoder.slots))[::-1]
-        self._scheduler = Scheduler(loaded.audio.batch, self._config.max_ahead_s)
+        self._scheduler = Scheduler(loaded.audio.batches, self._config.max_ahead_s)
         self._composer = Composer(loaded)
 
     @torch.inference_mode()

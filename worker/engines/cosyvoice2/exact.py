@@ -34,6 +34,7 @@ class ExactStage:
     """
 
     batch = 1
+    batches = (1,)
     ready = True
 
     def __init__(self, flow: Flow, vocoder: Vocoder) -> None:

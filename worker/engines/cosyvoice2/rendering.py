@@ -75,6 +75,11 @@ class BlockStage:
         renderer.run = self._run
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        """Rows of a batch, ascending."""
+        return self._batches
+
+    @property
     def batch(self) -> int:
         """Utterances rendered at once, at most."""
         return self._batches[-1]

@@ -1,6 +1,6 @@
 """Who is served next: by the time at which each listener runs dry. Knows no tensors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from worker.engines.cosyvoice2.session import Session, Utterance
 
@@ -15,19 +15,25 @@ class Scheduler:
     """Chooses sessions for the next batch of blocks and for the next burst of decoding.
 
     Args:
-        batch: Blocks rendered at once, at most.
+        batches: Sizes of a batch of blocks, ascending: the device computes the smallest that holds
+            the rows, so that rows up to its size cost nothing more.
         max_ahead_s: A session with so much audio untaken waits.
+
+    ``batch`` is the most blocks rendered at once; it may be set to less than the largest size.
     """
 
-    def __init__(self, batch: int, max_ahead_s: float) -> None:
-        self.batch = batch
+    def __init__(self, batches: Sequence[int], max_ahead_s: float) -> None:
+        self._batches = tuple(batches)
+        self.batch = self._batches[-1]
         self._max_ahead_s = max_ahead_s
 
     def to_render(self, sessions: Iterable[Session], now: float) -> list[Session]:
         """Sessions whose next block is to be rendered now, the most urgent first; perhaps none.
 
-        Rendering costs nearly the same for one block as for a batch. So a batch waits until it is
-        full, until somebody in it is urgent, or until nobody needs the device for decoding.
+        A batch costs what its size in ``batches`` costs. Whoever is urgent is served at once, with
+        others only in rows of that size which are left over: a first chunk must not wait for the
+        computation of others who still have audio. Without anybody urgent a batch waits until it
+        is full, or until nobody needs the device for decoding.
         """
         able: list[tuple[float, Session]] = []
         decoding = False
@@ -40,9 +46,14 @@ class Scheduler:
             elif _needs_decoding(session):
                 decoding = True
         able.sort(key=lambda entry: entry[0])
-        chosen = able[: self.batch]
-        due = chosen and (chosen[0][0] < URGENT_S or len(chosen) == self.batch or not decoding)
-        return [session for _, session in chosen] if due else []
+        urgent = sum(slack < URGENT_S for slack, _ in able)
+        if urgent:
+            chosen = able[: self._size_of(urgent)]
+        elif len(able) >= self.batch or not decoding:
+            chosen = able[: self.batch]
+        else:
+            chosen = []
+        return [session for _, session in chosen]
 
     def to_begin(self, sessions: Iterable[Session], now: float) -> list[Session]:
         """Sessions whose next utterance is to enter the decoder, the most urgent first."""
@@ -76,6 +87,11 @@ class Scheduler:
             for session, limit in riders.items()
             if session.decoding is not None
         }
+
+    def _size_of(self, rows: int) -> int:
+        """The size of the batch that is computed for so many rows."""
+        sizes = (size for size in self._batches if size >= rows)
+        return min(next(sizes, self.batch), self.batch)
 
     def _wants_audio(self, session: Session) -> bool:
         return session.ahead_s < self._max_ahead_s

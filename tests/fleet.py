@@ -236,6 +236,14 @@ class WorkerProcess:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    async def says(self, word: str) -> None:
+        """Wait for a line of its log that holds the word."""
+        stderr = self._process.stderr
+        assert stderr is not None
+        with anyio.fail_after(HANG_S):
+            while word not in (line := await anyio.to_thread.run_sync(stderr.readline)):
+                assert line, f"it ended and never said {word}"
+
     async def exited(self) -> int:
         """Wait for its end; returns the exit status."""
         with anyio.fail_after(HANG_S):

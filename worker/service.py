@@ -2,7 +2,6 @@
 
 import gc
 import os
-import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -23,6 +22,7 @@ from worker import __version__, voicepacks
 from worker.clock import ServerClock
 from worker.config import Config
 from worker.custody import Custody
+from worker.drain import Drain, obeying_signals
 from worker.engines.protocol import EngineInfo
 from worker.engines.registry import slots_of
 from worker.intake import Intake
@@ -56,8 +56,9 @@ class Service:
     ``intake`` has what it speaks and what waits here.
     """
 
-    def __init__(self, config: Config, topology: Topology) -> None:
+    def __init__(self, config: Config, topology: Topology, drain: Drain | None = None) -> None:
         self._config = config
+        self._drain = drain or Drain(config.worker.drain_timeout_s)
         self._topology = topology
         self._state: WorkerState = "starting"
         self._started = time.time()
@@ -97,57 +98,59 @@ class Service:
             self._describe,
             self._models,
         )
-        self._hurry = anyio.Event()
-        self._draining = anyio.Event()
 
     async def run(self) -> None:
-        """Serve until drained."""
+        """Serve until drained. A drain is over in its time, whatever the server does."""
         rooms = self._rooms
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(self._registry.run)
-            await tasks.start(rooms.watch.run)
-            await tasks.start(rooms.publisher.run)
-            await tasks.start(rooms.residency.run)
-            self._offer()
-            tasks.start_soon(self._keep_slots)
-            tasks.start_soon(self._keep_sessions)
-            tasks.start_soon(self._keep_custody)
-            with _settled_memory():
-                await self._take_turns()
-            await self._registry.depart()
-            tasks.cancel_scope.cancel()
-        self._switchboard.close()
+        try:
+            with self._drain.limit:
+                async with anyio.create_task_group() as tasks:
+                    with self._drain.while_idle():
+                        await tasks.start(self._registry.run)
+                        await tasks.start(rooms.watch.run)
+                        await tasks.start(rooms.publisher.run)
+                        await tasks.start(rooms.residency.run)
+                    if not self._drain.asked.is_set():
+                        self._offer()
+                        tasks.start_soon(self._keep_slots)
+                        tasks.start_soon(self._keep_sessions)
+                        tasks.start_soon(self._keep_custody)
+                        with _settled_memory():
+                            await self._take_turns()
+                    await self._registry.depart()
+                    tasks.cancel_scope.cancel()
+        finally:
+            self._switchboard.close()
 
     async def _take_turns(self) -> None:
         """Be ready, until drained."""
         rooms = self._rooms
         async with anyio.create_task_group() as turns:
             self._state = "ready"
-            await self._registry.beat()
+            with self._drain.while_idle():
+                await self._registry.beat()
             log.info("ready", models=list(rooms.residency.served), slots=rooms.slots.total)
             turns.start_soon(self.intake.run, turns)
-            await self._draining.wait()
-            await self._drain()
+            await self._drain.asked.wait()
+            await self._finish_or_hand_over()
 
     def drain(self) -> None:
         """Take no new request; finish or hand over what is spoken; end. Again: hand over now."""
-        if self._draining.is_set():
-            self._hurry.set()
-        self._draining.set()
+        self._drain.ask()
 
-    async def _drain(self) -> None:
+    async def _finish_or_hand_over(self) -> None:
         self._state = "draining"
         log.info("draining", speaking=self.intake.speaking)
         self.intake.close()
-        await self._registry.beat()
         async with anyio.create_task_group() as patience:
 
             async def give_up(when: Callable[[], Awaitable[object]]) -> None:
                 await when()
                 patience.cancel_scope.cancel()
 
+            patience.start_soon(self._registry.beat)
             patience.start_soon(give_up, self._hand_over_in_turn)
-            patience.start_soon(give_up, self._hurry.wait)
+            patience.start_soon(give_up, self._drain.hurried.wait)
             await self.intake.emptied()
             patience.cancel_scope.cancel()
         self.intake.hand_over()
@@ -156,7 +159,7 @@ class Service:
 
     async def _hand_over_in_turn(self) -> None:
         """Give up one turn after another, so that all are gone when the time is up."""
-        assignments, timeout_s = self.intake.assignments, self._config.worker.drain_timeout_s
+        assignments, timeout_s = self.intake.assignments, self._drain.timeout_s
         gap_s = min(HAND_OVER_GAP_S, timeout_s / max(1, len(assignments)))
         await anyio.sleep(timeout_s - gap_s * len(assignments))
         for assignment in assignments & self.intake.assignments:
@@ -271,13 +274,15 @@ async def run(config: Config) -> int:
             cannot start.
     """
     endpoint = resolve(config.redis)
+    drain = Drain(config.worker.drain_timeout_s)
     try:
-        async with AsyncExitStack() as stack:
-            service = Service(config, await _connected(endpoint, stack))
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_obey_signals, service)
-                await service.run()
-                tasks.cancel_scope.cancel()
+        with obeying_signals(drain):
+            async with AsyncExitStack() as stack:
+                topology: Topology | None = None
+                with drain.while_idle():
+                    topology = await _connected(endpoint, stack)
+                if topology is not None:
+                    await Service(config, topology, drain).run()
     except BaseExceptionGroup as group:
         raise _first(group) from group
     return 0
@@ -308,12 +313,6 @@ async def _connected(endpoint: Endpoint, stack: AsyncExitStack) -> Topology:
         except LinkClosedError as error:
             log.warning("redis_away", error=str(error), retry_s=CONNECT_AGAIN_S)
         await anyio.sleep(CONNECT_AGAIN_S)
-
-
-async def _obey_signals(service: Service) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            service.drain()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -165,6 +165,12 @@ async def test_voicepacks(bare: Run, tmp_path: Path) -> None:
     (broken / "metadata.yaml").write_text("family: [")
     status, out, _ = await bare("voicepacks", "check", "--dir", str(tmp_path))
     assert status == 1 and out.startswith("fail ")
+    status, out, _ = await bare("voicepacks", "check", "--dir", str(tmp_path), "--json")
+    (checked,) = json.loads(out)
+    assert status == 1 and checked["grade"] == "fail" and checked["findings"]
+    status, out, _ = await bare("voicepacks", "list", "--json")
+    listed = {pack["model"]: pack for pack in json.loads(out)}
+    assert status == 0 and listed["piper-en-joe"]["native_rate"] == 22050
 
 
 def test_age() -> None:

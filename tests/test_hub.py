@@ -392,6 +392,7 @@ def test_the_command(
     assert command("cosyvoice2-x") == 0
     assert contents(folder) == {"metadata.yaml": METADATA.encode(), "llm.pt": BIG}
     assert "1 files fetched" in capsys.readouterr().out
+    # Still understood: what --dir was called here once.
     assert command("cosyvoice2-x", "--dest", str(tmp_path / "else"), "--everything") == 0
     assert contents(tmp_path / "else/cosyvoice2/x") == {
         **FILES,
@@ -400,3 +401,14 @@ def test_the_command(
     assert command("cosyvoice2-x", "--from", "huggingface") == 0
     assert command("cosyvoice2-y") == 1
     assert "there is no model 'cosyvoice2-y'; there are cosyvoice2-x" in capsys.readouterr().err
+
+
+def test_the_command_brings_a_known_model_into_a_new_folder(
+    hub: Hub, command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "packs").rename(tmp_path / "voicepacks")
+    monkeypatch.chdir(tmp_path)
+    new = tmp_path / "new"
+    fetch = ["voicepacks", "fetch", "cosyvoice2-x", "--dir", str(new), "--endpoint", hub.url]
+    assert main(fetch) == 0
+    assert contents(new / "cosyvoice2/x") == {"metadata.yaml": METADATA.encode(), "llm.pt": BIG}

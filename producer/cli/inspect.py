@@ -1,16 +1,12 @@
 """``workers``, ``models``, ``sessions``: what the fleet says about itself."""
 
 from contextlib import aclosing
-from typing import Annotated
 
 import msgspec
-from cyclopts import Parameter
 
-from producer.cli.table import age, milliseconds, print_json, print_table
+from producer.cli.table import Json, age, milliseconds, print_json, print_table
 from producer.cli.target import DEFAULT, Target
 from producer.client import VoiceFleet
-
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 
 
 async def _now_ms(fleet: VoiceFleet) -> int:

@@ -2,11 +2,15 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import msgspec
+from cyclopts import Parameter
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from producer.cli.failure import Failure
-from producer.cli.table import print_table
+from producer.cli.table import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from worker.voicepacks import Voicepack
@@ -15,14 +15,29 @@ app = App(name="voicepacks", help="The voices on this machine.")
 
 _FOLDER = "Default: the folder that a worker started here would use."
 Directory = Annotated[str, Parameter(name="--dir", help=_FOLDER)]
+Former = Annotated[str, Parameter(show=False, help="What --dir was called here.")]
 
 
 @app.command(name="list")
-def list_(*, directory: Directory = "") -> None:
+def list_(*, directory: Directory = "", as_json: Json = False) -> None:
     """List them."""
     from worker import voicepacks  # noqa: PLC0415 the client does without the worker's side
 
     packs = voicepacks.discover(voicepacks.default_directory(directory))
+    if as_json:
+        print_json(
+            [
+                {
+                    **{"model": model, "family": pack.family, "version": pack.version},
+                    **{"languages": pack.languages, "voices": pack.voices, "modes": pack.modes},
+                    **{"capabilities": pack.capabilities, "native_rate": pack.native_rate},
+                    **{"memory_mb": pack.memory_mb, "synthetic": pack.synthetic},
+                    **{"licence": pack.licence, "directory": str(pack.directory)},
+                }
+                for model, pack in packs.items()
+            ]
+        )
+        return
     print_table(
         ("model", "version", "languages", "voices", "native rate", "memory", "licence", "folder"),
         (
@@ -41,12 +56,12 @@ def list_(*, directory: Directory = "") -> None:
 
 
 @app.command
-def check(*, directory: Directory = "") -> int:
+def check(*, directory: Directory = "", as_json: Json = False) -> int:
     """Say what stands in the way of loading each of them; exit status 1 where anything does."""
     from worker import voicepacks  # noqa: PLC0415
 
     folder = voicepacks.default_directory(directory)
-    bad = 0
+    checked: list[dict[str, object]] = []
     for path in voicepacks.folders(Path(folder)):
         try:
             pack = voicepacks.read(path)
@@ -55,12 +70,15 @@ def check(*, directory: Directory = "") -> int:
             there = voicepacks.is_fetched(pack)
         except voicepacks.VoicepackError as error:
             name, findings, there = str(path), str(error).splitlines(), True
-        grade = ("fail" if there else "none") if findings else "ok  "
-        print(f"{grade}  {name}")
-        for finding in findings:
-            print(f"        {finding}")
-        bad += bool(findings) and there
-    return 1 if bad else 0
+        grade = ("fail" if there else "none") if findings else "ok"
+        checked.append({"model": name, "grade": grade, "findings": findings})
+        if not as_json:
+            print(f"{grade:<4}  {name}")
+            for finding in findings:
+                print(f"        {finding}")
+    if as_json:
+        print_json(checked)
+    return 1 if any(pack["grade"] == "fail" for pack in checked) else 0
 
 
 @app.command
@@ -69,9 +87,9 @@ def fetch(
     *,
     hub: Annotated[Literal["modelscope", "huggingface"] | None, Parameter(name="--from")] = None,
     endpoint: str = "",
-    dest: str = "",
     everything: bool = False,
     directory: Directory = "",
+    dest: Former = "",
 ) -> None:
     """Bring a model's files here from the hub that its metadata names. Goes on after a break.
 
@@ -79,15 +97,17 @@ def fetch(
         model: The model's id, such as cosyvoice2-en-base.
         hub: The hub. Default: ModelScope, where the metadata names it.
         endpoint: Another address of it. Default: HF_ENDPOINT, MODELSCOPE_ENDPOINT, its own.
-        dest: Another folder of voicepacks to put the model in. Default: where its metadata is.
         everything: The repository's other files too, which upstream's own runtime needs.
-        directory: The folder of voicepacks that the model is looked for in.
+        directory: The folder of voicepacks to put the model in. Where it does not know the model,
+            the default folder does. Default: the folder that a worker started here would use.
     """
     from producer.cli.transfer import shown  # noqa: PLC0415
     from worker import hub_fetch, voicepacks  # noqa: PLC0415
     from worker.hub import Repository  # noqa: PLC0415
 
-    pack = _pack(model, directory)
+    here = voicepacks.default_directory(directory)
+    root = Path(dest) if dest else here
+    pack = _pack(model, here, voicepacks.default_directory())
     source = pack.source.hub
     if source is None:
         raise Failure(f"{model} is on no hub: its files lie in {pack.directory} or in a package")
@@ -97,7 +117,7 @@ def fetch(
     if name is None:
         raise Failure(f"{model} is not on {chosen}: leave --from out")
     repository = Repository(hub=chosen, name=name, revision=source.revision, endpoint=endpoint)
-    folder = Path(dest) / pack.family / pack.directory.name if dest else pack.directory
+    folder = root / pack.family / pack.directory.name
     with shown() as progress, hub_fetch.Fetcher(repository, progress=progress) as fetcher:
         wanted = dict(source.files)
         if everything:
@@ -107,7 +127,7 @@ def fetch(
     for path in written:
         if path.suffix == ".pt":  # a copy of what was there before
             path.with_suffix(".safetensors").unlink(missing_ok=True)
-    if dest and not (folder / voicepacks.METADATA).exists():
+    if not (folder / voicepacks.METADATA).exists():
         content = (pack.directory / voicepacks.METADATA).read_bytes()
         (folder / voicepacks.METADATA).write_bytes(content)
     print(f"{len(written)} files fetched; {model} is in {folder}")
@@ -124,7 +144,9 @@ def convert(
         dtype: What the copies hold. One in 16 bit serves that type only. The vocoder stays fp32.
         directory: The folder of voicepacks that the model is looked for in.
     """
-    pack = _pack(model, directory)
+    from worker import voicepacks  # noqa: PLC0415
+
+    pack = _pack(model, voicepacks.default_directory(directory))
     if pack.family != "cosyvoice2":
         raise Failure(f"{model} is of family {pack.family}: only cosyvoice2 is converted")
     try:
@@ -139,15 +161,16 @@ def convert(
 def random(
     model: Literal["cosyvoice2-tiny", "cosyvoice2-full"],
     *,
-    out: str = "",
     seed: int = 0,
+    directory: Directory = "",
+    out: Former = "",
 ) -> None:
     """Write a pack of random weights in the published layout: it runs, and says nothing.
 
     Args:
         model: tiny is for tests (60 MB); full has the published sizes (3.6 GB).
-        out: The folder of voicepacks to put it in. Default: the one a worker here would use.
         seed: Other seeds give other weights.
+        directory: The folder of voicepacks to put it in. Default: the one a worker here would use.
     """
     from worker import voicepacks  # noqa: PLC0415
 
@@ -155,25 +178,29 @@ def random(
         from worker.engines.cosyvoice2.pack import random_pack  # noqa: PLC0415
     except ImportError as error:
         raise _needs_extra(error) from None
-    root = Path(out) if out else voicepacks.default_directory()
+    root = voicepacks.default_directory(directory or out)
     folder = root / "cosyvoice2" / model.removeprefix("cosyvoice2-")
     try:
         random_pack.write(folder, random_pack.MODELS[model], seed, model)
     except FileExistsError as error:
         raise Failure(f"{error}: remove it first") from None
-    except ImportError as error:
-        raise _needs_extra(error) from None
     print(f"{model} is in {folder}: random weights, no voice")
 
 
-def _pack(model: str, directory: str) -> "Voicepack":
+def _pack(model: str, *folders: Path) -> "Voicepack":
+    """The model's pack, from the first of the folders that has it."""
     from worker import voicepacks  # noqa: PLC0415
 
-    packs = voicepacks.discover(voicepacks.default_directory(directory))
-    if model not in packs:
-        raise Failure(f"there is no model {model!r}; there are {', '.join(packs)}")
-    return packs[model]
+    known: list[str] = []
+    for folder in dict.fromkeys(folders):
+        packs = voicepacks.discover(folder) if folder.is_dir() else {}
+        if model in packs:
+            return packs[model]
+        known += packs
+    raise Failure(f"there is no model {model!r}; there are {', '.join(known) or 'none'}")
 
 
 def _needs_extra(error: ImportError) -> Failure:
-    return Failure(f"this needs the cosyvoice extra: pip install 'voicefleet[cosyvoice]' ({error})")
+    from worker.extras import install  # noqa: PLC0415
+
+    return Failure(f"this needs the cosyvoice extra: {install('cosyvoice')} ({error})")

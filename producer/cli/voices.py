@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from producer.cli.configs import locate
 from producer.cli.failure import Failure
-from producer.cli.table import print_table
+from producer.cli.table import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from worker.voicepacks import Voicepack
@@ -91,25 +91,37 @@ async def _gain(pack: "Voicepack", name: str, config: Path | None) -> float:
 
 
 @app.command(name="list")
-def list_(*, model: Model = DEFAULT_MODEL, directory: Directory = "") -> int:
+def list_(*, model: Model = DEFAULT_MODEL, directory: Directory = "", as_json: Json = False) -> int:
     """List them; exit status 1 where one cannot be read."""
     pack = _pack(model, directory)
     from worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
     from worker.engines.cosyvoice2.voices.voice import VoiceError  # noqa: PLC0415
 
     rows: list[tuple[object, ...]] = []
+    said: list[dict[str, object]] = []
     problems: list[str] = []
     for path in voice_files.files(pack.directory):
         try:
             voice = voice_files.load(path)
         except VoiceError as error:
             problems.append(str(error))
+            said.append({"voice": path.stem, "error": str(error)})
             continue
+        said.append(
+            {
+                **{"voice": voice.name, "seconds": voice.seconds, "rate": voice.source_rate},
+                **{"lm_tokens": len(voice.speech_tokens), "flow_tokens": len(voice.flow_tokens)},
+                **{"gain": voice.gain, "created": voice.created, "bytes": path.stat().st_size},
+            }
+        )
         gain = None if voice.gain is None else f"{voice.gain:.2f}"
         size = f"{path.stat().st_size / 1024:.0f} KiB"
         tokens = f"{len(voice.speech_tokens)} / {len(voice.flow_tokens)}"
         seconds, rate = f"{voice.seconds:.1f} s", f"{voice.source_rate} Hz"
         rows.append((voice.name, seconds, rate, tokens, gain, voice.created, size))
+    if as_json:
+        print_json(said)
+        return 1 if problems else 0
     heads = ("voice", "recording", "rate", "prompt tokens (LM / flow)", "gain", "created", "size")
     print_table(heads, rows)
     for problem in problems:
@@ -175,12 +187,12 @@ def _known(packs: "dict[str, Voicepack]") -> str:
 
 
 def _need_extra() -> None:
+    from worker.extras import install  # noqa: PLC0415
+
     try:
         import safetensors  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport]
     except ImportError:
-        raise Failure(
-            "voices need the cosyvoice extra: pip install 'voicefleet[cosyvoice]'"
-        ) from None
+        raise Failure(f"voices need the cosyvoice extra: {install('cosyvoice')}") from None
 
 
 def _free(pack: "Voicepack", name: str, *, force: bool) -> Path:

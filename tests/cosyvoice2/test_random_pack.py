@@ -1,5 +1,10 @@
 """Packs of random weights: in the published layout, sane, marked, and readable by upstream."""
 
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -11,11 +16,13 @@ ort = pytest.importorskip("onnxruntime", reason="the engine needs the cosyvoice 
 import numpy as np
 
 from producer.cli import main
+from tests.fleet import ROOT
 from worker import voicepacks
 from worker.engines.cosyvoice2.hyperparameters import TINY
 from worker.engines.cosyvoice2.pack import checkpoint, layout, model_yaml, random_pack
 from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
 from worker.engines.cosyvoice2.voices import files as voice_files
+from worker.extras import install
 
 
 @pytest.fixture(scope="module")
@@ -155,13 +162,46 @@ def test_a_failed_pack_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(random_pack.random_weights, "draw", fail)
     with pytest.raises(OSError, match="no space left"):
-        random_pack.write(tmp_path / "cosyvoice2/x", TINY, 0, "cosyvoice2-x")
-    assert [*(tmp_path / "cosyvoice2").iterdir()] == []
+        random_pack.write(tmp_path / "packs/cosyvoice2/x", TINY, 0, "cosyvoice2-x")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_without_onnx_the_command_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack = "worker.engines.cosyvoice2.pack"
+    for module in ("random_pack", "stand_ins"):
+        monkeypatch.delitem(sys.modules, f"{pack}.{module}", raising=False)
+        monkeypatch.delattr(sys.modules[pack], module, raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    packs = tmp_path / "packs"
+    assert main(["voicepacks", "random", "cosyvoice2-tiny", "--dir", str(packs)]) == 1
+    said = capsys.readouterr().err
+    assert install("cosyvoice") in said and "onnx" in said
+    assert not packs.exists()
+
+
+def test_the_extra_brings_what_the_engine_imports() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["cosyvoice"]]
+    brought = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in required}
+    distributions = packages_distributions()
+    for path in (ROOT / "worker/engines/cosyvoice2").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                top = (name or "").partition(".")[0]
+                if top in sys.stdlib_module_names or top in ("worker", "schemas", "wetext"):
+                    continue  # wetext: an option, which says itself that it is missing
+                offered = {found.lower() for found in distributions.get(top, [top])}
+                assert offered & brought, f"{path} imports {top}, which no requirement brings"
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     packs = str(tmp_path)
-    make = ["voicepacks", "random", "cosyvoice2-tiny", "--out", packs]
+    make = ["voicepacks", "random", "cosyvoice2-tiny", "--dir", packs]
     assert main(make) == 0
     assert "random weights" in capsys.readouterr().out
     assert main(make) == 1

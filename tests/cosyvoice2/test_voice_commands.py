@@ -1,5 +1,6 @@
 """``voicefleet voices``: add, list, mix, remove."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,9 @@ def test_a_voice_is_added_listed_and_removed(run: Run, pack: Path, recording: Pa
 
     status, out, _ = run("list")
     assert status == 0 and "anna" in out and "105 / 100" in out and "44100 Hz" in out
+    status, out, _ = run("list", "--json")
+    (listed,) = json.loads(out)
+    assert status == 0 and (listed["voice"], listed["lm_tokens"]) == ("anna", 105)
     status, out, _ = run("remove", "anna")
     assert status == 0 and "removed anna" in out
     assert voices_of(pack) == {}

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from worker.extras import install
 
 HOW_TO_BRING: Final = (
     "git clone --recursive https://github.com/FunAudioLLM/CosyVoice, and put that folder and its "
@@ -61,7 +62,7 @@ def import_model_class() -> type[Any]:
         if missing == "matcha":
             remedy = "the submodule third_party/Matcha-TTS belongs on PYTHONPATH too"
         else:
-            remedy = "pip install 'voicefleet[upstream]'"
+            remedy = install("upstream")
         raise CosyVoiceInitializationError(
             f"upstream's package cannot be imported: {error}; {remedy}"
         ) from None

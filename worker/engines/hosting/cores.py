@@ -12,6 +12,7 @@ import msgspec
 from worker.config import CosyVoice2Config
 from worker.engines.hosting.core import CoreFactory
 from worker.engines.protocol import EngineLoadError
+from worker.extras import install
 
 
 class CoreSource(NamedTuple):
@@ -46,7 +47,7 @@ def factory_of(core: str) -> CoreFactory:
         return getattr(import_module(module), attribute)
     except ImportError as error:
         missing = "" if error.name is None else error.name.partition(".")[0]
-        remedy = ": pip install 'voicefleet[cosyvoice]'" if core in CORES else ""
+        remedy = f": {install('cosyvoice')}" if core in CORES else ""
         remedy = "" if missing == "worker" else remedy
         raise EngineLoadError(f"{core} cannot be imported{remedy} ({error})") from None
 

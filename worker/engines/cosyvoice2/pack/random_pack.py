@@ -6,6 +6,7 @@ reads them too.
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,10 +46,10 @@ def write(directory: Path, hyperparameters: Hyperparameters, seed: int, name: st
 
     Raises:
         FileExistsError: There is something in ``directory``.
-        ImportError: The ``onnx`` package is not installed.
     """
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty")
+    new = [folder for folder in directory.parents if not folder.exists()]
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
@@ -58,8 +59,12 @@ def write(directory: Path, hyperparameters: Hyperparameters, seed: int, name: st
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # another pack may have come to lie there
+            for folder in new:
+                folder.rmdir()
+        raise
     return directory
 
 

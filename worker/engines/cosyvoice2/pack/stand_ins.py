@@ -1,20 +1,18 @@
 """Stand-ins for the published parts that random weights cannot be drawn for.
 
 Small, deterministic, and dependent on their input, with the signatures of the published files:
-the speaker encoder, the speech tokenizer (both need the ``onnx`` package) and the text tokenizer.
+the speaker encoder, the speech tokenizer and the text tokenizer.
 They make everything run without the published weights; what comes out is not speech.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 
 from worker.engines.cosyvoice2.text.tokenizer import CONTROL
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 SPEECH_TOKENS = 6561
 _OPSET = 17
@@ -25,11 +23,7 @@ def write_speaker_encoder(path: Path, seed: int = 0) -> None:
 
     A random layer with tanh, averaged over time: fbanks have their mean subtracted, so that a
     linear layer would see nothing.
-
-    Raises:
-        ImportError: The ``onnx`` package is not installed.
     """
-    onnx = _onnx()
     node, kind = onnx.helper.make_node, onnx.TensorProto.FLOAT
     rng = np.random.Generator(np.random.PCG64(seed))
     _save(
@@ -51,18 +45,14 @@ def write_speech_tokenizer(path: Path, seed: int = 0) -> None:
     ``feats`` f32 ``[1, 128, T]`` and ``feats_length`` int32 ``[1]`` to ``indices`` int32
     ``[1, ceil(T / 4)]``, each below 6561: two convolutions of stride 2 as the published one has,
     and the strongest of 6561 random directions.
-
-    Raises:
-        ImportError: The ``onnx`` package is not installed.
     """
-    onnx = _onnx()
     node, info, kinds = (
         onnx.helper.make_node,
         onnx.helper.make_tensor_value_info,
         onnx.TensorProto,
     )
     rng = np.random.Generator(np.random.PCG64(seed))
-    stride = {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}
+    stride: dict[str, Any] = {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}
     _save(
         path,
         nodes=[
@@ -122,14 +112,6 @@ def _byte_characters() -> list[str]:
     return [characters[byte] for byte in range(256)]
 
 
-def _onnx() -> "ModuleType":
-    try:
-        import onnx  # noqa: PLC0415
-    except ImportError:
-        raise ImportError("stand-ins need the onnx package: pip install onnx") from None
-    return onnx
-
-
 def _save(
     path: Path,
     *,
@@ -138,7 +120,6 @@ def _save(
     outputs: list[Any],
     weights: dict[str, np.ndarray[Any, Any]],
 ) -> None:
-    onnx = _onnx()
     constants = [
         onnx.numpy_helper.from_array(
             value.astype(np.float32) if value.dtype == np.float64 else value, name

@@ -29,6 +29,7 @@ from worker.engines.protocol import (
     SegmentLimits,
     TurnSpec,
 )
+from worker.extras import install
 from worker.voicepacks import Voicepack, VoicepackError
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def _load(pack: Voicepack) -> "PiperModel":
         from worker.engines.piper_model import PiperModel  # noqa: PLC0415  (the extra)
     except ImportError as error:
         raise EngineLoadError(
-            f"{pack.model_id} needs the piper extra: pip install 'voicefleet[piper]' "
+            f"{pack.model_id} needs the piper extra: {install('piper')} "
             f"({error.name or error} is missing)"
         ) from None
     try:

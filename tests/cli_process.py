@@ -1,0 +1,61 @@
+"""The command line as a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+from anyio.abc import Process
+
+COMMAND = [sys.executable, "-m", "producer.cli"]
+REPOSITORY = Path(__file__).parent.parent
+TONE = str(REPOSITORY / "configs" / "tone.yaml")
+
+
+@asynccontextmanager
+async def running(
+    *args: str, command: Sequence[str] = COMMAND, **environ: str
+) -> AsyncGenerator[Process]:
+    """A command with all of its streams in pipes; killed when the block ends before it does."""
+    process = await anyio.open_process(
+        [*command, *args],
+        env={**os.environ, **environ},
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        with anyio.fail_after(60):
+            yield process
+    finally:
+        with anyio.CancelScope(shield=True):
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            await process.aclose()
+
+
+async def until(stream: anyio.abc.ByteReceiveStream | None, word: str) -> str:
+    """What the stream says, up to and with ``word``."""
+    assert stream is not None
+    said = b""
+    while word.encode() not in said:
+        said += await stream.receive()
+    return said.decode()
+
+
+async def rest_of(stream: anyio.abc.ByteReceiveStream | None) -> str:
+    """What the stream says until it ends."""
+    assert stream is not None
+    return b"".join([chunk async for chunk in stream]).decode()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False

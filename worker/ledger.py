@@ -15,6 +15,7 @@ import structlog
 
 from schemas.fields import Fields, paired
 from schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
+from schemas.request import TextPiece
 from wire.link import Argument, Reply, ReplyError
 from wire.switchboard import Switchboard
 from worker import scripts
@@ -341,6 +342,14 @@ class Ledger:
         """Give up a turn in its middle; ``blameless`` does not count against the request."""
         keys = [self._keys.lease(session)]
         await self._run(scripts.RELEASE, keys, epoch, "1" if blameless else "0")
+
+    async def mark_text(
+        self, text_key: str, session: str, epoch: str, after: str, entry: str, piece: TextPiece
+    ) -> int:
+        """Add a decision to a turn's text; returns as ``mark.lua``."""
+        fields = [part for item in piece.encode().items() for part in item]
+        keys = [self._keys.lease(session), text_key]
+        return cast(int, await self._run(scripts.MARK, keys, epoch, after, entry, *fields))
 
     async def abandon(self, session: str, entry: str, model: str, owner: str) -> None:
         """Give up an owner's turn that will never end, so that others need not wait for it."""

@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
 from worker.engines.cosyvoice2.budget import BLOCKS_PER_SLOT
+from worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
 from worker.engines.hosting.messages import Failed
 
 ROOT = Path(__file__).parents[2]
@@ -233,3 +234,102 @@ def test_twenty_loads_leave_nothing(tiny_pack: Path) -> None:
     # The first loads fill what libraries keep for good.
     assert sizes[-1] - sizes[4] < 15, sizes
     assert max(sizes[5:]) - min(sizes[5:]) < 30, sizes
+
+
+# Which errors mean that memory ran out.
+
+
+def raised(work: Any) -> BaseException:
+    with pytest.raises(BaseException) as caught:
+        work()
+    return caught.value
+
+
+accelerator_error: Any = getattr(torch, "AcceleratorError", RuntimeError)
+
+ADVICE = (
+    "\nCUDA kernel errors might be asynchronously reported at some other API call, so the "
+    "stacktrace below might be incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
+)
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."),
+    MemoryError(),
+    raised(lambda: torch.empty(1 << 60)),
+    raised(lambda: np.empty(1 << 50)),
+    RuntimeError("CUDA error: out of memory" + ADVICE),
+    accelerator_error("CUDA error: out of memory" + ADVICE),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+    RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    RuntimeError("std::bad_alloc"),
+]
+
+FAULTS = [
+    accelerator_error("CUDA error: an illegal memory access was encountered" + ADVICE),
+    RuntimeError("CUDA error: an illegal memory access was encountered" + ADVICE),
+    accelerator_error("CUDA error: device-side assert triggered" + ADVICE),
+    accelerator_error("CUDA error: unspecified launch failure" + ADVICE),
+    RuntimeError("CUDA error: operation not permitted when stream is capturing" + ADVICE),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+    NotImplementedError("Could not run 'aten::x' with arguments from the 'CUDA' backend."),
+    raised(lambda: torch.nn.Module()(1)),
+    torch._dynamo.exc.TorchDynamoException("out of memory"),
+    torch._dynamo.exc.Unsupported("CUDA error: out of memory"),
+    RecursionError("maximum recursion depth exceeded"),
+    ValueError("CUDA error: out of memory"),
+    KeyboardInterrupt(),
+]
+
+
+def named(error: BaseException) -> str:
+    return f"{type(error).__name__}-{str(error)[:60]}"
+
+
+@pytest.fixture(scope="module")
+def breakable(tiny_pack: Path) -> Driver:
+    return Driver(tiny_pack, slots=2, flow_cache_mb=64)
+
+
+def break_off(driver: Driver, error: BaseException) -> Any:
+    """Speak a turn whose first block raises ``error``: how it ended."""
+
+    def broken(*_: Any) -> None:
+        raise error
+
+    driver.core._model.offered = 2
+    driver.ended.clear()
+    driver.open(1, segments("Well done."))
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(driver.core._model.audio, "start", broken)
+            while 1 not in driver.ended:
+                driver.core.step()
+    finally:
+        driver.core.cancel(1)
+    return driver.ended[1]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=named)
+def test_a_lack_of_memory_fails_one_turn(breakable: Driver, error: BaseException) -> None:
+    assert is_out_of_memory(error)
+    failed = break_off(breakable, error)
+    assert isinstance(failed, Failed)
+    assert failed.kind == "retry"
+    assert failed.message.startswith("out of memory")
+    assert breakable.core.info.slots == 1, "fewer are offered"
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=named)
+def test_another_fault_ends_the_engine(breakable: Driver, error: BaseException) -> None:
+    """It comes out of ``step``."""
+    assert not is_out_of_memory(error)
+    with pytest.raises(type(error)) as caught:
+        break_off(breakable, error)
+    assert caught.value is error
+    assert breakable.core.info.slots == 2

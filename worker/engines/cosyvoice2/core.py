@@ -16,6 +16,7 @@ from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceOOMError
 from worker.engines.cosyvoice2.lm.decoding import LARGEST_BURST
 from worker.engines.cosyvoice2.loading import Loaded, load
+from worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
 from worker.engines.cosyvoice2.rendering import Piece
 from worker.engines.cosyvoice2.scheduler import Scheduler
 from worker.engines.cosyvoice2.session import Session, Utterance
@@ -33,9 +34,6 @@ from worker.engines.protocol import (
     TurnSpec,
 )
 from worker.voicepacks import Voicepack
-
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)
-"""What a lack of memory raises; on the CPU torch has no class for it."""
 
 BURST_S = 0.015
 """A burst of decoding takes about this long: commands wait for it."""
@@ -98,7 +96,9 @@ class CosyVoice2Core:
         model = self._model
         try:
             speaker = model.speakers.take(spec.voice)
-        except OUT_OF_MEMORY as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise self._exhausted(error) from None
         try:
             # What the mode lacks is known now, not when the first segment comes.
@@ -290,24 +290,23 @@ class CosyVoice2Core:
 
     @contextmanager
     def _blame(self, *sessions: Session) -> Generator[None]:
-        """What goes wrong in the block fails ``sessions`` and no others."""
+        """What an engine raises in the block, or a lack of memory, fails ``sessions`` alone.
+
+        Raises:
+            Exception: Anything else. It is no turn's fault, and ends the engine.
+        """
         try:
             yield
         except EngineError as error:
             self._fail(sessions, error)
-        except OUT_OF_MEMORY as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             self._fail(sessions, self._exhausted(error))
 
-    def _exhausted(self, error: BaseException) -> EngineError:
-        """There was not enough memory: caches shrink, and fewer slots are offered.
-
-        Raises:
-            RuntimeError: ``error`` itself, which is another.
-        """
-        said = str(error)
-        if type(error) is RuntimeError and "allocate memory" not in said:
-            raise error
-        first = said.splitlines()[0] if said else type(error).__name__
+    def _exhausted(self, error: Exception) -> EngineError:
+        """There was not enough memory: caches shrink, and fewer slots are offered."""
+        first = next(iter(str(error).splitlines()), type(error).__name__)
         self._model.shrink()
         self._tell(Changed(self._model.info))
         return CosyVoiceOOMError(f"out of memory: {first}")

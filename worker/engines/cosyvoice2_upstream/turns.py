@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from worker.engines.cosyvoice2.errors import CosyVoiceOOMError, CosyVoiceSynthesisError
+from worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
 from worker.engines.cosyvoice2_upstream.request import CancelledError, Request
 from worker.engines.hosting.messages import Audio, Failed, Spoken
 from worker.engines.protocol import EngineError, Mark, Samples
@@ -131,7 +132,7 @@ class TurnThread:
 
 
 def _failure(turn: int, error: Exception) -> Failed:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         first = str(error).partition("\n")[0] or type(error).__name__
         error = CosyVoiceOOMError(f"out of memory: {first}")
         torch.cuda.empty_cache()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 from worker import voicepacks
 from worker.config import PiperConfig
 from worker.engines.inference import InferencePool
-from worker.engines.piper import CHUNK_S, PiperEngine
+from worker.engines.piper import CHUNK_S, FIRST_WINDOW_S, LARGEST_WINDOW_S, PiperEngine
 from worker.engines.piper_edges import AUDIBLE
 from worker.engines.protocol import (
     CannotSpeakError,
@@ -198,6 +199,64 @@ async def test_cancellation_stops_a_running_inference(model: PiperModel) -> None
     assert finished == [-1]
 
 
+async def test_the_most_urgent_step_goes_first() -> None:
+    """Also before one that waits longer, and where the thread was just given by its own turn."""
+    pool, begun, go_on = InferencePool(1), anyio.Event(), threading.Event()
+    done: list[str] = []
+
+    def hold() -> None:
+        anyio.from_thread.run_sync(begun.set)
+        go_on.wait()
+
+    async def step(name: str, deadline: float) -> None:
+        await pool.run(lambda: done.append(name), new_run(), deadline)
+
+    async def turn(deadline: float) -> None:
+        for name in ("first", "second", "third"):
+            await step(name, deadline)
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.run, hold, new_run())
+            await begun.wait()
+            for name, deadline in (("later", 3.0), ("soon", 2.0), ("soon too", 2.0)):
+                group.start_soon(step, name, deadline)
+                await anyio.wait_all_tasks_blocked()
+            async with anyio.create_task_group() as cancelled:
+                cancelled.start_soon(step, "never", 0.0)
+                await anyio.wait_all_tasks_blocked()
+                cancelled.cancel_scope.cancel()
+            group.start_soon(turn, 1.0)
+            await anyio.wait_all_tasks_blocked()
+            go_on.set()
+    assert done == ["first", "second", "third", "soon", "soon too", "later"]
+
+
+async def test_a_new_turn_is_heard_before_others_get_further_ahead() -> None:
+    """On one thread, with a turn that takes its audio as fast as it is made."""
+    engine = PiperEngine(JOE, PiperConfig(threads=1))
+    await engine.load()
+    heard: list[str] = []
+
+    async def turn(name: str, text: str, begun: anyio.Event) -> None:
+        async for _ in engine.speak(SPEC, segments((0, text))):
+            heard.append(name)
+            begun.set()
+
+    ahead, new = anyio.Event(), anyio.Event()
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(turn, "ahead", LONG.replace(".", ",") * 2, ahead)
+            await ahead.wait()
+            del heard[:]
+            await turn("new", TEXTS[0], new)
+            group.cancel_scope.cancel()
+    before = heard[: heard.index("new")]
+    # What the other was making when this one came, and the rest of what it had made.
+    assert len(before) <= (FIRST_WINDOW_S + LARGEST_WINDOW_S / 2) / CHUNK_S + 2
+    await engine.unload()
+
+
 async def test_cancelled_turns_leave_nothing_behind(joe: PiperEngine) -> None:
     expected = joined(await speak(joe, 0))
     for delay in (0.001, 0.01, 0.03, 0.06):
@@ -280,7 +339,7 @@ async def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     for module in ("worker.engines.piper_model", "worker.engines.piper_graph"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(EngineLoadError, match=r"voicefleet\[piper\].*onnx"):
+    with pytest.raises(EngineLoadError, match=r"\[piper\].*onnx"):
         await PiperEngine(JOE, PiperConfig()).load()
 
 

@@ -1,7 +1,8 @@
 """Piper voices (VITS) on the CPU, through ONNX Runtime. Needs the ``piper`` extra.
 
 A sentence is made in steps: first its latent frames, then its samples in windows that grow, so
-that audio comes early. Turns share a few threads step by step; cancellation ends a step at once.
+that audio comes early. Turns share a few threads step by step, the one whose listener has nothing
+to hear first; cancellation ends a step at once.
 """
 
 import os
@@ -81,7 +82,7 @@ class PiperEngine:
         """Speak ``text`` once to nobody."""
         spec = TurnSpec(voice=self.info.default_voice, seed=0)
         segment = Segment(0, text, 0, len(text))
-        async with aclosing(self._segment(spec, segment)) as pieces:
+        async with aclosing(self._segment(spec, segment, _Listener())) as pieces:
             async for _ in pieces:
                 pass
 
@@ -90,14 +91,19 @@ class PiperEngine:
     ) -> AsyncGenerator[Chunk]:
         """Speak the segments. See ``Engine.speak``."""
         self._refuse(spec)
-        chunk = round(CHUNK_S * self.info.native_rate)
+        rate = self.info.native_rate
+        chunk = round(CHUNK_S * rate)
+        listener = _Listener()
         async for segment in segments:
+            listener.listens()
             marks = (Mark(0, segment),)
-            async with aclosing(self._segment(spec, segment)) as pieces:
+            async with aclosing(self._segment(spec, segment, listener)) as pieces:
                 async for samples in pieces:
+                    listener.gets(len(samples) / rate)
                     for start in range(0, len(samples), chunk):
                         yield Chunk(samples[start : start + chunk], marks)
                         marks = ()
+                    listener.listens()
 
     async def lost(self) -> str:
         """Never returns."""
@@ -138,23 +144,32 @@ class PiperEngine:
         if spec.instruct is not None:
             raise CannotSpeakError(f"{self._pack.model_id} takes no instructions")
 
-    async def _segment(self, spec: TurnSpec, segment: Segment) -> AsyncGenerator[Samples]:
+    async def _segment(
+        self, spec: TurnSpec, segment: Segment, listener: "_Listener"
+    ) -> AsyncGenerator[Samples]:
         """The segment's audio, in windows, and its closing pause; perhaps only the pause."""
         rate = self.info.native_rate
         pause_s = pause_after(segment.text) / spec.speed
-        sentences = await self._step(lambda model, _: model.phonemise(segment.text))
+        sentences = await self._step(
+            lambda model, _: model.phonemise(segment.text), listener.needs_at
+        )
         if not sentences:
             yield np.zeros(round(pause_s * rate), dtype=np.float32)
         for number, ids in enumerate(sentences):
             last = number == len(sentences) - 1
             edges = SentenceEdges(rate, pause_s if last else pause_after(".") / spec.speed)
             seed = (spec.seed & (2**64 - 1), segment.index, number)
-            async with aclosing(self._sentence(spec, ids, seed, edges)) as windows:
+            async with aclosing(self._sentence(spec, ids, seed, edges, listener)) as windows:
                 async for samples in windows:
                     yield samples
 
     async def _sentence(
-        self, spec: TurnSpec, ids: list[int], seed: tuple[int, int, int], edges: SentenceEdges
+        self,
+        spec: TurnSpec,
+        ids: list[int],
+        seed: tuple[int, int, int],
+        edges: SentenceEdges,
+        listener: "_Listener",
     ) -> AsyncGenerator[Samples]:
         rng = np.random.Generator(np.random.PCG64(seed))
         utterance = await self._step(
@@ -164,11 +179,15 @@ class PiperEngine:
                 speed=spec.speed,
                 rng=rng,
                 run=run,
-            )
+            ),
+            listener.needs_at,
         )
         for start, stop in self._windows(utterance.frames):
             samples = await self._step(
-                lambda model, run, start=start, stop=stop: model.decode(utterance, start, stop, run)
+                lambda model, run, start=start, stop=stop: model.decode(
+                    utterance, start, stop, run
+                ),
+                listener.needs_at,
             )
             yield edges.shape(samples, last=stop == utterance.frames)
 
@@ -183,14 +202,14 @@ class PiperEngine:
             yield start, stop
             start, size = stop, min(WINDOW_GROWTH * size, largest)
 
-    async def _step(self, work: "Callable[[PiperModel, Interrupt], T]") -> T:
+    async def _step(self, work: "Callable[[PiperModel, Interrupt], T]", needed_at: float) -> T:
         """One step of a turn in a thread. Errors never carry the text."""
         from worker.engines.piper_model import new_run  # noqa: PLC0415  (the extra)
 
         model = self._loaded()
         run = new_run()
         try:
-            return await self._pool.run(lambda: work(model, run), run)
+            return await self._pool.run(lambda: work(model, run), run, needed_at)
         except Exception as error:
             kind = type(error).__name__
         self._loaded()
@@ -200,6 +219,26 @@ class PiperEngine:
         if self._model is None:
             raise EngineError(f"{self._pack.model_id} is not loaded")
         return self._model
+
+
+class _Listener:
+    """When a turn's listener runs out of audio, if it plays what it gets at once and in real time.
+
+    ``needs_at`` is in seconds of ``anyio.current_time()``: the moment a turn began, until it has
+    audio. A turn that was held up by its text or its reader is not behind for that.
+    """
+
+    def __init__(self) -> None:
+        self.needs_at = anyio.current_time()
+
+    def listens(self) -> None:
+        """It takes more from now on."""
+        self.needs_at = max(self.needs_at, anyio.current_time())
+
+    def gets(self, seconds: float) -> None:
+        """So much audio is handed on."""
+        self.listens()
+        self.needs_at += seconds
 
 
 def _cores() -> int:

@@ -100,7 +100,8 @@ async def test_errors_are_one_line(run: Run, bare: Run, worker: FakeWorker, tmp_
         (await bare("workers", "--redis-url", "redis://127.0.0.1:1"), "127.0.0.1:1"),
         (await bare("workers", "--redis-url", "http://x"), "the scheme is not one of"),
         (await bare("up", "--config", "/no/such/file"), "no configuration /no/such/file"),
-        (await bare("worker", "--config", "/no/such/file"), "/no/such/file"),
+        (await bare("worker", "--config", "/no/such/file"), "no configuration /no/such/file"),
+        (await bare("worker", "--config", "nope"), "voicefleet has cosyvoice2, piper, tone"),
     ):
         code, _, stderr = status
         assert code == 1
@@ -108,6 +109,37 @@ async def test_errors_are_one_line(run: Run, bare: Run, worker: FakeWorker, tmp_
         assert error in stderr
     code, _, stderr = await bare("workers", "--redis-url", "http://x", "--debug")
     assert code == 1 and "Traceback" in stderr
+
+
+async def test_a_worker_without_a_configuration_lists_those_that_are_shipped(bare: Run) -> None:
+    status, _, said = await bare("worker")
+    assert status == 1
+    for name in ("cosyvoice2", "piper", "tone"):
+        assert f"\n  {name} " in said
+    assert "A worker with a real voice on the CPU" in said
+
+
+async def test_a_shipped_configuration_is_found_by_its_name(
+    bare: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tone", "tone.yaml"):
+        status, out, _ = await bare(
+            *("worker", "--config", name, "--one-shot", "One two.", "--out", "x.wav")
+        )
+        assert status == 0 and "tone-test on cpu" in out
+    Path("tone").write_text("worker: {nonsense: 1}")
+    assert "tone:1: worker.nonsense" in (await bare("worker", "--config", "tone"))[2]
+
+
+@pytest.mark.parametrize("text", ["", "worker:\n", "worker: {models: []}\n"])
+async def test_a_worker_without_models_does_not_start(bare: Run, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text(text)
+    status, _, said = await bare("worker", "--config", str(path))
+    assert status == 1
+    assert str(path) in said and "worker.models: names no model" in said
+    assert "--set worker.models=" in said and "VOICEFLEET_WORKER_MODELS" in said
 
 
 async def test_wrong_usage(bare: Run) -> None:

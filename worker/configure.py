@@ -54,6 +54,13 @@ _SERVICE_LINK: Final = re.compile(
 _WORKER_NAME: Final = re.compile(r"[A-Za-z0-9_.:@\-]{0,128}", re.ASCII)
 
 
+NO_MODELS: Final = (
+    "names no model, and a worker serves what it names: write `worker: {models: [piper-en-joe]}` "
+    "into the file, set VOICEFLEET_WORKER_MODELS=piper-en-joe or say "
+    "--set worker.models=piper-en-joe (`voicefleet voicepacks list` shows what there is)"
+)
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used.
 
@@ -81,6 +88,7 @@ def load(
     *,
     environ: Mapping[str, str],
     overrides: Sequence[str] = (),
+    serving: bool = False,
 ) -> Config:
     """The configuration of a worker.
 
@@ -88,6 +96,7 @@ def load(
         path: The YAML file; without one the defaults are the base.
         environ: The environment. ``VOICEFLEET_TEST_*`` belongs to the tests and is ignored.
         overrides: ``section.key=value``; of two for one key the last one wins.
+        serving: Refuse a configuration that names no model, with which a worker would do nothing.
 
     Raises:
         ConfigError: Something is unknown, not allowed, or contradicts something else.
@@ -98,6 +107,9 @@ def load(
     config = _with_implied(msgspec.convert(_nested(said.values()), Config))
     for key, problem in _contradictions(config):
         raise ConfigError(said[key].source if key in said else "", key, problem)
+    if serving and not config.worker.models:
+        source = said["worker.models"].source if "worker.models" in said else str(path or "")
+        raise ConfigError(source, "worker.models", NO_MODELS)
     return config
 
 

@@ -1,4 +1,4 @@
-"""Where the configurations that come with voicefleet are."""
+"""The configurations that come with voicefleet, and how ``--config`` finds one."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,22 +6,51 @@ from pathlib import Path
 from producer.cli.failure import Failure
 
 
-def locate(config: Path | None, default: str) -> Path:
-    """``config`` if it is given; else ``configs/<default>`` here or as it was shipped."""
-    if config is not None:
-        if not config.is_file():
-            raise Failure(f"there is no configuration {config}")
+def locate(config: Path | None, default: str = "") -> Path:
+    """The configuration file that ``--config`` means.
+
+    Args:
+        config: A path, or the name of a shipped configuration: ``piper`` or ``piper.yaml``.
+        default: The name of the shipped one that is meant where ``config`` is ``None``.
+
+    Raises:
+        Failure: There is no such file and no such name, or nothing is named. It says the names.
+    """
+    if config is not None and config.is_file():
         return config
+    named = config or Path(default)
+    known = shipped()
+    if named.parent == Path() and named.suffix in ("", ".yaml") and named.stem in known:
+        return known[named.stem]
+    if config is not None or default:
+        raise Failure(f"there is no configuration {named}; voicefleet has {', '.join(known)}")
+    width = max(map(len, known), default=0)
+    lines = [f"  {name:<{width}}  {_summary(path)}" for name, path in known.items()]
+    problem = "say --config NAME, or --config FILE with one of your own. voicefleet has"
+    raise Failure("\n".join([problem, *lines]))
+
+
+def shipped() -> dict[str, Path]:
+    """The configurations by name: those of ``configs/`` here first, then those installed.
+
+    Raises:
+        Failure: The worker's side is not installed.
+    """
     spec = find_spec("worker")
     if spec is None or spec.origin is None:
         raise Failure("the worker's side is not installed here")
     package = Path(spec.origin).parent
-    candidates = [
-        Path("configs", default),
-        package / "share" / "configs" / default,
-        package.parent / "configs" / default,
-    ]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise Failure(f"there is no configs/{default}: name one with --config")
+    installed = package / "share" / "configs"
+    folder = installed if installed.is_dir() else package.parent / "configs"
+    found = {path.stem: path for path in folder.glob("*.yaml")}
+    # A folder called configs may hold anything: only names that are ours are taken from it.
+    here = {name: Path("configs", path.name) for name, path in found.items()}
+    return {
+        name: here[name] if here[name].is_file() else path for name, path in sorted(found.items())
+    }
+
+
+def _summary(path: Path) -> str:
+    """What the file's first line says about it."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        return lines.readline().strip().lstrip("# ")

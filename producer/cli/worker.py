@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from producer.cli.configs import locate
 from producer.cli.failure import Failure
 from producer.wav import WavWriter
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 async def worker(
     *,
-    config: Path,
+    config: Path | None = None,
     redis_url: str | None = None,
     name: str | None = None,
     set: Annotated[tuple[str, ...], Parameter(negative="")] = (),  # noqa: A002 the option's name
@@ -31,7 +32,8 @@ async def worker(
     Parameters
     ----------
     config
-        Its configuration, such as configs/piper.yaml.
+        Its configuration: a file, or the name of one that comes with voicefleet, such as piper.
+        Without it the names are listed.
     redis_url
         Also VOICEFLEET_REDIS_URL.
     name
@@ -54,7 +56,8 @@ async def worker(
 
     flags = {"redis.url": redis_url, "worker.name": name, "logging.level": log_level}
     said = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    settings = load(config, environ=os.environ, overrides=(*set, *said))
+    path = locate(config)
+    settings = load(path, environ=os.environ, overrides=(*set, *said), serving=True)
     configure(settings.logging, worker=worker_name(settings))
     if one_shot is not None:
         return await _speak_once(settings, one_shot, out, in_process=in_process)

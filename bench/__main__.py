@@ -17,7 +17,7 @@ from bench.ordeal import command as chaos_command
 from bench.plan import QUICK, Plan
 from bench.report import Record, Report
 
-Name = Literal["first_frame", "control", "jitter", "cpu", "piper", "memory"]
+Name = Literal["first_frame", "control", "jitter", "cpu", "piper", "piper_together", "memory"]
 
 RESULTS: Final = Path(__file__).parent / "results"
 

@@ -133,6 +133,13 @@ def _piper(figure: Figure, series: Series) -> None:
     first.legend(fontsize=7)
 
 
+def _piper_together(figure: Figure, series: Series) -> None:
+    together = {
+        f"{n} at once": np.array([one["first_ms"] for one in heard]) for n, heard in series.items()
+    }
+    _distributions(figure.subplots(), together, {})
+
+
 def _memory(figure: Figure, series: Series) -> None:
     axes = figure.subplots()
     turns = np.array(series["turns"])
@@ -156,6 +163,7 @@ _DRAWINGS: Final[dict[str, Callable[[Figure, Series], None]]] = {
     "jitter": _jitter,
     "cpu": _cpu,
     "piper": _piper,
+    "piper_together": _piper_together,
     "memory": _memory,
     "scale": load_plots.scale,
     "soak": load_plots.soak,

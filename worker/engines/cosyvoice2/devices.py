@@ -44,7 +44,13 @@ def settle(device: torch.device, dtype: torch.dtype, threads: int) -> None:
     """Make the device the current one. ``threads`` are the CPU's; 0 leaves them to torch.
 
     Where the rest computes in 16 bit, what stays in fp32 may use a GPU's matrix units.
+
+    Attention never goes to cuDNN. Torch tries it first on Hopper, for 16 bit with masks; it makes
+    a plan for each new shape, up to 0.4 s each, which makes warm-up long and stalls everybody in
+    service, and rows whose leading keys are all masked may come out as NaN. What is left, memory-
+    efficient attention for masks and flash attention without, makes no plans.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         rounded = dtype != torch.float32

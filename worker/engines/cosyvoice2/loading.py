@@ -3,14 +3,16 @@
 import resource
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
+import structlog
 import torch
 from torch import Tensor
 
 from worker.config import CosyVoice2Config
 from worker.engines.cosyvoice2 import budget, devices
+from worker.engines.cosyvoice2.attention import AttentionCensus
 from worker.engines.cosyvoice2.backends import requirements, tensorrt_estimator, vllm_decoder
 from worker.engines.cosyvoice2.backends.compiling import CompiledGraphs
 from worker.engines.cosyvoice2.backends.interfaces import TokenSource
@@ -43,6 +45,8 @@ from worker.engines.cosyvoice2.voices.speaker import (
 from worker.engines.cosyvoice2.voices.voice import Voice, aligned
 from worker.engines.protocol import EngineInfo, EngineMemory, SegmentLimits
 from worker.voicepacks import Voicepack
+
+log = structlog.get_logger()
 
 LEAST, MOST = 2, 20
 """Speech tokens for each text token, as upstream bounds them."""
@@ -172,8 +176,13 @@ class Loaded:
 
     def warm_up(self) -> None:
         """Capture what is common."""
-        self.decoder.warm_up(GRAPHED_POSITIONS)
-        self.audio.warm_up(GRAPHED_BLOCKS)
+        # A compiler would have to look through the census.
+        census = nullcontext() if self.config.compile else AttentionCensus()
+        with census:
+            self.decoder.warm_up(GRAPHED_POSITIONS)
+            self.audio.warm_up(GRAPHED_BLOCKS)
+        if isinstance(census, AttentionCensus):
+            log.debug("attention_kernels", **census.shapes)
 
     def measure(self) -> None:
         """Find out how many sessions the device keeps from running dry."""

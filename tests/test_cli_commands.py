@@ -59,6 +59,43 @@ async def test_control(run: Run, worker: FakeWorker, redis: Redis) -> None:
         assert await redis.ttl(key) > 3500
 
 
+async def test_control_of_a_session_that_nobody_knows_says_so(
+    run: Run, worker: FakeWorker, redis: Redis
+) -> None:
+    for command in ("pause", "resume", "stop"):
+        status, _, said = await run(command, "s1")
+        assert status == 0 and "no worker knows this session now" in said
+    await redis.hset(worker.keys.session("s1"), mapping={"state": "idle"})
+    await redis.expire(worker.keys.session("s1"), 60)
+    for command in ("pause", "resume", "stop"):
+        assert (await run(command, "s1"))[2] == ""
+
+
+async def test_dead_letters(run: Run, worker: FakeWorker, redis: Redis) -> None:
+    assert (await run("dead", "--json"))[:2] == (0, "[]\n")
+    key = worker.keys.dead
+    pipeline = redis.pipeline(transaction=False)
+    for n in range(1200):
+        fields = {"model": MODEL, "entry": f"{n}-0", "request": f"r{n}", "reason": "rejected"}
+        session = {"session": "first" if n < 2 else "later"} if n else {}
+        pipeline.xadd(key, {**fields, **session, "error": "text: is missing", "worker": "w1"})
+    await pipeline.execute()
+    await redis.expire(key, 60)
+
+    _, out, _ = await run("dead", "--count", "2", "--json")
+    assert [letter["request"] for letter in json.loads(out)] == ["r1199", "r1198"]
+    _, out, _ = await run("dead", "--session", "first", "--json")
+    (letter,) = json.loads(out)
+    assert letter["request"] == "r1" and letter["error"] == "text: is missing" and letter["id"]
+    _, out, _ = await run("dead", "--count", "5000", "--json")
+    assert [letter["request"] for letter in json.loads(out)] == [
+        f"r{n}" for n in range(1199, -1, -1)
+    ]
+    _, out, _ = await run("dead", "--count", "1")
+    assert "r1199" in out and "text: is missing" in out
+    assert (await run("dead", "--count", "0"))[0] == 2
+
+
 async def test_records(run: Run, worker: FakeWorker, redis: Redis) -> None:
     await worker.register()
     key = worker.keys.session("s1")

@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError
 from producer.cli import (
     capacity,
     control,
+    dead,
     demo,
     doctor,
     inspect,
@@ -38,6 +39,7 @@ for command in (
     inspect.workers,
     inspect.models,
     inspect.sessions,
+    dead.dead,
     tail.tail,
     control.pause,
     control.resume,

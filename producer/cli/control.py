@@ -1,20 +1,21 @@
 """``pause``, ``resume``, ``stop``: say what a session shall do."""
 
+import sys
+
 from producer.cli.target import DEFAULT, Target
+from producer.client import CONTROL_TTL_S
+from schemas import Level, Wish
+from schemas.control import StopThrough, encode
 
 
 async def pause(session: str, *, target: Target = DEFAULT) -> None:
     """Publish no further frame of SESSION until it is resumed."""
-    async with target.fleet() as fleet:
-        await fleet.session(session).pause()
-    print(f"{session}: pause")
+    await _wish(session, Level.PAUSE, target)
 
 
 async def resume(session: str, *, target: Target = DEFAULT) -> None:
     """Let SESSION go on with its next frame; takes back a pause or a stop."""
-    async with target.fleet() as fleet:
-        await fleet.session(session).resume()
-    print(f"{session}: resume")
+    await _wish(session, Level.RESUME, target)
 
 
 async def stop(session: str, *, request: str | None = None, target: Target = DEFAULT) -> None:
@@ -25,6 +26,24 @@ async def stop(session: str, *, request: str | None = None, target: Target = DEF
     request
         End only this turn, and those that were added before it.
     """
+    await _wish(session, Level.STOP if request is None else StopThrough(request), target)
+
+
+async def _wish(session: str, wish: Wish, target: Target) -> None:
+    """Set the control key. A session may be told before its first turn: that is said, no error."""
     async with target.fleet() as fleet:
-        await fleet.session(session).stop(request)
-    print(f"{session}: stop" + (f" {request}" if request else ""))
+        handle = fleet.session(session)
+        match wish:
+            case Level.PAUSE:
+                await handle.pause()
+            case Level.RESUME:
+                await handle.resume()
+            case Level.STOP:
+                await handle.stop()
+            case StopThrough(request):
+                await handle.stop(request)
+        known = await handle.state() is not None
+    print(f"{session}: {encode(wish)}")
+    if not known:
+        holds = f"this holds for what it is given within {CONTROL_TTL_S // 60} min"
+        print(f"{session}: no worker knows this session now; {holds}", file=sys.stderr)

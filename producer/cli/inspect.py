@@ -9,7 +9,8 @@ from producer.cli.target import DEFAULT, Target
 from producer.client import VoiceFleet
 
 
-async def _now_ms(fleet: VoiceFleet) -> int:
+async def now_ms(fleet: VoiceFleet) -> int:
+    """The server's time, in unix ms."""
     seconds, micros = await fleet.server.call("TIME")
     return seconds * 1000 + micros // 1000
 
@@ -18,7 +19,7 @@ async def workers(*, as_json: Json = False, target: Target = DEFAULT) -> None:
     """List the workers that beat."""
     async with target.fleet() as fleet:
         found = await fleet.workers()
-        now = await _now_ms(fleet)
+        now = await now_ms(fleet)
     if as_json:
         print_json([{"name": w.name, **msgspec.structs.asdict(w.record)} for w in found])
         return
@@ -67,7 +68,7 @@ async def sessions(*, as_json: Json = False, target: Target = DEFAULT) -> None:
     async with target.fleet() as fleet:
         async with aclosing(fleet.sessions()) as walk:
             found = sorted([item async for item in walk], key=lambda item: -item[1].updated_ms)
-        now = await _now_ms(fleet)
+        now = await now_ms(fleet)
     if as_json:
         print_json([{"session": s, **msgspec.structs.asdict(r)} for s, r in found])
         return

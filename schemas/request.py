@@ -17,6 +17,7 @@ MAX_LEAD_MS: Final = 60_000
 MAX_INTEGER: Final = 2**63 - 1
 
 _NAME_WORDS: Final = "1 to 128 characters of A-Z a-z 0-9 _ . : -"
+_PIECE_FLAGS: Final = ("flush", "end", "settle", "timeout")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -154,22 +155,25 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TextPiece(msgspec.Struct, frozen=True):
-    """One entry of a text stream: more text, a flush, the end, or several of these at once."""
+    """One entry of a text stream: more text, a flush, the end, or several of these at once.
+
+    Workers add two more: ``settle``, all up to here is spoken if it reads as a complete sentence,
+    and ``timeout``, all up to here is spoken and then the turn fails, for no text came.
+    """
 
     text: str = ""
     flush: bool = False
     end: bool = False
+    settle: bool = False
+    timeout: bool = False
 
     def encode(self) -> dict[str, bytes]:
         """The entry's fields. An empty piece is encoded as empty text."""
         out: dict[str, bytes] = {}
-        if self.text or not (self.flush or self.end):
+        flags = [name for name in _PIECE_FLAGS if getattr(self, name)]
+        if self.text or not flags:
             out["text"] = self.text.encode()
-        if self.flush:
-            out["flush"] = b"1"
-        if self.end:
-            out["end"] = b"1"
-        return out
+        return out | dict.fromkeys(flags, b"1")
 
     @classmethod
     def decode(cls, fields: Fields) -> "TextPiece":
@@ -181,4 +185,4 @@ class TextPiece(msgspec.Struct, frozen=True):
         text = f.text(fields, "text") or ""
         if len(text) > MAX_TEXT:
             raise FieldError("text", f"has {len(text)} characters; at most {MAX_TEXT} are allowed")
-        return cls(text=text, flush=f.flag(fields, "flush"), end=f.flag(fields, "end"))
+        return cls(text, **{name: f.flag(fields, name) for name in _PIECE_FLAGS})

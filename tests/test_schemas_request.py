@@ -248,7 +248,7 @@ def test_a_request_without_a_name_says_so() -> None:
 # Text that arrives while it is being spoken.
 
 
-@given(st.builds(TextPiece, text=plain, flush=st.booleans(), end=st.booleans()))
+@given(st.builds(TextPiece, plain, *[st.booleans()] * 4))
 def test_a_text_piece_is_what_was_encoded(piece: TextPiece) -> None:
     encoded = piece.encode()
     assert encoded  # an entry needs a field
@@ -261,6 +261,8 @@ def test_a_text_piece_is_what_was_encoded(piece: TextPiece) -> None:
         ({b"text": b"The first words "}, TextPiece("The first words ")),
         ({b"text": b"of a sentence.", b"flush": b"1"}, TextPiece("of a sentence.", flush=True)),
         ({b"end": b"1"}, TextPiece(end=True)),
+        ({b"settle": b"1"}, TextPiece(settle=True)),
+        ({b"timeout": b"1"}, TextPiece(timeout=True)),
         ({b"text": b"x" * 10_000}, TextPiece("x" * 10_000)),
         ({b"flush": b"0", b"else": b"\xff"}, TextPiece()),
     ],

@@ -173,6 +173,69 @@ def test_flush_speaks_an_unfinished_sentence():
     assert segmenter.flush() == []
 
 
+COMPLETE = [
+    *[
+        "This is the first sentence of a long answer. ",
+        "Let me look that up.",
+        "Really?!",
+        "Wait...",
+    ],
+    *[
+        'He said "It works."',
+        "(It was late.) ",
+        "**Bold.**",
+        "Great! 🎉 ",
+        "今天天气很好。",
+        "क्या हाल है। ",
+    ],
+    *["It was 1999. ", "It costs $3.50. ", "He pays 20%. ", "Mail a.b@c.org.", "Use Node.js. "],
+    *["No.", "The answer is no.", "I love modern art. ", "She met Dr. Smith.", "Version 3 is out."],
+    *["Title\n\n", "# Title\n", "1. Open it. "],
+]
+GOES_ON = [
+    *["", " ", "This is", "Well, ", "This is: ", "a line\n", "- milk\n", "It is late, (", "so -"],
+    *[
+        "She met Dr. ",
+        "She met Dr.",
+        "Use tools, e.g. ",
+        "See Fig. ",
+        "cats, etc. ",
+        "See Art. ",
+        "See No. ",
+        "Born on Jan. ",
+    ],
+    *["George W. ", "He lives in the U.S. ", "We meet at 5 p.m. ", "Apple Inc. ", "On Main St. "],
+    *["3.", "3. ", "First:\n1. ", "Pi is 3.", "It cost $3.", "Pi is ３．", "v1.2."],  # noqa: RUF001
+]
+
+
+@pytest.mark.parametrize("text", COMPLETE)
+def test_a_complete_sentence_settles(text: str):
+    segmenter = Segmenter(WIDE)
+    assert segmenter.push(text) == []
+    assert [s.text for s in segmenter.settle()] == [normalise(text)]
+    assert not segmenter.reads_complete
+    assert segmenter.settle() == segmenter.flush() == []
+
+
+@pytest.mark.parametrize("text", GOES_ON)
+def test_what_may_go_on_does_not_settle(text: str):
+    segmenter = Segmenter(WIDE)
+    assert segmenter.push(text) == []
+    assert segmenter.settle() == []
+    whole = text + "one, and so on."
+    assert segmenter.push("one, and so on.") + segmenter.flush() == segments(whole)
+
+
+def test_text_goes_on_behind_what_settled():
+    segmenter = Segmenter(WIDE)
+    first = segmenter.push("One moment. ") + segmenter.settle() + segmenter.settle()
+    assert first == [Segment(0, "One moment.", 0, 11)]
+    assert segmenter.push("It is her") + segmenter.settle() == []
+    rest = segmenter.push("e. So") + segmenter.flush()
+    assert rest == [Segment(1, "It is here.", 12, 23), Segment(2, "So", 24, 26)]
+
+
 PIECES = st.lists(
     st.sampled_from(
         [
@@ -194,14 +257,17 @@ def test_pieces_and_their_size_never_show(
     text = "".join(pieces)
     offsets = st.sets(st.integers(0, len(text)), max_size=3)
     flushes = data.draw(offsets, label="flushes")
+    settles = data.draw(offsets, label="settles")
     cuts = data.draw(st.sets(st.integers(0, len(text)), max_size=40), label="cuts")
 
     def spoken(cuts: set[int]) -> list[Segment]:
         segmenter = Segmenter(limits)
         found: list[Segment] = []
         begin = 0
-        for end in sorted(cuts | flushes | {len(text)}):
+        for end in sorted(cuts | flushes | settles | {len(text)}):
             found += segmenter.push(text[begin:end])
+            if end in settles:
+                found += segmenter.settle() + segmenter.settle()
             if end in flushes:
                 found += segmenter.flush()
             begin = end

@@ -24,6 +24,11 @@ async def turns_and_wishes(fleet: Orchestrator, worker_url: str, admin: Any) -> 
         await fleet.write("typed", "r1", text="And the last.", flush=1)
         await fleet.write("typed", "r1", end=1)
         assert (await fleet.hear("typed")).end.reason == "completed"
+        await fleet.add("thinking", request="r1", stream=1, lead_ms=0)
+        await fleet.write("thinking", "r1", text="A sentence, and silence. ")
+        await fleet.hear("thinking", until=1)
+        await fleet.write("thinking", "r1", end=1)
+        assert (await fleet.hear("thinking")).end.reason == "completed"
         await fleet.add("typed", "Twice.", request="r1")  # known: ignored
         await fleet.add("typed", TEXT, request="r2")
         await fleet.add("typed", "Stop both.", request="r3")

@@ -66,7 +66,7 @@ class VoiceAdapter:
 
     Args:
         config: The sections ``model_manager``, ``engine`` and ``audio`` of a worker's, and from
-            ``worker`` the ``text_timeout_s``.
+            ``worker`` ``text_settle_ms``, ``text_timeout_s`` and ``max_stream_chars``.
         model_id: The model; else ``model_manager.default_model_id``, else the first of
             ``worker.models``.
         build: Makes the engine of a voicepack.
@@ -198,9 +198,10 @@ class VoiceAdapter:
         """Speak text while it arrives, in frames of 20 ms: s16le, mono.
 
         The turn begins with the first frame that is asked for. Text is read as it comes, ahead of
-        the speech. An error of the text or of the engine is raised after the frames that could
-        still be made. Closing the generator ends the engine's work; a consumer that may stop
-        early does so with ``contextlib.aclosing``.
+        the speech; where it pauses, a complete sentence is spoken without waiting for more. An
+        error of the text or of the engine is raised after the frames that could still be made.
+        Closing the generator ends the engine's work; a consumer that may stop early does so with
+        ``contextlib.aclosing``.
 
         Args:
             text_chunks: The text in pieces of any size.
@@ -217,7 +218,7 @@ class VoiceAdapter:
                 frame, as all that follow).
             CannotSpeakError: The model has no such voice.
             EngineError: It could not be loaded, or could not speak.
-            TimeoutError: No text came for ``worker.text_timeout_s``.
+            TimeoutError: No text came for ``worker.text_timeout_s``; what came before is spoken.
         """
         request = Request(
             session="adapter",
@@ -276,7 +277,9 @@ class VoiceAdapter:
         rendition = await prepare(request, resident, self._config.audio.true_peak_dbtp)
         limits = resident.info.limits_for(streamed=request.stream)
         worker = self._config.worker
-        feed = TextFeed(limits, worker.text_timeout_s, worker.max_stream_chars)
+        feed = TextFeed(
+            *(limits, worker.text_timeout_s, worker.max_stream_chars, worker.text_settle_ms / 1000)
+        )
         errors: list[Exception] = []
 
         async def read() -> None:

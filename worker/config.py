@@ -25,7 +25,8 @@ class WorkerConfig(Section, frozen=True):
     ``slots`` 0 offers what the served engines can carry. ``lead_ms`` is how far ahead of real
     time frames are published where the request does not say. A turn whose engine makes no audio
     for ``synthesis_timeout_s`` fails, and is tried again; streamed text of more than
-    ``max_stream_chars`` fails for good.
+    ``max_stream_chars`` fails for good. A complete sentence of streamed text is spoken when no more
+    has come for ``text_settle_ms`` (0: only when what follows, a flush or the end has come).
     """
 
     name: str = ""
@@ -36,6 +37,7 @@ class WorkerConfig(Section, frozen=True):
     dead_after_ms: Annotated[int, Meta(ge=200, le=3000)] = 1500
     drain_timeout_s: Seconds = 10.0
     pause_timeout_s: Seconds = 300.0
+    text_settle_ms: Millis = 250
     text_timeout_s: Seconds = 30.0
     audio_ttl_s: Seconds = 120.0
     audio_window_s: Seconds = 60.0

@@ -6,6 +6,7 @@ Everything it does ends in its outbox, whose settling ends everything it does.
 import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import structlog
@@ -213,7 +214,10 @@ class Performance:
             }
         )
         limits = resident.info.limits_for(streamed=request.stream)
-        feed = TextFeed(limits, rooms.config.text_timeout_s, rooms.config.max_stream_chars)
+        config = rooms.config
+        feed = TextFeed(
+            *(limits, config.text_timeout_s, config.max_stream_chars, config.text_settle_ms / 1000)
+        )
         async with self._text(feed):
             await rendition.speak(self.turn, feed)
         return feed.failure
@@ -224,7 +228,8 @@ class Performance:
         request = self._request
         if request.stream:
             key = self._rooms.keys.text(request.session, request.name)
-            async with stream_text(self._rooms.watch, key, feed, self._text_log):
+            mark = partial(self._rooms.ledger.mark_text, key, request.session, self._acquired.epoch)
+            async with stream_text(self._rooms.watch, key, feed, self._text_log, mark):
                 yield
         else:
             feed.push(TextPiece(text=request.text or "", end=True))

@@ -1,7 +1,8 @@
 """A turn's text as it arrives, cut into segments."""
 
+import math
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import anyio
 
@@ -12,8 +13,14 @@ from worker.text.segment import Segmenter
 TEXT_TIMEOUT = "text_timeout"
 """Streamed text stopped arriving before its end."""
 
+SETTLE = TextPiece(settle=True)
+TIMEOUT = TextPiece(timeout=True)
+
 TEXT_TOO_LONG = "text_too_long"
 """Streamed text had more characters than a turn may have."""
+
+MARK_AGAIN_S = 1.0
+"""A mark that had no effect, for text came in between, say, is tried again after this time."""
 
 BACKLOG_CHARS = 10_000
 """So much text may wait here to be spoken; more of it stays where it comes from."""
@@ -22,19 +29,27 @@ BACKLOG_CHARS = 10_000
 class TextFeed:
     """Takes text in pieces and gives it out in segments.
 
-    The segments depend on the text, the flushes and the limits alone, not on when they arrive:
-    whoever takes the turn over cuts the same ones.
+    The segments depend on the pieces and the limits alone, not on when they arrive: whoever takes
+    the turn over cuts the same ones. What time decides becomes a piece, too: a mark. While the
+    engine waits for text and none comes, ``mark`` is called with ``settle`` or ``timeout``. Unless
+    told otherwise it pushes the piece here; where others are to come by it, it puts it there first.
 
     Args:
         limits: What the engine takes at once.
-        timeout_s: No text for so long ends the turn.
+        timeout_s: No text for so long ends the turn, when what there is has been spoken.
         most_chars: A turn with more text fails.
+        settle_s: No text for so long: what reads as a complete sentence is spoken. 0: never.
     """
 
-    def __init__(self, limits: SegmentLimits, timeout_s: float, most_chars: int) -> None:
+    def __init__(
+        self, limits: SegmentLimits, timeout_s: float, most_chars: int, settle_s: float = 0.0
+    ) -> None:
         self._segmenter = Segmenter(limits)
         self._timeout_s = timeout_s
+        self._settle_s = settle_s
         self._most_chars = most_chars
+        self.mark: Callable[[TextPiece], Awaitable[None]] = self._mark_here
+        self._marked_at = -math.inf
         self._chars = self._given = 0
         self.emptier: Callable[[], None] = _nothing
         self._ready: deque[Segment] = deque()
@@ -56,10 +71,16 @@ class TextFeed:
         if piece.text:
             self._text.append(piece.text)
             self._ready.extend(self._segmenter.push(piece.text))
-        if piece.flush or piece.end:
+        if piece.flush or piece.end or piece.timeout:
             self._ready.extend(self._segmenter.flush())
-        self._ended = piece.end
-        self._arrived_at = anyio.current_time()
+        elif piece.settle:
+            self._ready.extend(self._segmenter.settle())
+        if piece.timeout:
+            self.failure = self.failure or TEXT_TIMEOUT
+        self._ended = piece.end or piece.timeout
+        if piece != SETTLE:
+            self._arrived_at = anyio.current_time()
+        self._marked_at = -math.inf
         self._wake()
 
     @property
@@ -82,7 +103,8 @@ class TextFeed:
     async def segments(self, first: int = 0) -> AsyncGenerator[Segment]:
         """Segments from number ``first`` on, as they become ready.
 
-        They end early when the text fails or stops arriving: ``failure`` then says why.
+        They end early when the text fails or stops arriving: ``failure`` then says why. Waits and
+        raises as ``mark``, where there is something to mark.
         """
         while True:
             while self._ready:
@@ -96,11 +118,22 @@ class TextFeed:
                     yield segment
             if self._ended or self.failure is not None:
                 return
-            deadline = self._arrived_at + self._timeout_s
-            with anyio.move_on_after(deadline - anyio.current_time()) as waiting:
+            mark, due = self._next_mark()
+            with anyio.move_on_after(due - anyio.current_time()) as waiting:
                 await self._arrival.wait()
             if waiting.cancelled_caught:
-                self.failure = TEXT_TIMEOUT
+                self._marked_at = anyio.current_time()
+                await self.mark(mark)
+
+    def _next_mark(self) -> tuple[TextPiece, float]:
+        """What is decided if no text comes until then."""
+        mark, after_s = TIMEOUT, self._timeout_s
+        if 0 < self._settle_s < self._timeout_s and self._segmenter.reads_complete:
+            mark, after_s = SETTLE, self._settle_s
+        return mark, max(self._arrived_at + after_s, self._marked_at + MARK_AGAIN_S)
+
+    async def _mark_here(self, mark: TextPiece) -> None:
+        self.push(mark)
 
     def _wake(self) -> None:
         self._arrival.set()

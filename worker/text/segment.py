@@ -3,7 +3,7 @@
 from worker.engines.protocol import Segment, SegmentLimits
 from worker.text.breaks import clause_ends, last_word_end, within_word
 from worker.text.normalise import normalise, speakable
-from worker.text.sentences import NeedsMoreTextError, sentence_end
+from worker.text.sentences import NeedsMoreTextError, reads_complete, sentence_end
 
 
 class Segmenter:
@@ -13,8 +13,9 @@ class Segmenter:
     and within a word only where the word alone is longer. The turn's first is cut earlier, at the
     first clause end that is worth it before ``first_chars``, unless it is hardly longer.
 
-    The same text gives the same segments however it arrives in pieces (``flush`` at the same
-    places granted): a boundary is decided by content, once enough has arrived, never by time.
+    The same text gives the same segments however it arrives in pieces (``flush`` and ``settle`` at
+    the same places granted): a boundary is decided by content, once enough has arrived, never by
+    time.
     """
 
     def __init__(self, limits: SegmentLimits) -> None:
@@ -32,6 +33,15 @@ class Segmenter:
     def flush(self) -> list[Segment]:
         """Return all that has arrived, also an unfinished sentence. More may be pushed."""
         return self._segments(final=True)
+
+    @property
+    def reads_complete(self) -> bool:
+        """Whether what waits here for more text reads as a complete sentence already."""
+        return reads_complete(self._text)
+
+    def settle(self) -> list[Segment]:
+        """Return what has arrived if it reads as a complete sentence. More may be pushed."""
+        return self.flush() if self.reads_complete else []
 
     def _segments(self, *, final: bool) -> list[Segment]:
         found: list[Segment] = []

@@ -7,7 +7,7 @@ have not arrived, so it never depends on how a stream of text was cut into piece
 
 import re
 
-from worker.text.normalise import EMOJI
+from worker.text.normalise import EMOJI, speakable
 
 LOOKAHEAD = 64
 
@@ -20,6 +20,12 @@ _CANDIDATE = re.compile(rf"(?P<stop>[{_STOPS}{_CJK_STOPS}]+)[{CLOSERS}{EMOJI}]*|
 _CJK_STOP = re.compile(rf"[{_CJK_STOPS}]")
 _GAP = re.compile(rf"[\s\"'“‘«‹(\[{{*_`¿¡–—{EMOJI}-]*")  # noqa: RUF001
 """What may stand between two sentences, up to the first letter of the second."""
+
+_LAST_STOP = re.compile(
+    rf"(?<![{_STOPS}{_CJK_STOPS}])(?P<stop>[{_STOPS}{_CJK_STOPS}]++)"
+    rf"[{CLOSERS}{EMOJI}]*+[\s{EMOJI}]*+\Z"
+)
+"""The stops at the end of a text, and what may stand behind them."""
 
 _HEADING = re.compile(r"[^\S\n]*#{1,6}[^\S\n]")
 _LINE_START = re.compile(r"(?:[-*+•‣◦·>]|#{1,6}|\d{1,3}[.)])\s|([-*_=`~])\1{2}")
@@ -49,6 +55,12 @@ _BEFORE_NUMBER = _words(
 
 _OFTEN_LAST = _words("ave blvd co corp inc jr ltd mt rd sr st")
 """Abbreviations that end a sentence as often as not, as "U.S." and "p.m." do."""
+
+_IN_LOWER_CASE = _words("approx dept etc excl incl tel")
+"""Abbreviations after which a sentence goes on in lower case, if it does."""
+
+_ALSO_WORDS = _words("art no")
+"""In lower case these end a sentence more often than they shorten a word."""
 
 _STARTERS = _words(
     "a after although an and are as at because but by can did do does even for he her here his "
@@ -100,6 +112,41 @@ def sentence_end(text: str, stop: int, *, final: bool) -> int | None:
         return None
     length = len(text.rstrip())
     return length if length <= stop else None
+
+
+def reads_complete(text: str) -> bool:
+    """Whether a sentence ends where ``text`` does, as far as one can tell before more has arrived.
+
+    ``text`` begins with a sentence. What may be an abbreviation, an initial, a list number or the
+    first half of a number is not taken for an end.
+    """
+    length = len(text.rstrip())
+    breaks = text.count("\n", length)
+    heading = _HEADING.match(text, text.rfind("\n", 0, length) + 1)
+    if length and (breaks > 1 or (breaks and heading)):
+        return True
+    last = _LAST_STOP.search(text)
+    if last is None:
+        return False
+    begin, end = last.span("stop")
+    if text[begin:end] not in (".", "．"):  # noqa: RUF001 (full-width on purpose)
+        return True
+    if begin and text[begin - 1].isdecimal():
+        line = text.rfind("\n", 0, begin) + 1
+        return end < len(text) and not _LIST_NUMBER.fullmatch(text, line, begin)
+    before = _ABBREVIATION.search(text, max(0, begin - _ABBREVIATION_LENGTH), begin)
+    return before is None or not _may_go_on(text, before)
+
+
+def _may_go_on(text: str, before: re.Match[str]) -> bool:
+    """Whether the sentence may well go on behind this word and a point."""
+    if before[0] in _ALSO_WORDS or (before[0] == "No" and not speakable(text[: before.start()])):
+        return False
+    word = before[0].lower()
+    if word in _NEVER_LAST | _BEFORE_NUMBER | _OFTEN_LAST | _IN_LOWER_CASE:
+        return True
+    # An initial, or "p.m." and the like; not "example.com".
+    return max(len(part) for part in word.split(".")) <= (2 if "." in word else 1)
 
 
 def _ends_line(text: str, begin: int, end: int, *, final: bool) -> bool:

@@ -1063,6 +1063,70 @@ class TestRefused:
         assert (await session.stream())[-1][0] == "1002-1"
 
 
+class TestMark:
+    """What the owner decides about a turn's text."""
+
+    async def mark(self, session: Session, epoch: str, after: str, entry: str) -> Any:
+        keys = [session.lease, session.text]
+        return await run(session.redis, scripts.MARK, keys, epoch, after, entry, "settle", "1")
+
+    async def texts(self, session: Session) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        return await session.redis.xrange(session.text)
+
+    async def test_it_stands_behind_what_was_read(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.redis.xadd(session.text, {"text": "One. "}, id="3-0")
+        await session.redis.pexpire(session.text, 50_000)
+        assert await self.mark(session, epoch, "3-0", "3-1") == 1
+        assert (await self.texts(session))[1:] == [(b"3-1", {b"settle": b"1"})]
+        assert 0 < await session.redis.pttl(session.text) <= 50_000, "the client's TTL stays"
+        assert await self.mark(session, epoch, "3-0", "3-1") == 0, "sent again, it is there"
+        await session.redis.xadd(session.text, {"text": "Two"}, id="4-0")
+        assert len(await self.texts(session)) == 3
+
+    async def test_text_that_came_in_between_outruns_it(self, session: Session) -> None:
+        epoch = await session.epoch()
+        for entry in ("3-0", "4-0"):
+            await session.redis.xadd(session.text, {"text": "One. "}, id=entry)
+        await session.redis.pexpire(session.text, TTL_MS)
+        assert await self.mark(session, epoch, "3-0", "3-1") == 0
+        assert await self.mark(session, epoch, "-", "0-1") == 0
+        assert len(await self.texts(session)) == 2
+
+    async def test_only_the_owner_decides_and_only_until_the_end(self, session: Session) -> None:
+        old = await session.epoch()
+        await session.redis.xadd(session.text, {"text": "One. "}, id="3-0")
+        await session.redis.pexpire(session.text, TTL_MS)
+        _, new, *_ = await session.acquire(claim="over", worker="w2")
+        assert await self.mark(session, old, "3-0", "3-1") == 0
+        assert await session.finish(new, 1) == 1
+        assert await self.mark(session, new, "3-0", "3-1") == 0
+        await session.redis.delete(session.lease)
+        assert await self.mark(session, new, "3-0", "3-1") == 0
+        assert len(await self.texts(session)) == 1
+
+    async def test_a_key_that_is_gone_is_not_made(self, session: Session) -> None:
+        epoch = await session.epoch()
+        for after, entry in (("-", "0-1"), ("3-0", "3-1")):
+            assert await self.mark(session, epoch, after, entry) == -1
+        assert not await session.redis.exists(session.text)
+
+    async def test_where_no_id_is_left_it_cannot_stand(self, session: Session) -> None:
+        epoch, last = await session.epoch(), 2**64 - 1
+        await session.redis.xadd(session.text, {"text": "One. "}, id=f"3-{last}")
+        await session.redis.pexpire(session.text, TTL_MS)
+        assert await self.mark(session, epoch, f"3-{last}", f"3-{last + 1}") == -1
+        assert len(await self.texts(session)) == 1
+
+    async def test_an_entry_that_was_deleted_is_no_place_for_it(self, session: Session) -> None:
+        epoch = await session.epoch()
+        for entry in ("3-0", "4-0"):
+            await session.redis.xadd(session.text, {"text": "One. "}, id=entry)
+        await session.redis.pexpire(session.text, TTL_MS)
+        await session.redis.xdel(session.text, "4-0")
+        assert await self.mark(session, epoch, "3-0", "3-1") == -1
+
+
 class TestBeat:
     @pytest.fixture
     def key(self, prefix: str) -> str:

@@ -1,26 +1,17 @@
 """The command line as processes: pipes, signals, and a real worker with a synthetic engine."""
 
-import os
 import signal
-import subprocess
-import sys
 import wave
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
-from anyio.abc import Process
 from redis.asyncio import Redis, from_url
 
+from tests.cli_process import TONE, alive, running
 from tests.fake_worker import FakeWorker, pcm
 
 pytestmark = [pytest.mark.anyio, pytest.mark.alone]
-
-COMMAND = [sys.executable, "-m", "producer.cli"]
-REPOSITORY = Path(__file__).parent.parent
-TONE = str(REPOSITORY / "configs" / "tone.yaml")
 
 
 @pytest.fixture
@@ -28,34 +19,6 @@ async def worker(redis: Redis, prefix: str) -> FakeWorker:
     worker = FakeWorker(redis, prefix)
     await worker.register()
     return worker
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-@asynccontextmanager
-async def running(*args: str, **environ: str) -> AsyncGenerator[Process]:
-    process = await anyio.open_process(
-        [*COMMAND, *args],
-        env={**os.environ, **environ},
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        with anyio.fail_after(60):
-            yield process
-    finally:
-        with anyio.CancelScope(shield=True):
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-            await process.aclose()
 
 
 async def test_say_writes_raw_audio_into_a_pipe(
@@ -155,7 +118,7 @@ async def test_up_leaves_nothing_behind(signum: signal.Signals) -> None:
             pid = int((await redis.hgetall("tts:worker:up"))[b"pid"])
             server = (await redis.info("server"))["process_id"]
         process.send_signal(signum)
-        assert await process.wait() == (-9 if signum == signal.SIGKILL else 130)
+        assert await process.wait() == (-9 if signum == signal.SIGKILL else 128 + signum)
         with anyio.fail_after(5):
             while alive(pid) or alive(server):
                 await anyio.sleep(0.02)

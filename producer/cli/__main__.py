@@ -2,6 +2,6 @@
 
 import sys
 
-from producer.cli.app import main
+from producer.cli import main
 
 sys.exit(main())

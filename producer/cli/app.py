@@ -4,8 +4,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
+from inspect import iscoroutinefunction
 
+import anyio
 from cyclopts import App, CycloptsError
 
 from producer.cli import (
@@ -16,14 +19,13 @@ from producer.cli import (
     doctor,
     inspect,
     say,
+    signals,
     tail,
     up,
     voicepacks,
     voices,
     worker,
 )
-
-INTERRUPTED = 130
 
 app = App(
     name="voicefleet",
@@ -52,17 +54,24 @@ app.command(voicepacks.app)
 app.command(voices.app)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, 1 for a failure, 2 for wrong usage."""
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, 1 for a failure, 2 for wrong usage.
+
+    Raises:
+        signals.Interrupted: A signal ended it.
+    """
     tokens = list(sys.argv[1:] if argv is None else argv)
     try:
         # cyclopts explains wrong usage itself.
-        status = app(tokens, exit_on_error=False, result_action="return_value", backend="asyncio")
+        command, bound, _ = app.parse_args(tokens, exit_on_error=False)
+        call = partial(command, *bound.args, **bound.kwargs)
+        if iscoroutinefunction(command):
+            status = anyio.run(signals.cancelled_by_signals, call)
+        else:
+            status = call()
         sys.stdout.flush()
     except CycloptsError:
         return 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has seen enough. Keep Python from flushing into the broken pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,7 +12,7 @@ import anyio
 from producer.cli.configs import locate
 from producer.cli.failure import Failure
 from producer.cli.meter import Meter
-from producer.cli.up import default_model, redis_cli, terminate_like_interrupt
+from producer.cli.up import default_model, redis_cli
 from producer.cli.worker_process import WorkerProcess
 from producer.client import VoiceFleet
 from producer.errors import VoiceFleetError
@@ -45,7 +45,6 @@ async def demo(
         Show a traceback of errors.
     """
     path = locate(config, "piper.yaml")
-    terminate_like_interrupt()
     model = default_model(path)
     began = time.monotonic()
     try:

@@ -1,8 +1,6 @@
 """``up``: a fleet of one on this machine, for development."""
 
-import signal
 from pathlib import Path
-from types import FrameType
 
 from producer.cli.configs import locate
 from producer.cli.failure import Failure
@@ -21,15 +19,6 @@ def default_model(config: Path) -> str:
         if model:
             return model
     raise Failure(f"{config} serves no model")
-
-
-def terminate_like_interrupt() -> None:
-    """Let SIGTERM end a command as Ctrl-C does, so that it cleans up."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    signal.signal(signal.SIGTERM, interrupt)
 
 
 def redis_cli(port: int, model: str) -> str:
@@ -55,7 +44,6 @@ async def up(*, config: Path | None = None, port: int = 0, debug: bool = False) 
         Show a traceback of errors.
     """
     path = locate(config, "piper.yaml")
-    terminate_like_interrupt()
     model = default_model(path)
     try:
         async with (

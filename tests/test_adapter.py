@@ -104,6 +104,13 @@ class TestTheFleetsOwnPath:
         pieces = said(*(TEXT[at : at + 5] for at in range(0, len(TEXT), 5)))
         assert await all_of(voice.synthesize_stream(pieces)) == whole
 
+    async def test_pieces_may_be_a_list_or_one_string(self, voice: VoiceAdapter) -> None:
+        whole = await all_of(voice.synthesize_stream(said(TEXT)))
+        for text in (TEXT, [TEXT[:20], TEXT[20:]], iter((TEXT,))):
+            assert await all_of(voice.synthesize_stream(text)) == whole
+        with pytest.raises(TypeError):
+            voice.synthesize_stream(3)  # pyright: ignore[reportArgumentType]
+
     async def test_frames_are_20_ms_of_sound(self, voice: VoiceAdapter) -> None:
         frames = await all_of(voice.synthesize_stream(said(TEXT), sample_rate=16000))
         assert {len(frame) for frame in frames} == {2 * 320}

@@ -28,7 +28,7 @@ with one consumer in place of the outbox.
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Final, Self
 
@@ -187,7 +187,7 @@ class VoiceAdapter:
 
     def synthesize_stream(
         self,
-        text_chunks: AsyncIterable[str],
+        text_chunks: AsyncIterable[str] | Iterable[str],
         *,
         voice: str | None = None,
         speed: float = 1.0,
@@ -204,7 +204,8 @@ class VoiceAdapter:
         ``contextlib.aclosing``.
 
         Args:
-            text_chunks: The text in pieces of any size.
+            text_chunks: The text in pieces of any size, or as one string. What waits for its next
+                piece must be an async iterable: an iterable that blocks holds the event loop.
             voice: One of the model's voices; its default where ``None``.
             speed: 0.5 to 2.0.
             seed: Same seed, text, voice and model: same samples.
@@ -214,6 +215,7 @@ class VoiceAdapter:
 
         Raises:
             InvalidRequest: An option is out of range (at once).
+            TypeError: ``text_chunks`` cannot be iterated (at once).
             AdapterError: Another turn is being spoken, or ``STOP`` was not reset (with the first
                 frame, as all that follow).
             CannotSpeakError: The model has no such voice.
@@ -231,7 +233,7 @@ class VoiceAdapter:
             lead_ms=lead_ms,
         )
         request.validate()
-        return self._stream(request, text_chunks)
+        return self._stream(request, _pieces(text_chunks))
 
     async def _stream(self, request: Request, text: AsyncIterable[str]) -> AsyncGenerator[bytes]:
         # No task group and no cancel scope is open across a yield: the work is done by a task of
@@ -308,6 +310,18 @@ class VoiceAdapter:
         if self._tasks is None:
             raise AdapterError("the adapter is not open: async with VoiceAdapter(...)")
         return self._tasks
+
+
+def _pieces(text: AsyncIterable[str] | Iterable[str]) -> AsyncIterable[str]:
+    if isinstance(text, AsyncIterable):
+        return text
+    pieces = iter((text,) if isinstance(text, str) else text)
+
+    async def each() -> AsyncIterator[str]:
+        for piece in pieces:
+            yield piece
+
+    return each()
 
 
 class _Speech:

@@ -17,7 +17,7 @@ class TextWriter:
     """Appends pieces to one text stream, each exactly once.
 
     Entries get the ids ``1-0``, ``2-0``, ...: when a reply is lost and the command is sent again,
-    the server refuses the second copy.
+    the server refuses the second copy. A worker's marks go in between (``2-1``).
     """
 
     def __init__(self, server: Server, key: str, *, ttl_s: int) -> None:

@@ -366,17 +366,21 @@ class TestAcquire:
         assert (await session.acquire("r1", claim="again", least=1))[:1] == ("over",)
 
     async def test_debris_is_cleared_away(self, session: Session) -> None:
-        for key in (session.lease, session.state, session.spoken):
+        for key in (session.lease, session.state, session.spoken, session.audio):
             await session.redis.set(key, "debris", ex=60)
         assert (await session.acquire())[0] == "new"
 
-    async def test_a_foreign_key_in_place_of_the_audio_is_left_alone(
+    async def test_debris_in_place_of_the_audio_makes_way_during_a_turn(
         self, session: Session
     ) -> None:
-        await session.redis.set(session.audio, "mine", ex=60)
-        with pytest.raises(Exception, match="WRONGTYPE"):
-            await session.acquire()
-        assert await session.redis.get(session.audio) == b"mine"
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1))
+        await session.redis.set(session.audio, "debris", ex=60)
+        assert await session.append(epoch, 2, pcm(2)) == -1  # it is to be sent from the start
+        await session.append(epoch, 0, start(), pcm(1), pcm(2))
+        await session.redis.set(session.audio, "debris", ex=60)
+        assert await session.finish(epoch, 3) == -1
+        assert not await session.redis.exists(session.audio)
 
 
 class TestAcquireAgain:

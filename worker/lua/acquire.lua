@@ -30,7 +30,7 @@ local waiter = 'w:' .. entry .. ':' .. model
 
 -- The stream itself says what was published last; nothing else can disagree with it.
 local last_turn, last, ended = 0, -1, true
-local tail = redis.call('XREVRANGE', audio, '+', '-', 'COUNT', 1)[1]
+local tail = newest(audio)
 if tail then
   local turn, n = string.match(tail[1], '^(%d+)-(%d+)$')
   last_turn, last, ended = tonumber(turn), tonumber(n), false

@@ -11,10 +11,10 @@ local standing = fence(KEYS[1], ARGV[1])
 if standing < 0 then return standing end
 
 local turn, n, last = ARGV[2], tonumber(ARGV[3]), -1
-local tail = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+local tail = newest(KEYS[2])
 if tail then
-  local newest, at = string.match(tail[1], '^(%d+)-(%d+)$')
-  if newest == turn then last = tonumber(at) end
+  local of, at = string.match(tail[1], '^(%d+)-(%d+)$')
+  if of == turn then last = tonumber(at) end
 end
 if n > last + 1 then return last end
 

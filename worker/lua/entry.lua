@@ -1,4 +1,4 @@
--- Shared: numbers, and stream ids in their order.
+-- Shared: numbers, stream ids in their order, and the newest entry of a session's stream.
 
 -- A whole number as one of ours is written; 0 for anything else.
 local function whole(value)
@@ -14,5 +14,17 @@ local function is_before(one, other)
   local ms, seq = parts(one)
   local other_ms, other_seq = parts(other)
   return ms < other_ms or (ms == other_ms and seq < other_seq)
+end
+
+-- The newest entry of a session's stream. The key is the fleet's alone: one of another type in its place is debris:
+-- what it replaced is forgotten, and the owner of the turn makes up for that.
+local function newest(audio)
+  local found = redis.pcall('XREVRANGE', audio, '+', '-', 'COUNT', 1)
+  if found.err then
+    if redis.call('TYPE', audio).ok == 'stream' then error(found) end
+    redis.call('DEL', audio)
+    return nil
+  end
+  return found[1]
 end
 

@@ -1,6 +1,7 @@
 """Commands of the command line that need no worker, run in this process."""
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -177,6 +178,23 @@ async def test_a_worker_without_models_does_not_start(bare: Run, tmp_path: Path,
     assert status == 1
     assert str(path) in said and "worker.models: names no model" in said
     assert "--set worker.models=" in said and "VOICEFLEET_WORKER_MODELS" in said
+
+
+async def test_capacity_measures_an_engine_that_has_not_measured_itself(bare: Run) -> None:
+    slow = ("--set", "engine.tone.slots=2", "--set", "engine.tone.rtf=0.2")
+    status, out, _ = await bare("capacity", "--model", "tone-test", *slow)
+    assert status == 0
+    assert "tone-test on cpu: 2 turns at once, as engine.tone.slots says" in out
+    (speed,) = re.findall(r"speed +([0-9.]+) s of audio a second, with 2 turns at once", out)
+    assert 0 < float(speed) <= 10  # two turns, neither faster than 1 / 0.2
+    assert "of 2 that start together" in out and "too slow" not in out
+
+
+async def test_capacity_says_what_a_slow_device_keeps_up_with(bare: Run) -> None:
+    slow = ("--set", "engine.tone.slots=5", "--set", "engine.tone.rtf=1.3")
+    _, out, _ = await bare("capacity", "--model", "tone-test", *slow)
+    (fewer,) = re.findall(r"too slow for 5 that speak .*: lower engine\.tone\.slots to (\d)", out)
+    assert int(fewer) <= 3
 
 
 async def test_wrong_usage(bare: Run) -> None:

@@ -1,12 +1,18 @@
 """``capacity``: how many turns at once a model can speak on this device, and why."""
 
 import os
+import statistics
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from producer.cli.configs import locate
+
+if TYPE_CHECKING:
+    from worker.load_trial import Trial
 
 
 async def capacity(
@@ -17,6 +23,9 @@ async def capacity(
     debug: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Load a model, warm it up, and print what this device carries of it.
+
+    An engine that offers what its configuration says is measured here, for some seconds: as many
+    turns as it offers start together, and are spoken as fast as it can.
 
     Parameters
     ----------
@@ -30,7 +39,7 @@ async def capacity(
         Show a traceback of errors.
     """
     # The client's commands do without the worker's side, and start faster so.
-    from worker import alone  # noqa: PLC0415
+    from worker import alone, load_trial  # noqa: PLC0415
     from worker.configure import load  # noqa: PLC0415
 
     served = (f"worker.models={model}", f"model_manager.default_model_id={model}")
@@ -39,11 +48,42 @@ async def capacity(
     async with alone.loaded(alone.pack_of(settings), settings) as engine:
         await engine.warm_up(settings.model_manager.warmup_text)
         info = engine.info
-    print(f"{model} on {info.device}: {info.slots} turns at once")
+        trial: Trial | None = None
+        if not info.capacity:  # the engine has not measured itself
+            print(f"measuring {model}: what else runs here counts", file=sys.stderr)
+            trial = await load_trial.run(engine, info.slots)
     rows = list(info.capacity)
+    if trial is None:
+        print(f"{model} on {info.device}: {info.slots} turns at once")
+    else:
+        key = f"engine.{model.partition('-')[0]}.slots"
+        print(f"{model} on {info.device}: {info.slots} turns at once, as {key} says")
+        rows += _measured(info.slots, trial, key)
     if (memory := info.memory) is not None:
         rows.append(("memory", f"{memory.used_mb:.0f} of {memory.total_mb:.0f} MiB used"))
         rows.append(("of a session", f"{memory.per_session_mb:.1f} MiB"))
         rows.append(("of a voice", f"{memory.per_voice_mb:.1f} MiB"))
     for name, value in rows:
         print(f"  {name:<14} {value}")
+
+
+def _measured(turns: int, trial: "Trial", key: str) -> Iterable[tuple[str, str]]:
+    """What a trial of so many turns says."""
+    yield "speed", f"{trial.speed:.1f} s of audio a second, with {turns} turns at once"
+    if trial.sustained < turns:
+        yield (
+            "",
+            f"too slow for {turns} that speak all the time: lower {key} to {trial.sustained or 1}",
+        )
+    middle, last = (
+        1000 * seconds
+        for seconds in (statistics.median(trial.first_audio_s), trial.first_audio_s[-1])
+    )
+    yield (
+        "first audio",
+        f"p50 {middle:.0f} ms, the last {last:.0f} ms, of {turns} that start together",
+    )
+    middle, last = (
+        1000 * seconds for seconds in (statistics.median(trial.silence_s), trial.silence_s[-1])
+    )
+    yield "silence", f"p50 {middle:.0f} ms, the longest {last:.0f} ms, in the first 10 s of these"

@@ -14,7 +14,7 @@ from schemas.records import decode as decode_record
 
 
 class SpeakOptions(TypedDict, total=False):
-    """How a turn is spoken. What is left out has the fleet's default (see PROTOCOL.md)."""
+    """How a turn is spoken. What is left out has the fleet's default (see docs/protocol.md)."""
 
     model: str
     """Required, unless the session has a model."""
@@ -96,7 +96,10 @@ class Session:
         )
 
     async def pause(self) -> None:
-        """Publish no further frame, until ``resume``."""
+        """Publish no further frame, until ``resume`` or the worker's ``pause_timeout_s``.
+
+        Like every wish it lapses after an hour in which nothing is asked of the session.
+        """
         await self._control(Level.PAUSE)
 
     async def resume(self) -> None:
@@ -112,7 +115,8 @@ class Session:
         await self._control(Level.STOP if request is None else StopThrough(request))
 
     async def _control(self, wish: Wish) -> None:
-        # The key is a level: with a TTL a wish that its author forgot does not hold for ever.
+        # The key is a level: with a TTL a wish that its author forgot does not hold for ever. When
+        # it lapses the session is resumed, so it outlives every pause and every wait.
         await self._context.server.set(
             self._context.keys.control(self.id), encode_wish(wish), ttl_s=self._context.key_ttl_s
         )

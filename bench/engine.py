@@ -7,6 +7,7 @@ sessions whose audio is taken as soon as it is made, which shows how fast the en
 
 import resource
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from bench.cosyvoice.level import Level, figures_of, level_of
 from bench.cosyvoice.load import Closed, Load
 from bench.cosyvoice.operations import Operations, Tally, counted_synchronisations
 from bench.cosyvoice.packs import PackName, pack_of
-from bench.cosyvoice.plan import EnginePlan
+from bench.cosyvoice.plan import ALONE, EnginePlan, Part
 from bench.report import Figure, Report, figure
 from worker.config import CosyVoice2Config
 from worker.engines.hosting.cores import factory_of
@@ -38,47 +39,103 @@ BRIEF_WARM_UP_TEXT: Final = "Hello there."
 _MB: Final = 2**20
 
 
-def run(pack_name: PackName, plan: EnginePlan, packs: Path, *, upstream: bool) -> Report:
-    """Measure one pack on one device in one precision."""
+ONE_SLOT: Final = "this engine with one slot"
+UPSTREAM: Final = "cosyvoice2-upstream"
+EXACT: Final = "upstream's algorithm through our modules"
+
+
+class Findings(msgspec.Struct, kw_only=True):
+    """What has been measured so far."""
+
+    levels: list[Level] = []
+    timings: dict[str, float] = {}
+    loop: Operations | None = None
+    batching: dict[str, Any] = {}
+    baselines: dict[str, list[Level]] = {}
+    said: list[str] = []
+
+
+def run(
+    pack_name: PackName,
+    plan: EnginePlan,
+    packs: Path,
+    *,
+    parts: Sequence[Part] = ALONE,
+    tell: Callable[[Report], object] = id,
+) -> Report:
+    """Measure one pack on one device in one precision.
+
+    Args:
+        pack_name: Random weights of this size.
+        plan: How much is measured.
+        packs: Where packs are kept.
+        parts: What is measured, in that order.
+        tell: Called with what there is so far after each load and each part.
+    """
     pack = pack_of(pack_name, packs)
-    device, dtype = plan.device, plan.dtype
     config = CosyVoice2Config(
-        device=device,
-        dtype=dtype,
+        device=plan.device,
+        dtype=plan.dtype,
         slots=max(plan.sessions),
         max_slots=max(plan.sessions),
         cuda_graphs="auto" if plan.graphs else "off",
         threads=plan.threads,
     )
-    on_gpu = device == "cuda"
-    judged = AIMS if on_gpu and pack_name == "full" and plan.graphs and dtype == "bf16" else {}
-    levels, timings, loop = _native(pack, config, plan)
+    found = Findings()
+
+    def so_far() -> None:
+        tell(_report(pack_name, pack, plan, found, complete=False))
+
+    for part in parts:
+        if part == "levels":
+            _native(pack, config, plan, found, so_far)
+        elif part == "batching":
+            found.batching = engine_batching.measure(
+                pack, config, plan.rows, plan.device, plan.dtype, plan.repeats
+            )
+        else:
+            _baseline(part, pack, config, plan, found)
+        so_far()
+    return _report(pack_name, pack, plan, found, complete=True)
+
+
+def _report(
+    pack_name: PackName, pack: Voicepack, plan: EnginePlan, found: Findings, *, complete: bool
+) -> Report:
+    on_gpu = plan.device == "cuda"
+    judged = AIMS if on_gpu and pack_name == "full" and plan.graphs and plan.dtype == "bf16" else {}
     figures: list[Figure] = []
-    for level in levels:
+    for level in found.levels:
         figures += figures_of(level, judged)
         figures += _stage_figures(level)
-    until_ready = sum(timings.values())
-    figures.append(
-        figure("load and warm-up", until_ready, "ms", target=LOAD_AIM_MS if judged else None)
-    )
-    figures += [figure(f"  {phase}", ms, "ms") for phase, ms in timings.items()]
-    figures += _loop_figures(loop)
-    batching = engine_batching.measure(pack, config, plan.rows, device, dtype, plan.repeats)
-    figures += _batching_figures(batching)
-    baselines: dict[str, list[Level]] = {}
-    if upstream:
-        baselines, said = _baselines(pack, config, plan)
-        for name, found in baselines.items():
-            for level in found:
-                figures += [
-                    msgspec.structs.replace(one, name=f"{name}: {one.name}")
-                    for one in figures_of(level, {})
-                ]
-    else:
-        said = "not compared with upstream in this run"
+    if found.timings:
+        until_ready = sum(found.timings.values())
+        most = LOAD_AIM_MS if judged else None
+        figures.append(figure("load and warm-up", until_ready, "ms", target=most))
+        figures += [figure(f"  {phase}", ms, "ms") for phase, ms in found.timings.items()]
+    if found.loop is not None:
+        figures += _loop_figures(found.loop)
+    if found.batching:
+        figures += _batching_figures(found.batching)
+    for name, levels in found.baselines.items():
+        for level in levels:
+            figures += [
+                msgspec.structs.replace(one, name=f"{name}: {one.name}")
+                for one in figures_of(level, {})
+            ]
+    series: dict[str, Any] = {
+        "levels": msgspec.to_builtins(found.levels),
+        "baselines": msgspec.to_builtins(found.baselines),
+        "timings_ms": found.timings,
+        "complete": complete,
+    }
+    if found.batching:
+        series["batching"] = msgspec.to_builtins(found.batching)
+    if found.loop is not None:
+        series["loop"] = msgspec.to_builtins(found.loop)
     return Report(
         bench=f"engine_{plan.label(pack_name)}",
-        title=f"The CosyVoice 2 engine alone: {pack_name} pack, {plan.machine_word}, {dtype}"
+        title=f"The CosyVoice 2 engine alone: {pack_name} pack, {plan.machine_word}, {plan.dtype}"
         + ("" if plan.graphs or not on_gpu else ", without graphs"),
         conditions=(
             f"random weights in the official layout ({pack.model_id}): the work is that of the "
@@ -95,25 +152,22 @@ def run(pack_name: PackName, plan: EnginePlan, packs: Path, *, upstream: bool) -
             if plan.brief
             else f"{plan.seconds:g} s for each closed or open load, and what was begun is finished",
             *plan.words,
-            said,
+            "baseline: " + "; ".join(found.said)
+            if found.said
+            else "not compared with upstream in this run",
         ),
         figures=tuple(figures),
-        series={
-            "levels": [msgspec.to_builtins(level) for level in levels],
-            "baselines": {
-                name: [msgspec.to_builtins(level) for level in found]
-                for name, found in baselines.items()
-            },
-            "batching": msgspec.to_builtins(batching),
-            "loop": msgspec.to_builtins(loop),
-            "timings_ms": timings,
-        },
+        series=series,
     )
 
 
 def _native(
-    pack: Voicepack, config: CosyVoice2Config, plan: EnginePlan
-) -> tuple[list[Level], dict[str, float], Operations]:
+    pack: Voicepack,
+    config: CosyVoice2Config,
+    plan: EnginePlan,
+    found: Findings,
+    so_far: Callable[[], None],
+) -> None:
     """The levels, the milliseconds of load and warm-up by phase, and the loop's operations."""
     drive = Drive(config.slots)
     core: Any = factory_of("cosyvoice2")(pack, config, drive.emit)
@@ -121,15 +175,14 @@ def _native(
     try:
         core.load()
         core.warm_up(BRIEF_WARM_UP_TEXT if plan.brief else WARM_UP_TEXT)
-        timings = dict(core.timings)
+        found.timings = dict(core.timings)
         meter = engine_meter.watch(core, device_times=plan.device_times)
-        levels: list[Level] = []
         for load, sessions in plan.loads():
-            levels.append(_level(drive, meter, load, sessions))
-        loop = _tally(drive, plan)
+            found.levels.append(_level(drive, meter, load, sessions))
+            so_far()
+        found.loop = _tally(drive, plan)
     finally:
         core.close()
-    return levels, timings, loop
 
 
 def _level(drive: Drive, meter: engine_meter.Meter, load: Load, sessions: float) -> Level:
@@ -172,28 +225,28 @@ def _tally(drive: Drive, plan: EnginePlan) -> Operations:
     return operations
 
 
-def _baselines(
-    pack: Voicepack, config: CosyVoice2Config, plan: EnginePlan
-) -> tuple[dict[str, list[Level]], str]:
-    """Upstream itself where it can be imported, and its algorithm through our modules."""
-    said: list[str] = []
-    one = msgspec.structs.replace(config, slots=1, max_slots=1)
+def _baseline(
+    part: Part, pack: Voicepack, config: CosyVoice2Config, plan: EnginePlan, found: Findings
+) -> None:
+    """One that speaks one turn at a time: ours, upstream where it is installed, or its way."""
     # A step computes every slot: with one, ours is as alone as the others are.
-    found = {"this engine with one slot": _alone("cosyvoice2", pack, one, plan)}
-    if find_spec("cosyvoice") is not None:
-        name = "cosyvoice2-upstream"
+    one = msgspec.structs.replace(config, slots=1, max_slots=1)
+    if part == "one-slot":
+        found.baselines[ONE_SLOT] = _alone("cosyvoice2", pack, one, plan)
+        found.said.append(ONE_SLOT)
+    elif part == "upstream-exact":
+        exact = msgspec.structs.replace(one, upstream_exact=True)
+        found.baselines[EXACT] = _alone("cosyvoice2", pack, exact, plan)
+        found.said.append(f"{EXACT} (upstream_exact), one turn at a time")
+    elif find_spec("cosyvoice") is None:
+        found.said.append("the package cosyvoice is not installed here")
+    else:
         try:
             official = msgspec.structs.replace(one, implementation="upstream")
-            found[name] = _alone(name, pack, official, plan)
-            said.append("the package cosyvoice behind our protocol, one turn at a time")
+            found.baselines[UPSTREAM] = _alone(UPSTREAM, pack, official, plan)
+            found.said.append("the package cosyvoice behind our protocol, one turn at a time")
         except (EngineError, ImportError, RuntimeError) as error:
-            said.append(f"the package cosyvoice is here but could not be measured: {error}")
-    else:
-        said.append("the package cosyvoice is not installed here")
-    name = "upstream's algorithm through our modules"
-    exact = msgspec.structs.replace(one, upstream_exact=True)
-    found[name] = _alone("cosyvoice2", pack, exact, plan)
-    return found, "baseline: " + "; ".join(said) + f"; {name} (upstream_exact), one turn at a time"
+            found.said.append(f"the package cosyvoice is here but could not be measured: {error}")
 
 
 def _alone(

@@ -6,6 +6,7 @@ is text feed, loudness, framing, pacing, Redis and the way between the worker's 
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,17 +22,22 @@ from bench.engine import AIMS
 from bench.percentiles import Percentiles
 from bench.report import Figure, Report, figure
 from bench.testbed import ROOT, Testbed, testbed
+from worker.voicepacks import Voicepack
 
 CONFIG: Final = ROOT / "configs/cosyvoice2.yaml"
 _READY_S: Final = 240.0
 
 
-def run(pack_name: PackName, plan: EnginePlan, packs: Path) -> Report:
-    """Measure one pack on one device in one precision."""
+def run(
+    pack_name: PackName,
+    plan: EnginePlan,
+    packs: Path,
+    *,
+    tell: Callable[[Report], object] = id,
+) -> Report:
+    """Measure one pack on one device in one precision; ``tell`` hears of it after each load."""
     pack = pack_of(pack_name, packs)
     slots = max(plan.sessions)
-    on_gpu = plan.device == "cuda"
-    judged = AIMS if on_gpu and pack_name == "full" and plan.graphs and plan.dtype == "bf16" else {}
     engine = {
         "device": plan.device,
         "dtype": plan.dtype,
@@ -59,24 +65,41 @@ def run(pack_name: PackName, plan: EnginePlan, packs: Path) -> Report:
             if load.name == "greedy":
                 continue  # the worker's pacing holds every turn to real time
             levels.append(_level(bed, fleet, load, sessions))
+            tell(_report(pack_name, pack, plan, levels, ready_ms))
         taken = Percentiles.of(1000 * s for s in fleet.taken_over_s(plan.repeats * 3))
         record = worker_record(bed)
+    return _report(pack_name, pack, plan, levels, ready_ms, taken, record)
+
+
+def _report(
+    pack_name: PackName,
+    pack: Voicepack,
+    plan: EnginePlan,
+    levels: list[Level],
+    ready_ms: float,
+    taken: Percentiles | None = None,
+    record: dict[str, str] | None = None,
+) -> Report:
+    """``taken`` and ``record`` come last: a report without them is of a bench that goes on."""
+    on_gpu = plan.device == "cuda"
+    judged = AIMS if on_gpu and pack_name == "full" and plan.graphs and plan.dtype == "bf16" else {}
     figures: list[Figure] = []
     for level in levels:
         figures += figures_of(level, judged)
         figures.append(figure(f"{level.name}, worker process", level.more["worker_cpu"], "cores"))
-    for which in ("p50", "p95", "max"):
-        figures.append(
+    if taken is not None:
+        figures += [
             figure(
                 f"stop to the waiting turn's start entry, {which}",
                 getattr(taken, which),
                 "ms",
                 samples=taken.count,
             )
-        )
+            for which in ("p50", "p95", "max")
+        ]
     figures.append(figure("server and worker started, model warm", ready_ms, "ms"))
     for field in ("vram_used_mb", "vram_total_mb", "session_mb", "voice_mb"):
-        if field in record:
+        if record and field in record:
             figures.append(figure(f"worker record, {field}", float(record[field]), "MiB"))
     return Report(
         bench=f"gpu_{plan.label(pack_name)}",
@@ -85,8 +108,9 @@ def run(pack_name: PackName, plan: EnginePlan, packs: Path) -> Report:
         conditions=(
             f"random weights in the official layout ({pack.model_id}): the work is that of the "
             "published model of this size, the sound is noise; 1.8 speech tokens a character",
-            f"server, worker, its engine's process and this reader on one machine; {slots} slots, "
-            f"frames of 20 ms at {RATE} Hz; each turn is a session of its own",
+            "server, worker, its engine's process and this reader on one machine; "
+            f"{max(plan.sessions)} slots, frames of 20 ms at {RATE} Hz; each turn is a session of "
+            "its own",
             "first audio is from the moment a turn was due to the arrival of its first frame; a "
             "listener plays in real time from then on, and a frame that comes after its place is "
             "an underrun; audible is the first sample above -50 dB of the turn's peak",
@@ -98,7 +122,8 @@ def run(pack_name: PackName, plan: EnginePlan, packs: Path) -> Report:
         figures=tuple(figures),
         series={
             "levels": [msgspec.to_builtins(level) for level in levels],
-            "worker_record": record,
+            "worker_record": record or {},
+            "complete": record is not None,
         },
     )
 

@@ -64,7 +64,8 @@ class Record(msgspec.Struct, frozen=True):
     report: Report
 
     def write(self, directory: Path) -> Path:
-        """Write ``<bench>.json``."""
+        """Write ``<bench>.json``, whole or not at all."""
         path = directory / f"{self.report.bench}.json"
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
-        return path
+        draft = path.with_suffix(".draft")
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+        return draft.replace(path)

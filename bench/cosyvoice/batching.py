@@ -8,6 +8,7 @@ bit. ``together`` is what a batch would bring there, and what a GPU does.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -50,21 +51,23 @@ class Batching:
     @torch.inference_mode()
     def decode(self, slots: Sequence[int]) -> list[dict[str, float]]:
         """A step's ms and tokens a second, with so many slots, all of them taken."""
-        points: list[dict[str, float]] = []
-        for count_ in slots:
-            decoder = self._decoder(count_)
-            self._fill(decoder)
-            done = 0
+        return [self._decode(count_) for count_ in slots]
 
-            def burst(decoder: Decoder = decoder, count_: int = count_) -> None:
-                nonlocal done
-                done += STEPS
-                decoder.burst(dict.fromkeys(range(count_), done), STEPS)
-                decoder.collect()
+    def _decode(self, count_: int) -> dict[str, float]:
+        # Its decoder is gone when the next is made: a graph that goes takes libraries' workspaces
+        # with it, which another may use.
+        decoder = self._decoder(count_)
+        self._fill(decoder)
+        done = 0
 
-            step_s = self._time(burst) / STEPS
-            points.append({"rows": count_, "ms": 1000 * step_s, "per_second": count_ / step_s})
-        return points
+        def burst() -> None:
+            nonlocal done
+            done += STEPS
+            decoder.burst(dict.fromkeys(range(count_), done), STEPS)
+            decoder.collect()
+
+        step_s = self._time(burst) / STEPS
+        return {"rows": count_, "ms": 1000 * step_s, "per_second": count_ / step_s}
 
     @torch.inference_mode()
     def flow(self, rows: Sequence[int], *, rows_apart: bool) -> list[dict[str, float]]:
@@ -84,6 +87,7 @@ class Batching:
         points: list[dict[str, float]] = []
         for count_ in rows:
             stage = VocoderStage(self._model.vocoder, (count_,), Graphs(enabled=self._graphs))
+            stage.warm_up()
             seconds = self._time(lambda s=stage, c=count_: s.rehearse(c))
             left, right = stage._trims()
             frames = WINDOW_LENGTHS[-1] - left - right
@@ -108,6 +112,28 @@ class Batching:
         }
         self._model.vocoder.rows_apart = True
         return found
+
+    @torch.inference_mode()
+    def captured(self, rows: int) -> Iterator[tuple[str, Callable[[], object]]]:
+        """What runs one step, block and window of ``rows`` sessions, from its graph if it has one.
+
+        One after another: each is gone when the next is made.
+        """
+        decoder = self._decoder(rows)
+        self._fill(decoder)
+        yield "decode step", decoder.rehearse
+        del decoder
+        yield "flow block", partial(self._block, self._renderer(rows_apart=False), rows, False)
+        self._model.vocoder.rows_apart = False
+        stage = VocoderStage(self._model.vocoder, (rows,), Graphs(enabled=self._graphs))
+        stage.warm_up()
+        yield "vocoder window", lambda: stage.rehearse(rows)
+        self._model.vocoder.rows_apart = True
+
+    @torch.inference_mode()
+    def time_of(self, work: Callable[[], object]) -> float:
+        """The median of a few runs of ``work``, in seconds."""
+        return self._time(work)
 
     def _decoder(self, slots: int, graphs: bool | None = None) -> Decoder:
         enabled = self._graphs if graphs is None else graphs

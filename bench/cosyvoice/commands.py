@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bench import machine, table
 from bench.cosyvoice import table as engine_table
-from bench.cosyvoice.plan import EnginePlan, plan_of
+from bench.cosyvoice.plan import ALONE, COMPARED, EnginePlan, Part, plan_of
 from bench.report import Record, Report
 
 PackName = Literal["tiny", "full"]
@@ -32,6 +32,7 @@ def engine(
     eager: Flag = False,
     quick: Flag = False,
     against_upstream: Flag = False,
+    only: Annotated[tuple[Part, ...], Parameter(negative="", consume_multiple=True)] = (),
     device_times: Flag = False,
     threads: int = 0,
     sessions: str | None = None,
@@ -40,6 +41,7 @@ def engine(
     packs: Path | None = None,
     note: tuple[str, ...] = (),
     suffix: str = "",
+    no_picture: Flag = False,
     out: Path = RESULTS,
 ) -> int:
     """Measure the CosyVoice 2 engine alone, in this process. Needs the cosyvoice extra.
@@ -58,6 +60,8 @@ def engine(
         Few and short loads: shows that everything runs.
     against_upstream
         Also drive the package cosyvoice, where it is, and its algorithm through our modules.
+    only
+        These parts. Several engines in one process can disturb each other on a GPU.
     device_times
         Time the stages with CUDA events too.
     threads
@@ -74,6 +78,8 @@ def engine(
         A condition that the reader of the report has to know.
     suffix
         Of the names of the files.
+    no_picture
+        Write the JSON alone.
     out
         Where JSON and pictures go.
     """
@@ -82,7 +88,10 @@ def engine(
     plan = _plan(pack, device, dtype, eager, quick, threads, sessions, seconds, texts, note)
     plan = msgspec.structs.replace(plan, device_times=device_times, suffix=suffix)
     where = _packs(packs)
-    return _report(lambda: bench.run(pack, plan, where, upstream=against_upstream), plan, out)
+    parts = only or (COMPARED if against_upstream else ALONE)
+    return _report(
+        lambda tell: bench.run(pack, plan, where, parts=parts, tell=tell), plan, out, not no_picture
+    )
 
 
 def gpu(
@@ -98,6 +107,7 @@ def gpu(
     texts: str | None = None,
     packs: Path | None = None,
     note: tuple[str, ...] = (),
+    no_picture: Flag = False,
     out: Path = RESULTS,
 ) -> int:
     """Measure the whole fleet path with CosyVoice 2, through Redis; on a CPU too.
@@ -108,7 +118,7 @@ def gpu(
 
     plan = _plan(pack, device, dtype, eager, quick, threads, sessions, seconds, texts, note)
     where = _packs(packs)
-    return _report(lambda: bench.run(pack, plan, where), plan, out)
+    return _report(lambda tell: bench.run(pack, plan, where, tell=tell), plan, out, not no_picture)
 
 
 def _plan(
@@ -150,8 +160,12 @@ def _packs(given: Path | None) -> Path:
     return given or KEPT
 
 
-def _report(measure: Callable[[], Report], plan: EnginePlan, out: Path) -> int:
-    """Run it, write it down, and say how it went: 1 where a check failed."""
+Measure = Callable[[Callable[[Report], object]], Report]
+"""What measures: it is given what hears of the report so far."""
+
+
+def _report(measure: Measure, plan: EnginePlan, out: Path, picture: bool) -> int:
+    """Run it, write it down as it goes, and say how it went: 1 where a check failed."""
     import torch  # noqa: PLC0415
 
     accelerator = None
@@ -161,11 +175,13 @@ def _report(measure: Callable[[], Report], plan: EnginePlan, out: Path) -> int:
     # Before the benches: the load average is to be that of the others.
     here = machine.describe(accelerator, "torch", *_installed("transformers", "cosyvoice2-eu"))
     table.show_machine(here, console)
-    report = measure()
     out.mkdir(parents=True, exist_ok=True)
+    report = measure(lambda so_far: Record(here, so_far).write(out))
     record = Record(here, report)
     written = [record.write(out)]
-    if find_spec("matplotlib") is None:
+    if not picture:
+        pass
+    elif find_spec("matplotlib") is None:
         console.print("no picture: matplotlib is not installed", highlight=False)
     else:
         from bench.cosyvoice import plots as engine_plots  # noqa: PLC0415

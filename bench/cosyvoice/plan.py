@@ -1,13 +1,19 @@
 """How much of an engine is measured, and on what."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Literal, get_args
 
 import msgspec
 
 from bench.cosyvoice.load import Closed, Load, Poisson
 from bench.cosyvoice.packs import PackName
 from bench.cosyvoice.texts import SECONDS
+
+Part = Literal["levels", "batching", "one-slot", "upstream", "upstream-exact"]
+"""Of the engine bench: what it is compared with are the last three."""
+
+ALONE: Final[tuple[Part, ...]] = ("levels", "batching")
+COMPARED: Final[tuple[Part, ...]] = get_args(Part)
 
 
 class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,7 +27,8 @@ _SAID = ("load", "stop to the", "server and", "CUDA calls")
 def show(report: Report, console: Console) -> None:
     """Print the levels, the batches and what has a target. The rest is in the JSON file."""
     console.print()
-    _levels(report.title, report.series["levels"], console)
+    if report.series["levels"]:
+        _levels(report.title, report.series["levels"], console)
     for name, levels in report.series.get("baselines", {}).items():
         _levels(f"baseline: {name}", levels, console)
     if "batching" in report.series:

@@ -166,5 +166,5 @@ async def workers(fleet: VoiceFleet) -> Findings:
         yield Finding("ok", "dead letters: not looked at, this user may not read them")
         return
     if dead:
-        advice = f"redis-cli XREVRANGE {fleet.keys.dead} + - COUNT 5 says why"
+        advice = "`voicefleet dead` says which, and why"
         yield Finding("warn", f"{dead} requests could not be spoken", advice)

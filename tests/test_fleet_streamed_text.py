@@ -117,8 +117,8 @@ class TestDeadWriter:
         self, fleet: Orchestrator, redis_url: str, prefix: str
     ) -> None:
         async with serving(redis_url, prefix, text_timeout_s=0.3):
-            await fleet.add("s", request="r", stream=1, lead_ms=0)
             await fleet.write("s", "r", text="One sentence. Half of ano")
+            await fleet.add("s", request="r", stream=1, lead_ms=0)
             heard = await fleet.hear("s")
             assert (heard.end.reason, heard.end.error) == ("failed", "text_timeout")
             assert spoken(heard) == ["One sentence.", "Half of ano"]
@@ -127,7 +127,7 @@ class TestDeadWriter:
 
     async def test_the_client_hears_it_too(self, redis_url: str, prefix: str) -> None:
         async with (
-            serving(redis_url, prefix, text_timeout_s=0.3),
+            serving(redis_url, prefix, text_timeout_s=1.0),
             VoiceFleet(redis_url, prefix=prefix) as voices,
         ):
             turn = voices.session("p", model="tone-test").stream(lead_ms=0)
@@ -142,8 +142,8 @@ class TestDeadWriter:
         self, fleet: Orchestrator, redis_url: str, prefix: str
     ) -> None:
         async with serving(redis_url, prefix, text_timeout_s=1.0):
-            await fleet.add("s", request="r", stream=1, lead_ms=0)
             await fleet.write("s", "r", text="One sentence. Half of ano")
+            await fleet.add("s", request="r", stream=1, lead_ms=0)
             await fleet.hear("s", until=1)
             await fleet.redis.delete(fleet.keys.text("s", "r"))
             heard = await fleet.hear("s")
@@ -189,8 +189,8 @@ class TestTakeover:
         ):
             text = FIRST + "Half of ano"
             calm = await self.calm(fleet, {"text": text}, {"timeout": 1})
-            await fleet.add("s", request="r", stream=1, seed=11)
             await fleet.write("s", "r", text=text)
+            await fleet.add("s", request="r", stream=1, seed=11)
             await marked(fleet, "s", "timeout")
             await fleet.write("s", "r", text="ther sentence. It is too late.", end=1)
             (await owner(fleet, "s", a, b)).signal(signal.SIGTERM)

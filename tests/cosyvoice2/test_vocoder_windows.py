@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the cosyvoice2 engine needs torch")
 
-from itertools import pairwise
+from itertools import pairwise, product
 from random import Random
 from typing import Any
 
@@ -50,8 +50,25 @@ def test_a_plan_keeps_each_frame_once_with_the_reach_around_it(total: int, first
         assert window.start <= max(0, window.anchor - left)
         assert window.until <= window.start + window.filled - (0 if window.final else right)
         assert window.filled <= window.frames
-        assert window.frames == window.filled or not window.final
-        assert window.frames in {56, 96} or (window.final and window.start == 0)
+        assert window.frames in {56, 96}
+        assert window.filled == window.frames or window.start == 0
+        assert window.whole == (window.final and window.start == 0)
+        assert window.whole == (window.final and window.trim == (0, 0))
+
+
+def test_every_window_has_one_of_the_lengths() -> None:
+    """At any speed: a hop that is stretched beyond a window is cut to fit one."""
+    left, right, *_ = reach(cases.SIZES)
+    for first, hop in product((1, 7, 21, 22, 40, 79, 120), (1, 20, 25, 50, 55, 100)):
+        for margin in (1, 6):
+            for total in (*range(1, 240, 3), 500):
+                windows = plan_of(total, [], first=first, hops=(hop,), margin=margin)
+                assert {window.frames for window in windows} <= {56, 96}
+                assert windows[-1].until == total
+                for window in windows:
+                    assert window.start <= max(0, window.anchor - left)
+                    end = window.start + window.filled
+                    assert window.until <= end - (0 if window.final else right)
 
 
 def test_a_plan_does_not_depend_on_how_frames_arrive() -> None:
@@ -157,6 +174,29 @@ def test_windows_equal_one_rendering(
     assert len(seams) == len(plan_of(total, [], first=first, hops=hops)) - 1
     assert cases.relative(samples, whole) < 3e-6
     assert cases.relative(samples[-960:], whole[-960:]) < 3e-6  # the last 40 ms
+
+
+@pytest.mark.parametrize("pitch", list(cases.PITCHES))
+def test_an_utterance_shorter_than_its_window_ends_where_it_ends(pitch: str) -> None:
+    """Padding, however loud, has no say in any sample; unmasked, it would."""
+    module = cases.vocoder(pitch, rows_apart=False)
+    for frames, lengths in ((56, range(1, 57, 5)), (96, range(57, 97, 8))):
+        bands = {n: cases.mel(n, pitch, seed=n) for n in (*lengths, frames)}
+        whole = {n: cases.one_shot(module, mel, OFFSET) for n, mel in bands.items()}
+        rows = torch.full((len(bands), frames, cases.SIZES.mel_bands), 5.0)
+        for row, (length, mel) in enumerate(bands.items()):
+            rows[row, :length] = mel[0].T
+        ends = torch.tensor(list(bands))
+        zeros = torch.zeros_like(ends)
+        place = Cursor(zeros, zeros, ends, zeros.double())
+        offsets = torch.full_like(ends, OFFSET)
+        samples, _ = module.window(rows, offsets, place, (0, 0), ends)
+        unmasked, _ = module.window(rows, offsets, place)
+        for row, (length, expected) in enumerate(whole.items()):
+            kept = slice(length * HOP)
+            assert float((samples[row, kept] - expected).abs().max()) < 1e-6, length
+            # A row as long as the window has nothing behind it.
+            assert (cases.relative(unmasked[row, kept], expected) < 1e-3) == (length == frames)
 
 
 def test_less_context_withholds_less_and_deviates() -> None:

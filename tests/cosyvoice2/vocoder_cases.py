@@ -80,7 +80,8 @@ def in_windows(
             assert window.start + window.filled <= frames
             rows[:, : window.filled] = filled.transpose(1, 2)
             place = cursor(window.start, window.anchor, window.until, phase)
-            samples, phase = module.window(rows, torch.tensor([offset]), place, window.trim)
+            ends = torch.tensor([window.filled]) if window.whole else None
+            samples, phase = module.window(rows, torch.tensor([offset]), place, window.trim, ends)
             pieces.append(samples[0, window.kept(HOP)])
             seams.append(window.until * HOP)
             if window.final:

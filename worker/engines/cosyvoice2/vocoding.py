@@ -18,6 +18,9 @@ from worker.engines.cosyvoice2.vocoder.windows import Window, Windows
 WINDOW_LENGTHS = (56, 96)
 """Frames. The shorter serves an utterance's first block, the longer all that follow."""
 
+WHOLE = (0, 0)
+"""Nothing is trimmed where both ends of an utterance lie in its window."""
+
 Shape = tuple[int, int, tuple[int, int]]
 """Of a batch: rows, frames, and the frames that are trimmed on both sides."""
 
@@ -86,7 +89,11 @@ class Track:
 
 @dataclass
 class _Inputs:
-    """Static inputs of one batch size and window length."""
+    """Static inputs of one batch size and window length.
+
+    The columns of ``places`` are the rows' noise offsets, first frames, anchors, frames before
+    which the phase is carried on, and filled frames.
+    """
 
     mel: Tensor
     places: Tensor
@@ -138,11 +145,11 @@ class VocoderStage:
         return rendered
 
     def warm_up(self) -> None:
-        """Capture the common shapes: of windows in the middle, first and last ones."""
+        """Capture all shapes: of windows in the middle, first, last and only ones."""
         left, right = self._trims()
         for rows in self._batches:
             for length in WINDOW_LENGTHS:
-                for trim in ((0, right), (left, right), (left, 0)):
+                for trim in ((0, right), (left, right), (left, 0), WHOLE):
                     self._prepare((rows, length, trim))
 
     def rehearse(self, rows: int) -> None:
@@ -163,7 +170,7 @@ class VocoderStage:
         for row, (track, window) in enumerate(windows):
             inputs.mel[row, : window.filled] = track.frames_of(window)
             inputs.phase[row] = track.phase[0]
-            places.append([track.offset, window.start, window.anchor, window.until])
+            places.append([track.offset, window.start, window.anchor, window.until, window.filled])
         columns = torch.tensor(places).T.contiguous()
         inputs.places[:, : len(windows)] = to_device(columns, self.device)
         samples, phase = self._run(shape)
@@ -175,31 +182,27 @@ class VocoderStage:
         return Rendered(Transfer(samples), pieces)
 
     def _prepare(self, shape: Shape) -> None:
-        if shape[1] in WINDOW_LENGTHS:
-            self._graphs.prepare(("vocoder", shape), lambda: self._window(shape), _nothing)
+        self._graphs.prepare(("vocoder", shape), lambda: self._window(shape), _nothing)
 
     def _run(self, shape: Shape) -> tuple[Tensor, Tensor]:
-        """One batch, from its graph where its length is a common one."""
-        if shape[1] not in WINDOW_LENGTHS:
-            return self._window(shape)
+        """One batch, from its graph."""
         return self._graphs.run(("vocoder", shape), lambda: self._window(shape))
 
     def _window(self, shape: Shape) -> tuple[Tensor, Tensor]:
         inputs = self._inputs_of(shape)
-        offset, first, anchor, until = inputs.places
+        offset, first, anchor, until, filled = inputs.places
         cursor = Cursor(first, anchor, until, inputs.phase)
-        return self.vocoder.window(inputs.mel, offset, cursor, shape[2])
+        ends = filled if shape[2] == WHOLE else None
+        return self.vocoder.window(inputs.mel, offset, cursor, shape[2], ends)
 
     def _inputs_of(self, shape: Shape) -> _Inputs:
-        """Those of common lengths are kept; of others, the latest only."""
         inputs = self._inputs.get(shape)
         if inputs is None:
             rows, length, _ = shape
-            self._inputs = {s: i for s, i in self._inputs.items() if s[1] in WINDOW_LENGTHS}
             bands = self.vocoder.sizes.mel_bands
             inputs = self._inputs[shape] = _Inputs(
                 mel=torch.zeros(rows, length, bands, device=self.device),
-                places=torch.zeros(4, rows, dtype=torch.int64, device=self.device),
+                places=torch.zeros(5, rows, dtype=torch.int64, device=self.device),
                 phase=torch.zeros(rows, dtype=torch.float64, device=self.device),
             )
         return inputs

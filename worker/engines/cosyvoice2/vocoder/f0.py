@@ -21,8 +21,22 @@ class F0Predictor(nn.Module):
         self.condnet = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, 1)
 
-    def forward(self, mel: Tensor) -> Tensor:
-        """Log-mel ``[B, mel_bands, W]`` to Hz ``[B, W]``, both in the dtype of the weights."""
-        x: Tensor = self.condnet(mel.to(self.classifier.weight.dtype))
+    def forward(self, mel: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log-mel ``[B, mel_bands, W]`` to Hz ``[B, W]``, both in the dtype of the weights.
+
+        ``mask`` ``[B, 1, W]`` is 0 for frames that are no part of the utterance: they have no say,
+        and are at 0 Hz.
+        """
+        x: Tensor = mel.to(self.classifier.weight.dtype)
+        if mask is None:
+            x = self.condnet(x)
+        else:
+            mask = mask.to(x.dtype)
+            x = x * mask
+            for layer in self.condnet:
+                x = layer(x)
+                if not isinstance(layer, nn.Conv1d):
+                    x = x.mul_(mask)
         hz: Tensor = self.classifier(x.transpose(1, 2))
-        return hz.squeeze(-1).abs()
+        hz = hz.squeeze(-1).abs()
+        return hz if mask is None else hz.mul_(mask.squeeze(1))

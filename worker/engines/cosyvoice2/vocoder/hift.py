@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worker.engines.cosyvoice2.hyperparameters import VocoderSizes
+from worker.engines.cosyvoice2.vocoder.extent import Extent
 from worker.engines.cosyvoice2.vocoder.f0 import F0Predictor
 from worker.engines.cosyvoice2.vocoder.source import HarmonicSource
 from worker.engines.cosyvoice2.vocoder.spectrum import InverseSpectrum, Spectrum
@@ -57,12 +58,14 @@ class ResidualBlock(nn.Module):
         self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, channels, n]`` to the same shape."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[B, channels, n]`` to the same shape; where ``mask`` is zero, as ``x`` is, so is it."""
         for snake1, conv1, snake2, conv2 in zip(
             self.activations1, self.convs1, self.activations2, self.convs2, strict=True
         ):
-            branch: Tensor = conv2(snake2(conv1(snake1(x))))
+            # A snake leaves zeros as they are, a convolution spreads what is beside them.
+            branch: Tensor = _masked(conv1(snake1(x)), mask)
+            branch = _masked(conv2(snake2(branch)), mask)
             x = branch.add_(x)
         return x
 
@@ -102,7 +105,13 @@ class HiFT(nn.Module):
         self._spectrum = Spectrum(sizes.fft, sizes.fft_hop)
         self._inverse = InverseSpectrum(sizes.fft, sizes.fft_hop)
 
-    def decode(self, mel: Tensor, source: Tensor, trim: tuple[int, int] = (0, 0)) -> Tensor:
+    def decode(
+        self,
+        mel: Tensor,
+        source: Tensor,
+        trim: tuple[int, int] = (0, 0),
+        extent: Extent | None = None,
+    ) -> Tensor:
         """Log-mel ``[B, mel_bands, W]``, excitation ``[B, 1, W * hop]`` to ``[B, W * hop]``.
 
         All float32; samples are within ``limit``. What lies beyond the edges is zero to every
@@ -110,26 +119,39 @@ class HiFT(nn.Module):
 
         ``trim`` frames on the left and right are left out behind the first level, and of the
         result: the context that is needed gets shorter from level to level and dearer to compute.
+
+        ``extent``: the utterances end within the window, each at its own frame, and what is behind
+        may hold anything finite. Nothing is trimmed then.
         """
         sizes = self.sizes
+        frames = mel.shape[2]
+        mask: Tensor | None = None
+        if extent is not None:
+            mask = extent.mask(frames)
+            mel, source = mel * mask, extent.reflected(source, sizes.hop)
         spectrum: Tensor = self._spectrum(source)
-        x: Tensor = self.conv_pre(mel)
+        if extent is not None:
+            spectrum *= extent.mask(spectrum.shape[2], sizes.hop // sizes.fft_hop, 1)
+        x: Tensor = _masked(self.conv_pre(mel), mask)
         kinds = len(sizes.kernels)
         for level, up in enumerate(self.ups):
             x = up(functional.leaky_relu_(x, sizes.slope))
-            if level == len(sizes.upsampling) - 1:
+            more = level == len(sizes.upsampling) - 1
+            if more:
                 x = functional.pad(x, (1, 0), mode="reflect")  # a spectrum has one frame more
-            source_part: Tensor = self.source_downs[level](spectrum)
-            source_part = self.source_resblocks[level](source_part)
-            x = source_part.add_(x)
-            total: Tensor = self.resblocks[level * kinds](x)
+            if extent is not None:
+                mask = extent.mask(x.shape[2], prod(sizes.upsampling[: level + 1]), more)
+            source_part: Tensor = _masked(self.source_downs[level](spectrum), mask)
+            source_part = self.source_resblocks[level](source_part, mask)
+            x = source_part.add_(_masked(x, mask))
+            total: Tensor = self.resblocks[level * kinds](x, mask)
             for kind in range(1, kinds):
-                total += self.resblocks[level * kinds + kind](x)
+                total += self.resblocks[level * kinds + kind](x, mask)
             x = total.div_(kinds)
             if level == 0 and any(trim):
-                x, spectrum = self._without(trim, x, spectrum, mel.shape[2])
+                x, spectrum = self._without(trim, x, spectrum, frames)
         x = self.conv_post(functional.leaky_relu_(x, LAST_SLOPE))
-        return self._samples(x)
+        return self._samples(x, mask, extent)
 
     def _without(
         self, trim: tuple[int, int], x: Tensor, spectrum: Tensor, frames: int
@@ -141,11 +163,16 @@ class HiFT(nn.Module):
             spectrum[:, :, first * spectra : end * spectra + 1],
         )
 
-    def _samples(self, x: Tensor) -> Tensor:
+    def _samples(self, x: Tensor, mask: Tensor | None, extent: Extent | None) -> Tensor:
         """Log magnitude and phase ``[B, fft + 2, n]`` to samples."""
         bins = self.sizes.fft // 2 + 1
         magnitude = x[:, :bins].exp().clamp_(max=LARGEST_MAGNITUDE)
         phase = x[:, bins:].sin()
         parts = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=1)
-        samples: Tensor = self._inverse(parts)
+        samples: Tensor = self._inverse(_masked(parts, mask), extent, self.sizes.hop)
         return samples.clamp_(-self.sizes.limit, self.sizes.limit)
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` with zeros where ``mask`` is zero, in place."""
+    return x if mask is None else x.mul_(mask)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from worker.engines.cosyvoice2.hyperparameters import VocoderSizes
+from worker.engines.cosyvoice2.vocoder.extent import Extent
 from worker.engines.cosyvoice2.vocoder.hift import HiFT, Snake
 from worker.engines.cosyvoice2.vocoder.noise import noise_table, read_noise
 from worker.engines.cosyvoice2.vocoder.source import Cursor
@@ -56,7 +57,12 @@ class Vocoder(HiFT):
         return self._render(mel, noise, cursor)[0]
 
     def window(
-        self, mel: Tensor, noise_offset: Tensor, cursor: Cursor, trim: tuple[int, int] = (0, 0)
+        self,
+        mel: Tensor,
+        noise_offset: Tensor,
+        cursor: Cursor,
+        trim: tuple[int, int] = (0, 0),
+        filled: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One window each of ``B`` utterances. Safe in a CUDA graph: no sync, static shapes.
 
@@ -67,6 +73,8 @@ class Vocoder(HiFT):
             cursor: Where the windows stand and the phase carried to them.
             trim: Frames on the left and right whose samples are not wanted; like the shapes,
                 one for all rows and fixed in a graph.
+            filled: Where the utterances both begin and end in their windows: how many frames are
+                theirs, ``[B]`` int64. Samples behind those are of no use. Without ``trim``.
 
         Returns:
             Samples ``[B, (W - sum(trim)) * hop]`` float32 at ``sizes.sample_rate``, of which the
@@ -81,6 +89,7 @@ class Vocoder(HiFT):
                     noise_offset[row : row + 1],
                     Cursor(*(field[row : row + 1] for field in cursor)),
                     trim,
+                    None if filled is None else filled[row : row + 1],
                 )
                 for row in range(rows)
             ]
@@ -88,11 +97,18 @@ class Vocoder(HiFT):
             return torch.cat(samples), torch.cat(phases)
         hop = self.sizes.hop
         noise = read_noise(self._noise, noise_offset, cursor.first * hop, mel.shape[1] * hop)
-        return self._render(mel.transpose(1, 2).contiguous(), noise, cursor, trim)
+        extent = None if filled is None else Extent(filled)
+        return self._render(mel.transpose(1, 2).contiguous(), noise, cursor, trim, extent)
 
     def _render(
-        self, mel: Tensor, noise: Tensor, cursor: Cursor, trim: tuple[int, int] = (0, 0)
+        self,
+        mel: Tensor,
+        noise: Tensor,
+        cursor: Cursor,
+        trim: tuple[int, int] = (0, 0),
+        extent: Extent | None = None,
     ) -> tuple[Tensor, Tensor]:
-        f0: Tensor = self.f0_predictor(mel)
+        mask = None if extent is None else extent.mask(mel.shape[2])
+        f0: Tensor = self.f0_predictor(mel, mask)
         source, carried = self.m_source(f0, noise, cursor)
-        return self.decode(mel, source, trim), carried
+        return self.decode(mel, source, trim, extent), carried

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worker.engines.cosyvoice2.vocoder.extent import Extent
+
 
 def _bases(size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines and sines ``[size // 2 + 1, size]`` and the window ``[size]``, float64."""
@@ -67,12 +69,20 @@ class InverseSpectrum(nn.Module):
         self.register_buffer("_head", correction[: size // 2].clone(), persistent=False)
         self.register_buffer("_tail", correction[-(size // 2) :].clone(), persistent=False)
 
-    def forward(self, bins: Tensor) -> Tensor:
-        """``n`` is at least ``size``."""
+    def forward(self, bins: Tensor, extent: Extent | None = None, hop: int = 1) -> Tensor:
+        """``n`` is at least ``size``.
+
+        Args:
+            bins: Zero behind the end that ``extent`` tells.
+            extent: Of each row, if it is not the whole.
+            hop: Samples a frame of ``extent``.
+        """
         half = self._size // 2
         padded = functional.conv_transpose1d(bins, self._basis, stride=self._hop)
         samples = padded[:, 0, half:-half]
         samples[:, :half] *= self._head
+        if extent is not None:
+            return extent.tapered(samples, hop, self._tail)
         samples[:, -half:] *= self._tail
         return samples
 

@@ -18,7 +18,8 @@ class Window:
     """A window, in frames from the utterance's start.
 
     It is ``frames`` long from ``start``. The first ``filled`` are the utterance's, the others
-    padding that may hold anything finite. Its samples from frame ``anchor`` on, up to ``until``,
+    padding that may hold anything finite. ``whole``: both ends of the utterance lie in it, and the
+    vocoder has to be told ``filled``. Its samples from frame ``anchor`` on, up to ``until``,
     are kept. The carried phase holds before ``anchor``, the phase to carry before ``until``.
     ``trim`` frames on its two sides are computed no further than the network's first level.
     """
@@ -30,6 +31,11 @@ class Window:
     until: int
     final: bool
     trim: tuple[int, int]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole utterance lies in it."""
+        return self.final and self.start == 0
 
     def kept(self, hop: int) -> slice:
         """Of the window's samples, which ``Vocoder.window`` gives without the trimmed frames."""
@@ -53,10 +59,10 @@ class Windows:
     """The windows of one utterance.
 
     They end at fixed frames: ``first``, then every ``hops[0]``, ``hops[1]``, ... frames, the last
-    hop repeating. ``lengths`` are the windows' lengths, for which there are graphs and by which
-    they batch: a window reaches further back to have one of them, and where there is no further
-    back it is padded behind, where it is not kept. Only where the utterance's two ends lie in a
-    window, its length is the utterance's own; and one too wide for all of ``lengths`` is exact.
+    hop repeating; each is shortened to what fits a window. ``lengths`` are the windows' lengths,
+    for which there are graphs and by which they batch. Every window has one of them: it reaches
+    further back to have it, and where there is no further back it is padded behind, where it is
+    not kept.
 
     ``margin`` is how many frames follow for sure on any that came before the final ones: the
     flow's look-ahead. An end that has fewer behind it opens no window of its own. 1 is always
@@ -85,11 +91,13 @@ class Windows:
         if min(self._left, self._right) < LAYERS:
             raise ValueError(f"a window needs at least {LAYERS} frames of context on each side")
         self._trim = max(0, self._left - late_left), max(0, self._right - late_right)
-        self._hops = hops
         self._lengths = tuple(sorted(lengths))
+        # The last window takes up to ``margin - 1`` frames more than a hop.
+        widest = self._lengths[-1] - margin + 1
+        self._hops = tuple(min(hop, widest - self._left - self._right) for hop in hops)
         self._margin = margin
         self._ends = 0
-        self._end = first
+        self._end = min(first, widest)
         self._emitted = 0
         self._done = False
 
@@ -106,7 +114,7 @@ class Windows:
     @property
     def oldest(self) -> int:
         """The oldest frame that a window to come may need."""
-        history = max(self._left, self._lengths[-1] - self._right if self._lengths else 0)
+        history = max(self._left, self._lengths[-1] - self._right)
         return max(0, self._emitted - history)
 
     def next(self, frames: int, final: bool) -> Window | None:
@@ -129,12 +137,12 @@ class Windows:
     def _window(self, end: int, until: int, final: bool) -> Window:
         anchor, self._emitted = self._emitted, until
         start = max(0, anchor - self._left)
-        length = next((n for n in self._lengths if n >= end - start), end - start)
+        length = next(n for n in self._lengths if n >= end - start)
         start = max(0, end - length)
         filled = end - start
-        # The utterance's own ends are kept: nothing is trimmed there, and no padding may move them.
+        # The utterance's own ends are kept: nothing is trimmed there.
         trim = self._trim[0] if start else 0, 0 if final else self._trim[1]
-        return Window(start, filled if final else length, filled, anchor, until, final, trim)
+        return Window(start, length, filled, anchor, until, final, trim)
 
 
 @cache

@@ -220,6 +220,34 @@ async def test_a_turn_outlives_a_paused_server(fleet: Orchestrator, server: Embe
         assert (await fleet.hear("s", timeout_s=HANG_S)).pcm == calm.pcm
 
 
+@pytest.mark.parametrize("wish", ["pause", "stop"])
+async def test_what_a_full_server_refused_is_not_sent_past_a_wish(
+    fleet: Orchestrator, server: EmbeddedServer, wish: str
+) -> None:
+    async with serving(server.url, fleet.keys.prefix):
+        calm = await undisturbed(fleet)
+        await fleet.add("s", TEXT, seed=11)
+        await fleet.hear("s", until=50)
+        await fleet.redis.config_set("maxmemory", 1)
+        await anyio.sleep(0.5)  # in which frames are due
+        last = await last_number(fleet, "s")
+        # A client's SET would be refused too; an operator's need not be.
+        script = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], ARGV[1], 'EX', 60)"
+        await fleet.redis.eval(script, 1, fleet.keys.control("s"), wish)
+        await anyio.sleep(0.3)
+        await fleet.redis.config_set("maxmemory", 0)
+        if wish == "stop":
+            heard = await fleet.hear("s")
+            assert (heard.end.reason, heard.end.frames) == ("stopped", last)
+            assert (await fleet.state("s"))["frames"] == str(last)
+            return
+        await anyio.sleep(1.0)
+        assert await last_number(fleet, "s") == last
+        assert (await fleet.state("s"))["state"] == "paused"
+        await fleet.control("s", "resume")
+        assert (await fleet.hear("s")).pcm == calm.pcm
+
+
 async def test_a_turn_that_nobody_can_end_holds_up_no_session(
     redis: Redis, redis_url: str, prefix: str
 ) -> None:

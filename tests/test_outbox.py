@@ -18,9 +18,8 @@ from worker.outbox import (
     Fate,
     Opening,
     Outbox,
-    Retention,
-    entries_to_keep,
 )
+from worker.retention import FASTER_KEPT_S, Retention, entries_to_keep
 from worker.turn import TurnFrame
 
 pytestmark = pytest.mark.anyio
@@ -282,6 +281,55 @@ class TestPauseAndResume:
         flush(outbox, server)
         assert server.ended == 4
 
+    async def test_what_was_refused_does_not_leave_while_paused(self) -> None:
+        """Of a full server, say: nobody has heard it."""
+        outbox, server = box(lead_ms=100, last=0), Server(0)
+        await outbox.put(frames(1, 20))
+        flush(outbox, server, 0)
+        for tick in range(2, 60):
+            assert sent(collect(outbox, tick))
+            outbox.refused()
+        outbox.pause()
+        (told,) = flush(outbox, server, 60)
+        assert told.entries == []
+        assert server.last == outbox.frames == 5
+        outbox.resume()
+        assert sent(flush(outbox, server, 61)) == [6, 7, 8, 9, 10]  # a lead, not all that is due
+
+    async def test_what_was_never_answered_does_not_leave_while_paused(self) -> None:
+        outbox, server = box(lead_ms=100, last=0), Server(0)
+        await outbox.put(frames(1, 20))
+        flush(outbox, server, 0)
+        collect(outbox, 4)
+        outbox.unanswered()
+        outbox.pause()
+        assert sent(flush(outbox, server, 10)) == []
+        outbox.resume()
+        assert sent(flush(outbox, server, 10))[:3] == [6, 7, 8]
+
+    async def test_what_was_heard_and_forgotten_leaves_while_paused(self) -> None:
+        outbox, server = box(lead_ms=100, last=0), Server(0)
+        await outbox.put(frames(1, 20))
+        flush(outbox, server, 0)
+        server.forget(3)
+        outbox.pause()
+        flush(outbox, server, 10)
+        assert sent(flush(outbox, server, 10)) == [3, 4, 5]
+
+    async def test_what_was_refused_is_told_when_it_can_be(self) -> None:
+        outbox, server = box(last=0), Server(0)
+        await outbox.put([TurnFrame(1, b"x", None, b"[1]")])
+        outbox.pause()
+        (lost,) = collect(outbox)
+        outbox.refused()
+        (told,) = flush(outbox, server)
+        assert told.record == lost.record
+        outbox.resume()
+        (lost,) = collect(outbox)
+        outbox.refused()
+        (told,) = flush(outbox, server)
+        assert (told.resume, told.record) == (b"[1]", lost.record)
+
     async def test_a_paused_turn_can_be_cut(self) -> None:
         outbox, server = box(last=0), Server(0)
         await outbox.put(frames(1, 3))
@@ -375,6 +423,38 @@ class TestTheEnd:
         collect(outbox)
         outbox.cut("stopped")
         outbox.unanswered()
+        append, finish = flush(outbox, server)
+        assert append.numbers == [1, 2, 3]
+        assert finish.n == server.ended == 4
+
+    @pytest.mark.parametrize("order", ["refused first", "cut first"])
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_cut_ends_below_what_was_refused(self, order: str, paused: bool) -> None:
+        outbox, server = box(lead_ms=60, last=0), Server(0)
+        await outbox.put(frames(1, 10))
+        flush(outbox, server)
+        collect(outbox, 3)
+        if paused:
+            outbox.pause()
+        if order == "refused first":
+            outbox.refused()
+            outbox.cut("stopped")
+        else:
+            outbox.cut("stopped")
+            outbox.refused()
+        calls = flush(outbox, server, 20)
+        assert sent(calls) == []
+        assert calls[-1].n == server.ended == 4
+        assert outbox.frames == 3
+
+    async def test_cut_of_a_paused_turn_sends_what_may_have_been_heard(self) -> None:
+        """Its answer was lost: who has read it would never read an end below."""
+        outbox, server = box(lead_ms=60, last=0), Server(0)
+        await outbox.put(frames(1, 10))
+        collect(outbox)
+        outbox.pause()
+        outbox.unanswered()
+        outbox.cut("stopped")
         append, finish = flush(outbox, server)
         assert append.numbers == [1, 2, 3]
         assert finish.n == server.ended == 4
@@ -580,7 +660,7 @@ class TestHousekeeping:
         clock.now += 1.0
         assert [call.ttl for call in flush(outbox, server)] == [120_000]
 
-    async def test_what_was_made_within_the_window_is_kept_whole(
+    async def test_of_what_was_made_within_the_window_more_is_kept_up_to_a_limit(
         self, clock: SimpleNamespace
     ) -> None:
         outbox, server = box(last=0), Server(0)
@@ -590,8 +670,9 @@ class TestHousekeeping:
                 flush(outbox, server)
             clock.now += 1.0
             (call,) = flush(outbox, server)
-            within = 1000 * min(second + 1, 60)
-            assert int(call.keep) == entries_to_keep(max(3000, within))
+            within = 1000 * (second + 1)
+            most = int((RETENTION.audio_window_s + FASTER_KEPT_S) * 50)
+            assert int(call.keep) == entries_to_keep(min(max(3000, within), most))
 
     async def test_first_audio_is_counted_from_the_request(self, clock: SimpleNamespace) -> None:
         outbox, server = box(), Server()
@@ -616,6 +697,7 @@ STEPS = st.lists(
                 "flush",
                 "lose-request",
                 "lose-reply",
+                "refuse",
                 "forget",
                 "pause",
                 "resume",
@@ -634,6 +716,7 @@ async def test_whatever_gets_lost_the_stream_has_every_entry_once(
     outbox, server = box(lead_ms), Server()
     outbox.start(START)
     made = tick = 0
+    heard, paused = 0, False  # the start may leave while paused
     for step, count in steps:
         tick += 1
         match step:  # a put that would wait waits for ever here
@@ -647,6 +730,9 @@ async def test_whatever_gets_lost_the_stream_has_every_entry_once(
             case "lose-request":
                 collect(outbox, tick)
                 outbox.unanswered()
+            case "refuse":
+                collect(outbox, tick)
+                outbox.refused()
             case "lose-reply":
                 server.run(collect(outbox, tick))
                 outbox.unanswered()
@@ -654,11 +740,15 @@ async def test_whatever_gets_lost_the_stream_has_every_entry_once(
                 server.forget(min(count, len(server.stream)))
             case "pause":
                 outbox.pause()
+                paused = True
             case "resume":
                 outbox.resume()
+                paused = False
             case _:
                 pass
         assert sorted(server.stream) == list(range(len(server.stream)))
+        assert not (paused and server.last > heard)
+        heard = max(heard, server.last)
     outbox.resume()
     if how == "close":
         outbox.close("completed")

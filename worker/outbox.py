@@ -19,6 +19,7 @@ from wire.link import Argument, Command
 from worker import scripts
 from worker.clock import ServerClock
 from worker.pacing import Pacer
+from worker.retention import FRAMES_PER_S, Retention, Window
 from worker.turn import TurnFrame
 
 FREE_RUN_FRAMES = 100
@@ -28,9 +29,6 @@ READ_AHEAD_FRAMES = 25
 """Frames made ahead of publishing however small the lead is: engines work in bursts."""
 
 HOUSEKEEPING_S = 1.0
-FRAMES_PER_S = 50
-START_AND_END_SHARE = 0.2
-"""Entries that are no frames, for each frame of the window, where turns are short."""
 
 
 class Fate(Enum):
@@ -42,14 +40,6 @@ class Fate(Enum):
     REFUSED = "the audio key takes no entries"
     HANDED_OVER = "given up for another worker"
     FAILED = "the engine failed, another try is left"
-
-
-class Retention(msgspec.Struct, frozen=True):
-    """How long things are kept, in seconds: config ``worker``."""
-
-    audio_ttl_s: float
-    audio_window_s: float
-    resend_window_s: float
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,10 +61,14 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _InFlight(msgspec.Struct, frozen=True):
-    """A batch on its way: entries before number ``until``, and perhaps the end after them."""
+    """A batch on its way: entries before number ``until``, and perhaps the end after them.
+
+    ``record`` is what it says of the session.
+    """
 
     until: int
     ends: bool
+    record: dict[str, Argument]
 
 
 class Outbox:
@@ -93,18 +87,20 @@ class Outbox:
         self._clock = clock
         self._pacer = Pacer(lead_ms)
         self._lead = self._pacer.lead_frames or FREE_RUN_FRAMES
-        # Entries from number ``_base`` on, as stream fields. Those before ``_fresh`` have left at
-        # least once and are kept a while; ``_cursor`` is the next to send, again or at last.
+        # Entries from number ``_base`` on, as stream fields. Those before ``_known`` were on the
+        # server once; those before ``_doubted`` may have been, for an answer was lost; those before
+        # ``_fresh`` have left, and are kept a while. ``_cursor`` is the next to send, again or not.
         self._entries: deque[Sequence[Argument]] = deque()
-        self._base = self._cursor = self._fresh = opening.last + 1
+        self._base = self._cursor = self._fresh = self._doubted = self._known = opening.last + 1
         self._confirmed = opening.last
         self._resume: deque[tuple[int, bytes]] = deque()
         self._record: dict[str, Argument] = {}
-        self._left = deque([(time.monotonic(), self._base)])
+        self._window = Window(retention.audio_window_s, self._base, time.monotonic())
         self._housekeeping_at = time.monotonic() + HOUSEKEEPING_S
         self._in_flight: _InFlight | None = None
         self._wanted = False
         self._paused = False
+        self._is_cut = False
         self._end: tuple[Reason, str] | None = None
         self._end_when_paid: tuple[Reason, str] | None = None
         self._fate: Fate | None = None
@@ -197,11 +193,15 @@ class Outbox:
             self._end_when_paid = (reason, error)
             return True
         self._end = (reason, error)
-        while self._next > max(self._fresh, self.opening.heard + 1):
-            self._entries.pop()
+        self._is_cut = True
+        self._drop_unsent()
         self._space.set()
         self.kick()
         return True
+
+    def _drop_unsent(self) -> None:
+        while self._next > max(self._fresh, self.opening.heard + 1):
+            self._entries.pop()
 
     def settle(self, fate: Fate) -> None:
         """Publish nothing more."""
@@ -229,12 +229,14 @@ class Outbox:
         if self._in_flight is not None:
             self._wanted = True
             return []
-        until = self._fresh + self._due(tick)
+        until = self._until(tick)
         now = time.monotonic()
         housekeeping = now >= self._housekeeping_at
         commands: list[Command] = []
+        record: dict[str, Argument] = {}
         if until > self._cursor or self._record or housekeeping:
             commands.append(self._append(until, now, housekeeping=housekeeping))
+            record, self._record = self._record, {}
         ends = self._end is not None and until == self._next
         if ends:
             commands.append(self._finish(until, now))
@@ -246,7 +248,7 @@ class Outbox:
             if self._unsent < self._capacity:
                 self._space.set()
         self._cursor = until
-        self._in_flight = _InFlight(until, ends)
+        self._in_flight = _InFlight(until, ends, record)
         return commands
 
     def confirm(self, replies: Sequence[int]) -> bool:
@@ -266,6 +268,9 @@ class Outbox:
             self.settle(Fate.ENDED)
         elif last >= sent.until - 1:
             self._confirmed = sent.until - 1
+            self._known = max(self._known, sent.until)
+            while self._resume and self._resume[0][0] < sent.until:
+                self._resume.popleft()
             self._forget_old()
         elif last + 1 < self._base:
             self.settle(Fate.FORGOTTEN)
@@ -278,8 +283,25 @@ class Outbox:
 
     def unanswered(self) -> None:
         """Nobody knows what became of what was collected: it is sent again."""
-        self._in_flight = None
+        self._doubted = self._fresh
+        self._step_back()
+
+    def refused(self) -> None:
+        """The server took nothing of what was collected: what is new in it has not left."""
+        left = max(self._known, self._doubted)
+        self._pacer.taken_back(self._fresh - max(left, 1))
+        self._fresh = left
+        if left <= 1:
+            self.first_audio_ms = None
+        if self._is_cut:
+            self._drop_unsent()
+        self._step_back()
+
+    def _step_back(self) -> None:
+        sent, self._in_flight = self._in_flight, None
         self._cursor = self._confirmed + 1
+        if sent is not None:
+            self._record = sent.record | self._record
 
     @property
     def _next(self) -> int:
@@ -300,16 +322,18 @@ class Outbox:
         # A turn that ends unspoken has no start entry: its end is number 1.
         return max(self._next, 1)
 
-    def _due(self, tick: int) -> int:
-        """How many entries that never left may leave now."""
+    def _until(self, tick: int) -> int:
+        """The number before which entries may stand on the server now.
+
+        Of a paused turn that is what a listener may know already, and the start: a frame that was
+        sent and never written leaves no more, until the turn goes on or is cut behind it.
+        """
+        if self._paused and not self._is_cut:
+            return max(self._known, min(self._next, 1))
         room = self._pacer.due(tick)
         start = 1 if self._fresh == 0 and self._unsent else 0  # takes no time to play
         frames = self._unsent - start
-        if self._paused:
-            frames = 0
-        elif room is not None:
-            frames = min(room, frames)
-        return start + frames
+        return self._fresh + start + (frames if room is None else min(room, frames))
 
     def _append(self, until: int, now: float, *, housekeeping: bool) -> Command:
         opening = self.opening
@@ -318,19 +342,17 @@ class Outbox:
         if housekeeping:
             self._housekeeping_at = now + HOUSEKEEPING_S
             ttl = int(self._retention.audio_ttl_s * 1000)
-            keep = self._window(until, now)
+            keep = self._window.entries(until, now)
             self._record |= {"frames": max(until - 1, 0), "updated_ms": self._clock.now_ms()}
         if self.first_audio_ms is None and self._cursor <= 1 < until:
             self.first_audio_ms = float(max(0, self._clock.now_ms() - opening.added_ms))
             self._record["first_audio_ms"] = int(self.first_audio_ms)
-        resume = b""
-        while self._resume and self._resume[0][0] < until:
-            resume = self._resume.popleft()[1]
+        left = [point for number, point in self._resume if number < until]
+        resume = left[-1] if left else b""
         args: list[Argument] = [opening.epoch, opening.turn, self._cursor, ttl, keep, resume]
         args.append(2 * len(self._record))
         for name, value in self._record.items():
             args += (name, value)
-        self._record.clear()
         for index in range(self._cursor - self._base, until - self._base):
             entry = self._entries[index]
             args.append(len(entry))
@@ -348,7 +370,7 @@ class Outbox:
             number,
             int(self._retention.audio_ttl_s * 1000),
             "0" if opening.text_key is None else "1",
-            self._window(until, now),
+            self._window.entries(until, now),
             *("event", "end", "request", opening.request, "reason", reason, "frames", number - 1),
         ]
         if error:
@@ -357,26 +379,12 @@ class Outbox:
         # KEYS are of one slot and number: without a text stream, name a key that is not touched.
         return scripts.FINISH.command([*opening.keys, opening.text_key or opening.keys[0]], args)
 
-    def _window(self, until: int, now: float) -> int:
-        """How many of the stream's entries to keep: the window in audio, and in time."""
-        window_s = self._retention.audio_window_s
-        self._left.append((now, until))
-        while self._left[0][0] < now - window_s:
-            self._left.popleft()
-        faster_than_real_time = until - self._left[0][1]
-        return entries_to_keep(max(int(window_s * FRAMES_PER_S), faster_than_real_time))
-
     def _forget_old(self) -> None:
         """Let go of what the server will not forget any more."""
         oldest = self._confirmed + 1 - int(self._retention.resend_window_s * FRAMES_PER_S)
         while self._base < oldest:
             self._entries.popleft()
             self._base += 1
-
-
-def entries_to_keep(frames: int) -> int:
-    """How many entries of a stream are sure to hold its last ``frames`` frames."""
-    return int(frames * (1 + START_AND_END_SHARE)) + FRAMES_PER_S
 
 
 def _nothing() -> None:

@@ -68,3 +68,7 @@ class Pacer:
             self._dry = False
             self._tick = tick + 1
         self._ahead += count
+
+    def taken_back(self, count: int) -> None:
+        """Frames that were counted have not left after all."""
+        self._ahead = max(0, self._ahead - max(0, count))

@@ -25,6 +25,9 @@ log = structlog.stdlib.get_logger(__name__)
 
 RETRY_S = 0.05
 
+FULL = ("OOM", "MISCONF")
+"""The server's memory or its disk is full: it takes nothing, on whatever connection."""
+
 
 class _Lane:
     """The connection to one server and the turns whose sessions it owns."""
@@ -38,6 +41,7 @@ class _Lane:
         self._oldest_unanswered: float | None = None
         self._batches = 0
         self._occupied = anyio.Event()
+        self._rests_until = 0.0
 
     def add(self, outbox: Outbox) -> None:
         outbox.kick = partial(self._send, (outbox,))
@@ -73,8 +77,8 @@ class _Lane:
     def _send(self, outboxes: Iterable[Outbox]) -> None:
         """Write what may leave now, all of it at once."""
         link = self._link
-        if link is None or link.closed:
-            return  # the next connection begins with a flush
+        if link is None or link.closed or time.monotonic() < self._rests_until:
+            return  # the next connection begins with a flush, and so does the next tick
         tick = self._ticks.tick()
         commands: list[Command] = []
         senders: list[tuple[Outbox, int]] = []
@@ -112,11 +116,18 @@ class _Lane:
             if outbox.confirm(cast(Sequence[int], replies)):
                 self._send((outbox,))
             return
-        outbox.unanswered()
-        if "WRONGTYPE" in refused or refused.startswith("ERR "):
-            # The audio key is another type's, or holds ids beyond ours: no new connection mends it.
+        hopeless = "WRONGTYPE" in refused or refused.startswith("ERR ")
+        if isinstance(replies[0], ReplyError) and not hopeless:
+            outbox.refused()
+        else:  # what came before the refusal may have been written
+            outbox.unanswered()
+        if hopeless:
+            # The audio key holds ids beyond ours, say: neither time nor a new connection mends it.
             log.warning("append_impossible", session=outbox.opening.session, error=refused)
             outbox.settle(Fate.REFUSED)
+        elif refused.startswith(FULL):
+            log.warning("append_refused", session=outbox.opening.session, error=refused)
+            self._rests_until = time.monotonic() + RETRY_S
         else:
             # The scripts are unknown, the slot moved, the server is a replica now, or is loading:
             # a new connection, to whoever is in charge, puts it right.

@@ -14,8 +14,8 @@ from schemas.audio import FRAME_MS
 from schemas.keys import GROUP, Keys
 from wire.embedded import EmbeddedServer
 from worker.config import WorkerConfig
-from worker.outbox import entries_to_keep
 from worker.registry import LOOK_AROUND_BEATS
+from worker.retention import entries_to_keep
 
 SIZES: Final = (1_000, 10_000, 100_000)
 

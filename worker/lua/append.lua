@@ -31,8 +31,11 @@ while at <= #ARGV do
 end
 
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'resume', ARGV[6]) end
--- The session record is for reading: debris in its place does not silence the voice.
-if fields > 0 then redis.pcall('HSET', KEYS[3], unpack(ARGV, 8, 7 + fields)) end
+if fields > 0 then
+  local noted = redis.pcall('HSET', KEYS[3], unpack(ARGV, 8, 7 + fields))
+  -- The session record is for reading: debris in its place does not silence the voice.
+  if type(noted) == 'table' and not string.find(noted.err, 'WRONGTYPE', 1, true) then return noted end
+end
 if ARGV[5] ~= '' then redis.call('XTRIM', KEYS[2], 'MAXLEN', '~', ARGV[5]) end
 if ARGV[4] ~= '' then
   for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[4]) end

@@ -158,7 +158,7 @@ async def workers(fleet: VoiceFleet) -> Findings:
         found = f"worker {worker.name} {record.state}: {', '.join(record.models)}"
         yield Finding("ok", f"{found}, {record.slots_free} of {record.slots_total} slots free")
     if not any(worker.record.state == "ready" for worker in alive):
-        advice = "voicefleet worker --config configs/piper.yaml"
+        advice = "voicefleet worker --config piper"
         yield Finding("warn", "no worker is ready: requests wait", advice)
     try:
         dead = int(await fleet.server.call("XLEN", fleet.keys.dead))

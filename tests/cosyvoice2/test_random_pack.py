@@ -166,8 +166,9 @@ def test_a_failed_pack_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize("option", ["--dir", "--out"])  # the latter is what it was called once
 def test_without_onnx_the_command_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     pack = "worker.engines.cosyvoice2.pack"
     for module in ("random_pack", "stand_ins"):
@@ -175,7 +176,7 @@ def test_without_onnx_the_command_says_what_to_install(
         monkeypatch.delattr(sys.modules[pack], module, raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
     packs = tmp_path / "packs"
-    assert main(["voicepacks", "random", "cosyvoice2-tiny", "--dir", str(packs)]) == 1
+    assert main(["voicepacks", "random", "cosyvoice2-tiny", option, str(packs)]) == 1
     said = capsys.readouterr().err
     assert install("cosyvoice") in said and "onnx" in said
     assert not packs.exists()

@@ -36,7 +36,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m bench $(ARGS)
 
 bench-gpu: $(VENV)/installed-engine $(VENV)/installed-bench
-	PYTHON=$(BIN)/python bench/gpu.sh $(ARGS)
+	PYTHON=$(BIN)/python bench/gpu.sh all $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist demo.wav .pytest_cache .ruff_cache .hypothesis

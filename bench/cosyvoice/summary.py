@@ -1,23 +1,44 @@
-"""All reports of the engine and the fleet in a folder, one line for each load:
-``python -m bench.cosyvoice.summary DIR``."""
+"""What the calls of ``bench/gpu.sh`` brought: ``python -m bench.cosyvoice.summary DIR``.
 
-import sys
+Prints one line for each load. With ``--into DIR`` the reports are written there as files of their
+own, as the other benches write theirs, and drawn.
+"""
+
+import argparse
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from bench.report import Record
 
-def summary(directory: Path) -> str:
+CALLS = ("engine", "fleet")
+
+
+def reports(directory: Path) -> dict[str, Any]:
+    """All reports of the engine and the fleet, by the name of their bench."""
+    found: dict[str, Any] = {}
+    for call in CALLS:
+        path = directory / f"{call}.json"
+        if path.exists():
+            found |= msgspec.json.decode(path.read_bytes())["reports"]
+    return found
+
+
+def summary(found: dict[str, Any]) -> str:
     """A table that fits the end of a log."""
     head = (
         "bench                      load            first p50   p95  underruns (worst)  x real time"
     )
     lines = [head]
-    for path in sorted([*directory.glob("engine_*.json"), *directory.glob("gpu_*.json")]):
-        report = msgspec.json.decode(path.read_bytes())["report"]
+    for record in found.values():
+        report = record["report"]
         levels = [("", level) for level in report["series"]["levels"]]
-        for name, found in report["series"].get("baselines", {}).items():
-            levels += [(f"{name}: ", level) for level in found]
+        for name, alone in report["series"].get("baselines", {}).items():
+            levels += [(f"{name}: ", level) for level in alone]
+        if not report["series"].get("complete", True):
+            lines.append(f"{report['bench']:26} (cut short)")
         for name, level in levels:
             first = level["first"] or {"p50": float("nan"), "p95": float("nan")}
             said = f"{level['load']} {level['sessions']:g}"
@@ -31,5 +52,24 @@ def summary(directory: Path) -> str:
     return "\n".join(lines)
 
 
+def spread(found: dict[str, Any], directory: Path) -> None:
+    """Write each report as ``<bench>.json``, and draw it where matplotlib is installed."""
+    for one in found.values():
+        record = msgspec.convert(one, Record)
+        record.write(directory)
+        if find_spec("matplotlib") is not None:
+            from bench.cosyvoice import plots  # noqa: PLC0415
+
+            plots.draw(record, directory)
+
+
 if __name__ == "__main__":
-    print(summary(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--into", type=Path)
+    given = parser.parse_args()
+    brought = reports(given.directory)
+    print(summary(brought))
+    if given.into is not None:
+        given.into.mkdir(parents=True, exist_ok=True)
+        spread(brought, given.into)

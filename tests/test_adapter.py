@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 import worker.adapter
 from schemas.request import InvalidRequest
 from tests.fleet import ROOT, Orchestrator, serving
-from worker.adapter import MADE_AHEAD_FRAMES, AdapterError, VoiceAdapter
+from worker.adapter import AdapterError, VoiceAdapter
 from worker.config import AudioConfig, Config, EngineConfig, ModelManagerConfig, WorkerConfig
 from worker.engines.protocol import (
     CannotSpeakError,
@@ -28,6 +28,7 @@ from worker.engines.protocol import (
     TurnSpec,
 )
 from worker.engines.registry import UnknownModelError
+from worker.frame_queue import MADE_AHEAD_FRAMES
 from worker.turn import TurnState
 from worker.voicepacks import Voicepack
 

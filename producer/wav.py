@@ -8,6 +8,16 @@ UNKNOWN = 0xFFFFFFFF
 """The sizes of a file whose end is not known yet, as players of streams understand it."""
 
 
+def header(sample_rate: int, size: int = UNKNOWN) -> bytes:
+    """What stands before ``size`` bytes of mono 16-bit PCM."""
+    riff = UNKNOWN if size > UNKNOWN - 36 else size + 36
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", riff, b"WAVE", b"fmt ", 16, 1, 1),
+        *(sample_rate, sample_rate * 2, 2, 16, b"data", min(size, UNKNOWN)),
+    )
+
+
 class WavWriter:
     """Mono 16-bit PCM. Sizes in the header are fixed on close, where the file can seek.
 
@@ -19,15 +29,7 @@ class WavWriter:
         self._rate = sample_rate
         self._bytes = 0
         self._start = file.tell() if file.seekable() else None
-        self._file.write(self._header(UNKNOWN))
-
-    def _header(self, size: int) -> bytes:
-        riff = UNKNOWN if size > UNKNOWN - 36 else size + 36
-        return struct.pack(
-            "<4sI4s4sIHHIIHH4sI",
-            *(b"RIFF", riff, b"WAVE", b"fmt ", 16, 1, 1),
-            *(self._rate, self._rate * 2, 2, 16, b"data", min(size, UNKNOWN)),
-        )
+        self._file.write(header(sample_rate))
 
     @property
     def seconds(self) -> float:
@@ -43,7 +45,7 @@ class WavWriter:
         """Fix the header. The file itself stays open; it is its owner's."""
         if self._start is not None:
             self._file.seek(self._start)
-            self._file.write(self._header(self._bytes))
+            self._file.write(header(self._rate, self._bytes))
             self._file.seek(0, 2)
         self._file.flush()
 

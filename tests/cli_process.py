@@ -1,8 +1,12 @@
 """The command line as a process of its own."""
 
+import fcntl
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,16 +21,20 @@ TONE = str(REPOSITORY / "configs" / "tone.yaml")
 
 @asynccontextmanager
 async def running(
-    *args: str, command: Sequence[str] = COMMAND, **environ: str
+    *args: str,
+    command: Sequence[str] = COMMAND,
+    stdout: int = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
+    **environ: str,
 ) -> AsyncGenerator[Process]:
-    """A command with all of its streams in pipes; killed when the block ends before it does."""
+    """A command with its streams in pipes; killed when the block ends before it does."""
     process = await anyio.open_process(
         [*command, *args],
         env={**os.environ, **environ},
         cwd=REPOSITORY,
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
     )
     try:
         with anyio.fail_after(60):
@@ -52,6 +60,26 @@ async def rest_of(stream: anyio.abc.ByteReceiveStream | None) -> str:
     """What the stream says until it ends."""
     assert stream is not None
     return b"".join([chunk async for chunk in stream]).decode()
+
+
+class Terminal:
+    """A pseudo-terminal that a command writes to: ``theirs`` is its end."""
+
+    def __init__(self, columns: int = 80) -> None:
+        self._ours, self.theirs = pty.openpty()
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    async def rest(self) -> str:
+        """What was written to it, once the command has ended."""
+        os.close(self.theirs)
+        said = b""
+        try:
+            while True:
+                await anyio.wait_readable(self._ours)
+                said += os.read(self._ours, 4096)
+        except OSError:  # nobody holds the other end any more
+            os.close(self._ours)
+        return said.decode()
 
 
 def alive(pid: int) -> bool:

@@ -1,29 +1,31 @@
 """The live line about a turn: session, turn, frames, latency of the first audio."""
 
+import sys
 import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-
+from producer.cli.status_line import StatusLine
 from producer.turn import Turn
 from schemas import FRAME_MS, Frame
 
 
 class Meter:
-    """Watches one turn on stderr. The latency counts from the making of the meter."""
+    """Watches one turn on stderr. The latency counts from the making of the meter.
 
-    def __init__(self, turn: Turn) -> None:
+    ``live`` shows it while it is spoken, too; not where somebody types into the same terminal.
+    """
+
+    def __init__(self, turn: Turn, *, live: bool = True) -> None:
         self._turn = turn
         self._sent = time.monotonic()
-        self._console = Console(stderr=True, markup=False, highlight=False)
-        self._status = self._console.status(f"{turn.session}: waiting for the first frame")
+        self._status = StatusLine() if live else None
         self.frames = 0
         self.first_audio_ms: float | None = None
-        self._number = 0
 
     def __enter__(self) -> Self:
-        self._status.start()
+        if self._status is not None:
+            self._status.show(f"session {self._turn.session}: waiting for the first frame")
         return self
 
     def count(self, frame: Frame) -> None:
@@ -31,12 +33,14 @@ class Meter:
         if self.first_audio_ms is None:
             self.first_audio_ms = (time.monotonic() - self._sent) * 1000
         self.frames += 1
-        self._number = frame.id.turn
-        self._status.update(self.line())
+        if self._status is not None:
+            self._status.show(self.line())
 
     def line(self) -> str:
         """What is known now."""
-        parts = [f"session {self._turn.session}", f"turn {self._number}"]
+        parts = [f"session {self._turn.session}"]
+        if (known := self._turn.end or self._turn.start) is not None:
+            parts.append(f"turn {known.id.turn}")
         parts.append(f"{self.frames} frames ({self.frames * FRAME_MS / 1000:.2f} s)")
         if self.first_audio_ms is not None:
             parts.append(f"first audio {self.first_audio_ms:.0f} ms")
@@ -50,6 +54,7 @@ class Meter:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._status.stop()
+        if self._status is not None:
+            self._status.clear()
         if exc is None or self.frames:
-            self._console.print(self.line(), soft_wrap=True)
+            print(self.line(), file=sys.stderr, flush=True)

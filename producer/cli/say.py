@@ -1,15 +1,17 @@
 """``say``: speak a text, or what is typed or piped in, into a file or a pipe."""
 
 import os
+import re
 import stat
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import anyio
+from cyclopts import Parameter
 
 from producer.cli import descriptor
 from producer.cli.failure import Failure
@@ -18,19 +20,35 @@ from producer.cli.target import DEFAULT, Target
 from producer.client import VoiceFleet
 from producer.session import SpeakOptions
 from producer.turn import StreamedTurn, Turn
-from producer.wav import WavWriter
+from producer.wav import WavWriter, header
 
 PAUSE_S: Final = 0.03
 """When input pauses this long, what has come is spoken without waiting for more."""
 
+NOTHING: Final = "there is nothing to say: the text is empty, or white space alone"
+
 KEEP_ALIVE_S: Final = 10.0
 """A worker ends a turn whose text is silent for 30 s; who types may think longer."""
+
+STANDARD_STREAM: Final = "-"
 
 Sink = Callable[[bytes], Awaitable[None]]
 
 
+def _no_option(_: object, value: object) -> None:
+    """Refuse what can only be an option that does not exist.
+
+    Where "-" is a value, cyclopts takes all that begins with it for one.
+    """
+    if re.fullmatch(r"--?[A-Za-z]\S*", str(value)):
+        raise ValueError("It reads like an option, and is none that fits here.")
+
+
+OrStandardStream = Parameter(allow_leading_hyphen=True, validator=_no_option)
+
+
 async def say(
-    text: str | None = None,
+    text: Annotated[str | None, OrStandardStream] = None,
     *,
     model: str | None = None,
     voice: str | None = None,
@@ -39,7 +57,7 @@ async def say(
     session: str | None = None,
     sample_rate: int = 48000,
     lead_ms: int | None = None,
-    out: Path | None = None,
+    out: Annotated[Path | None, OrStandardStream] = None,
     target: Target = DEFAULT,
 ) -> None:
     """Speak TEXT, or standard input as it is typed or piped.
@@ -58,9 +76,12 @@ async def say(
     lead_ms
         How far ahead of real time audio may come; 0 for as fast as it is made.
     out
-        A WAV file.
+        A WAV file; "-" writes WAV to standard output.
     """
-    if out is None and sys.stdout.isatty():
+    if text is not None and not text.strip():
+        raise Failure(NOTHING)
+    text = None if text == STANDARD_STREAM else text
+    if (out is None or str(out) == STANDARD_STREAM) and sys.stdout.isatty():
         raise Failure("say where the audio goes: --out hello.wav, or a pipe to a player")
     async with target.fleet() as fleet:
         options: SpeakOptions = {
@@ -76,15 +97,14 @@ async def say(
         if lead_ms is not None:
             options["lead_ms"] = lead_ms
         async with _sink(out, sample_rate) as sink:
-            if text is not None and text != "-":
-                turn = fleet.session(session).speak(text, **options)
-                async with turn:
-                    await _play(turn, sink)
+            if text is not None:
+                async with fleet.session(session).speak(text, **options) as turn:
+                    await _play(turn, sink, live=True)
                 return
             streamed = fleet.session(session).stream(**options)
             async with streamed, anyio.create_task_group() as tasks:
                 tasks.start_soon(_type_into, streamed)
-                await _play(streamed, sink)
+                await _play(streamed, sink, live=not sys.stdin.isatty())
                 tasks.cancel_scope.cancel()
 
 
@@ -99,8 +119,8 @@ async def _only_model(fleet: VoiceFleet) -> str:
             raise Failure(f"name a model with --model: {', '.join(served)}")
 
 
-async def _play(turn: Turn, sink: Sink) -> None:
-    with Meter(turn) as meter:
+async def _play(turn: Turn, sink: Sink, *, live: bool) -> None:
+    with Meter(turn, live=live) as meter:
         async for frame in turn:
             meter.count(frame)
             await sink(frame.pcm)
@@ -108,7 +128,7 @@ async def _play(turn: Turn, sink: Sink) -> None:
 
 async def _type_into(turn: StreamedTurn) -> None:
     fd = sys.stdin.fileno()
-    flushed = True
+    flushed, blank = True, True
     last = time.monotonic()
     async with aclosing(descriptor.lines(fd, pause_s=PAUSE_S)) as pieces:
         async for piece in pieces:
@@ -116,31 +136,39 @@ async def _type_into(turn: StreamedTurn) -> None:
                 return
             if piece is not None:
                 await turn.write(piece)
-                flushed = False
+                flushed, blank = False, blank and not piece.strip()
             elif not flushed or time.monotonic() - last > KEEP_ALIVE_S:
                 await turn.flush()
                 flushed = True
             else:
                 continue
             last = time.monotonic()
+    if blank:
+        raise Failure(NOTHING)
     await turn.end_text()
 
 
 @asynccontextmanager
 async def _sink(out: Path | None, sample_rate: int) -> AsyncGenerator[Sink]:
-    if out is None:
-        fd = sys.stdout.fileno()
-        if stat.S_ISREG(os.fstat(fd).st_mode):
+    fd = sys.stdout.fileno()
+    in_file = stat.S_ISREG(os.fstat(fd).st_mode)
+    to_stdout = out is None or str(out) == STANDARD_STREAM
+    if out is None or (to_stdout and not in_file):
+        if out is not None:
+            await descriptor.write(fd, header(sample_rate))
+        elif in_file:
             print("voicefleet: raw 16-bit PCM, without a WAV header: see --out", file=sys.stderr)
 
-        async def to_stdout(pcm: bytes) -> None:
+        async def to_pipe(pcm: bytes) -> None:
             await descriptor.write(fd, pcm)
 
-        yield to_stdout
+        yield to_pipe
         return
-    with out.open("wb") as file, WavWriter(file, sample_rate) as wav:
+    opened = os.fdopen(os.dup(fd), "wb") if to_stdout else out.open("wb")
+    with opened as file, WavWriter(file, sample_rate) as wav:
 
         async def to_file(pcm: bytes) -> None:
             wav.write(pcm)
+            file.flush()  # it can be heard, and is whole, while more comes
 
         yield to_file

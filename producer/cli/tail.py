@@ -1,9 +1,6 @@
 """``tail``: what a session's audio stream says, as it says it."""
 
-import sys
-
-from rich.console import Console
-
+from producer.cli.status_line import StatusLine
 from producer.cli.target import DEFAULT, Target
 from schemas import FRAME_MS, AudioEntry, End, Frame, Start
 
@@ -45,16 +42,16 @@ async def tail(
         End after the end of so many turns.
     """
     place = None if all else after or "$"
-    live = Console(stderr=True)
     frames = ended = 0
     async with target.fleet() as fleet, fleet.session(session).listen(after=place) as listener:
-        with live.status(f"{session}: waiting") as status:
+        with StatusLine() as status:
+            status.show(f"{session}: waiting")
             async for entry in listener:
                 frames += isinstance(entry, Frame)
-                status.update(f"{session}: {entry.id}, {frames} frames seen")
                 if (shown := line(entry)) is not None:
-                    print(shown)
-                    sys.stdout.flush()
+                    status.clear()
+                    print(shown, flush=True)
+                status.show(f"{session}: {entry.id}, {frames} frames seen")
                 ended += isinstance(entry, End)
                 if turns is not None and ended >= turns:
                     return

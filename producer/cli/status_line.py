@@ -1,0 +1,51 @@
+"""One line on the terminal that is written over, and gone when it is over."""
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Final, Self
+
+_GAP_S: Final = 0.1
+_ERASE: Final = "\r\x1b[2K"
+
+
+class StatusLine:
+    """On stderr, and only where that is a terminal. It never takes more than one row.
+
+    Whoever writes a line of output meanwhile calls ``clear`` first.
+    """
+
+    def __init__(self) -> None:
+        self._on = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._shown_at: float | None = None
+
+    def show(self, text: str) -> None:
+        """Show ``text`` instead of what is shown; what comes too fast to be read is left out."""
+        now = time.monotonic()
+        if not self._on or (self._shown_at is not None and now - self._shown_at < _GAP_S):
+            return
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        self._write(_ERASE + text[: columns - 1])
+        self._shown_at = now
+
+    def clear(self) -> None:
+        """Show nothing."""
+        if self._shown_at is not None:
+            self._write(_ERASE)
+            self._shown_at = None
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.clear()

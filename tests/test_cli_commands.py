@@ -8,8 +8,10 @@ from pathlib import Path
 import anyio
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 
 from producer.cli import main
+from producer.cli.checks import offset_ms
 from producer.cli.table import age
 from tests.fake_worker import MODEL, FakeWorker
 from wire.embedded import EmbeddedServer
@@ -70,6 +72,13 @@ async def test_control_of_a_session_that_nobody_knows_says_so(
     await redis.expire(worker.keys.session("s1"), 60)
     for command in ("pause", "resume", "stop"):
         assert (await run(command, "s1"))[2] == ""
+
+
+async def test_control_needs_no_right_to_look(bare: Run) -> None:
+    rights = "user app on >pw ~tts:control:* &* +@connection +info +set +expire"
+    async with EmbeddedServer.start(config=[rights]) as server:
+        url = f"redis://app:pw@127.0.0.1:{server.port}"
+        assert await bare("pause", "s1", "--redis-url", url) == (0, "s1: pause\n", "")
 
 
 async def test_dead_letters(run: Run, worker: FakeWorker, redis: Redis) -> None:
@@ -223,10 +232,24 @@ async def test_doctor_finds_a_good_server(run: Run, worker: FakeWorker) -> None:
     assert {finding["grade"] for finding in json.loads(out)} <= {"ok", "warn"}
 
 
-async def test_doctor_on_a_cluster(bare: Run, cluster_url: str, prefix: str) -> None:
+async def test_doctor_on_a_cluster(
+    bare: Run, cluster: RedisCluster, cluster_url: str, prefix: str
+) -> None:
+    await FakeWorker(cluster, prefix).register()
     status, out, _ = await bare("doctor", "--redis-url", cluster_url, "--prefix", prefix)
     assert status == 0, out
     assert "may do all" in out
+
+
+async def test_doctor_fails_where_no_worker_serves(run: Run, worker: FakeWorker) -> None:
+    for register in (False, True):
+        if register:
+            await worker.register(state="draining")
+        status, out, _ = await run("doctor")
+        assert status == 1
+        (found, advice) = out[out.index("fail ") :].splitlines()[:2]
+        assert found == "fail no worker is ready: requests wait"
+        assert advice.startswith("     -> voicefleet worker --config ")
 
 
 async def test_doctor_finds_missing_rights(bare: Run) -> None:
@@ -258,6 +281,11 @@ async def test_voicepacks(bare: Run, tmp_path: Path) -> None:
     status, out, _ = await bare("voicepacks", "list", "--json")
     listed = {pack["model"]: pack for pack in json.loads(out)}
     assert status == 0 and listed["piper-en-joe"]["native_rate"] == 22050
+
+
+def test_a_clock_that_is_hardly_behind_is_not_minus_zero_off() -> None:
+    assert f"{offset_ms(1000.0, 1000.0002):+d}" == "+0"
+    assert offset_ms(1000.5, 1000.0) == 500
 
 
 def test_age() -> None:

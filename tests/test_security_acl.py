@@ -110,7 +110,8 @@ class TestWork:
         self, guard: Guarded, cli: Any, user: str, found: str
     ) -> None:
         status, said = await cli("doctor", "--redis-url", guard.url(user))
-        assert status == 0, said
+        failed = [line for line in said.splitlines() if line.startswith("fail")]
+        assert (status, failed) == (1, ["fail no worker is ready: requests wait"]), said
         assert f"user {user} {found}" in said
         assert "could not look" not in said
 

@@ -86,7 +86,9 @@ async def test_the_command_line_takes_certificates_from_the_environment(
         check=False,
     )
     said = done.stdout.decode()
-    assert done.returncode == 0 and "may do all" in said and "a change arrives after" in said
+    failed = [line for line in said.splitlines() if line.startswith("fail")]
+    assert (done.returncode, failed) == (1, ["fail no worker is ready: requests wait"]), said
+    assert "may do all" in said and "a change arrives after" in said
 
 
 class Case(msgspec.Struct, frozen=True):

@@ -65,13 +65,18 @@ async def clock(fleet: VoiceFleet) -> Findings:
     asked = time.time()
     seconds, micros = await fleet.server.call("TIME")
     answered = time.time()
-    offset = (asked + answered) / 2 * 1000 - (seconds * 1000 + micros / 1000)
-    found = f"this clock is {offset:+.0f} ms from the server's"
+    offset = offset_ms((asked + answered) / 2, seconds + micros / 1e6)
+    found = f"this clock is {offset:+d} ms from the server's"
     if abs(offset) <= CLOCK_TOLERANCE_MS:
         yield Finding("ok", found)
     else:
         advice = "run NTP; deadline_ms is in server time (the client's start_within asks it)"
         yield Finding("warn", found, advice)
+
+
+def offset_ms(here_s: float, there_s: float) -> int:
+    """How many milliseconds the first of two clocks is ahead: an integer, which knows no -0."""
+    return round((here_s - there_s) * 1000)
 
 
 async def tracking(fleet: VoiceFleet) -> Findings:
@@ -159,7 +164,7 @@ async def workers(fleet: VoiceFleet) -> Findings:
         yield Finding("ok", f"{found}, {record.slots_free} of {record.slots_total} slots free")
     if not any(worker.record.state == "ready" for worker in alive):
         advice = "voicefleet worker --config piper"
-        yield Finding("warn", "no worker is ready: requests wait", advice)
+        yield Finding("fail", "no worker is ready: requests wait", advice)
     try:
         dead = int(await fleet.server.call("XLEN", fleet.keys.dead))
     except ServerRefused:

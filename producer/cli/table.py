@@ -8,18 +8,36 @@ import msgspec
 from cyclopts import Parameter
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+
+_UNBOUNDED = 1_000_000
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns on stdout, as wide as they need to be where nobody looks through a window."""
+    """A table on stdout; on a terminal that is too narrow for it, a block of lines for each row.
+
+    Nothing is cut and no line broken, so that what is printed can be copied and searched.
+    """
+    texts = [["-" if cell is None or cell == "" else str(cell) for cell in row] for row in rows]
     table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*("-" if cell is None or cell == "" else str(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 250, markup=False, highlight=False)
-    console.print(table)
+    for row in texts:
+        table.add_row(*row)
+    console = Console(markup=False, highlight=False)
+    unbounded = console.options.update(max_width=_UNBOUNDED)
+    needed = Measurement.get(console, unbounded, table).maximum
+    if needed <= console.width or not sys.stdout.isatty():
+        console.width = needed
+        console.print(table)
+        return
+    indent = max(map(len, headings)) + 2
+    blocks = [
+        "\n".join(f"{heading:<{indent}}{cell}" for heading, cell in zip(headings, row, strict=True))
+        for row in texts
+    ]
+    print("\n\n".join(blocks))
 
 
 def print_json(value: object) -> None:

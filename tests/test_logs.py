@@ -173,3 +173,41 @@ def test_stderr_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.out == ""
     assert json.loads(captured.err)["event"] == "ready"
+
+
+def test_a_warning_that_repeats_without_end_is_counted_instead(out: io.StringIO) -> None:
+    logs.configure(LoggingConfig(), stream=out)
+    log = structlog.get_logger()
+    for n in range(1000):
+        log.warning("append_refused", session=f"s{n}")
+        log.info("turn")
+    log.warning("queue_lost")
+    written = [line["event"] for line in lines(out)]
+    assert written.count("append_refused") == logs.FREELY
+    assert written.count("turn") == 1000
+    assert written.count("queue_lost") == 1
+
+
+def test_what_was_suppressed_is_said_once_in_a_while() -> None:
+    now = [0.0]
+    moderate = logs.Moderation(lambda: now[0])
+
+    def warn() -> dict[str, Any] | None:
+        try:
+            return dict(moderate(None, "warning", {"event": "append_refused"}))
+        except structlog.DropEvent:
+            return None
+
+    written: list[dict[str, Any]] = []
+    for _ in range(240):  # thirty seconds, eight a second
+        said = warn()
+        if said is not None:
+            written.append(said)
+        now[0] += 0.125
+    assert [line.get("suppressed", 0) for line in written][logs.FREELY :] == [79, 79]
+    now[0] += logs.EVERY_S
+    again = [warn() for _ in range(logs.FREELY + 1)]
+    assert again[0] is not None
+    assert again[0]["suppressed"] > 0
+    assert again[1] == {"event": "append_refused"}
+    assert again[-1] is None

@@ -13,7 +13,8 @@ from warning on, come out in the same form.
 import logging
 import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TextIO, cast
 
 import msgspec
@@ -31,6 +32,11 @@ SPOKEN: Final = frozenset({"text", "instruct"})
 
 SECRETS: Final = frozenset({"password", "sentinel_password"})
 
+FREELY: Final = 5
+"""A warning is written so many times in a row; after that once in ``EVERY_S``."""
+
+EVERY_S: Final = 10.0
+
 _HIDDEN: Final = "***"
 # Up to the last @ before a blank: an unescaped password may hold an @ itself.
 _CREDENTIALS: Final = re.compile(r"(rediss?(?:\+\w+)?://)[^\s'\"]*@")
@@ -46,6 +52,7 @@ def configure(config: LoggingConfig, *, worker: str = "", stream: TextIO | None 
     """
     out: TextIO = sys.stderr if stream is None else stream
     console = config.format == "console" or (config.format == "auto" and out.isatty())
+    moderation = Moderation()
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(
             colors=out.isatty(),
@@ -66,7 +73,7 @@ def configure(config: LoggingConfig, *, worker: str = "", stream: TextIO | None 
     ]
     level = logging.getLevelNamesMapping()[config.level.upper()]
     structlog.configure(
-        processors=[*chain, renderer],
+        processors=[moderation, *chain, renderer],
         # Methods below the level are compiled to do nothing.
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(out),
@@ -90,6 +97,50 @@ class _Worker:
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         return {**self._fields, **event}
+
+
+class Moderation:
+    """Drops warnings that repeat without end, and says how many: ``suppressed``.
+
+    Warnings of one event count together, of whatever sessions: a server that is out of memory
+    refuses all of them, again and again. One that has not come for ``EVERY_S`` begins anew.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._runs: dict[str, _Run] = {}
+
+    def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        """The event, with the count of those dropped before it.
+
+        Raises:
+            structlog.DropEvent: It was written often enough.
+        """
+        if method != "warning":
+            return event
+        now = self._clock()
+        run = self._runs.setdefault(str(event.get("event")), _Run())
+        if now - run.came_at >= EVERY_S:
+            run.written = 0
+        run.came_at = now
+        if run.written >= FREELY and now - run.written_at < EVERY_S:
+            run.suppressed += 1
+            raise structlog.DropEvent
+        run.written += 1
+        run.written_at = now
+        if run.suppressed:
+            event = {**event, "suppressed": run.suppressed}
+            run.suppressed = 0
+        return event
+
+
+class _Run(msgspec.Struct):
+    """One event's warnings: when the last came, when the last was written, and how many."""
+
+    came_at: float = -EVERY_S
+    written_at: float = -EVERY_S
+    written: int = 0
+    suppressed: int = 0
 
 
 class Discretion:

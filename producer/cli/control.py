@@ -1,9 +1,11 @@
 """``pause``, ``resume``, ``stop``: say what a session shall do."""
 
 import sys
+from contextlib import suppress
 
 from producer.cli.target import DEFAULT, Target
 from producer.client import CONTROL_TTL_S
+from producer.errors import ServerRefused
 from schemas import Level, Wish
 from schemas.control import StopThrough, encode
 
@@ -42,7 +44,9 @@ async def _wish(session: str, wish: Wish, target: Target) -> None:
                 await handle.stop()
             case StopThrough(request):
                 await handle.stop(request)
-        known = await handle.state() is not None
+        known = True
+        with suppress(ServerRefused):  # this user may control the session, and not look at it
+            known = await handle.state() is not None
     print(f"{session}: {encode(wish)}")
     if not known:
         holds = f"this holds for what it is given within {CONTROL_TTL_S // 60} min"

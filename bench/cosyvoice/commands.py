@@ -179,7 +179,7 @@ def _report(measure: Measure, plan: EnginePlan, out: Path, picture: bool) -> int
     report = measure(lambda so_far: Record(here, so_far).write(out))
     record = Record(here, report)
     written = [record.write(out)]
-    if not picture:
+    if not picture or not report.series["levels"]:
         pass
     elif find_spec("matplotlib") is None:
         console.print("no picture: matplotlib is not installed", highlight=False)

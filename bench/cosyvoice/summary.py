@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from bench.report import Record
+from bench.machine import Machine
+from bench.report import Record, Report
 
 CALLS = ("engine", "fleet")
 
@@ -55,9 +56,11 @@ def summary(found: dict[str, Any]) -> str:
 def spread(found: dict[str, Any], directory: Path) -> None:
     """Write each report as ``<bench>.json``, and draw it where matplotlib is installed."""
     for one in found.values():
-        record = msgspec.convert(one, Record)
+        machine = msgspec.convert(one["machine"], Machine)
+        record = Record(machine, msgspec.convert(one["report"], Report))
         record.write(directory)
-        if find_spec("matplotlib") is not None:
+        # A picture shows loads: what was measured apart from them has none.
+        if record.report.series["levels"] and find_spec("matplotlib") is not None:
             from bench.cosyvoice import plots  # noqa: PLC0415
 
             plots.draw(record, directory)

@@ -12,10 +12,12 @@ from typing import Any, TypeAlias, cast
 from redis.asyncio import Redis, Sentinel
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import AuthenticationError, RedisError
 
 from wire.endpoint import Endpoint
+from wire.greeting import greet
 from wire.link import Link, LinkClosedError, Reply
 
 Address = tuple[str, int]
@@ -137,6 +139,10 @@ class Topology:
                     for asked in sentinel.sentinels:
                         await asked.aclose()
                 self._primary = (str(host), int(port))
+        except MasterNotFoundError:
+            raise LinkClosedError(
+                f"{self.endpoint!r}: no Sentinel answers that knows this primary"
+            ) from None
         except (RedisError, OSError) as error:
             raise LinkClosedError(f"{self.endpoint!r}: {error}") from None
 
@@ -155,18 +161,19 @@ async def connect(endpoint: Endpoint) -> AsyncGenerator[Topology]:
     """The topology with a connected client, closed on leaving.
 
     Raises:
-        LinkClosedError: No server of the endpoint answers.
+        LinkClosedError: No server of the endpoint answers, or none that speaks as we do.
         redis.exceptions.AuthenticationError: It refuses the credentials.
     """
     redis = client(endpoint)
     topology = Topology(endpoint, redis)
     try:
         try:
+            await greet(endpoint)
             if isinstance(redis, RedisCluster):
                 await redis.initialize()
             await topology.refresh()
             await redis.ping()
-        except AuthenticationError:
+        except (AuthenticationError, LinkClosedError):
             raise
         except (RedisError, OSError) as error:
             raise LinkClosedError(f"{endpoint!r}: {error}") from None

@@ -50,6 +50,10 @@ class ServerStartError(RuntimeError):
     """The server did not come up; the message ends in the last lines of its log."""
 
 
+class PortInUseError(ServerStartError):
+    """Somebody else listens on the port that was asked for."""
+
+
 class ServerTls(msgspec.Struct, frozen=True):
     """PEM files of a server that speaks TLS only (not the bundled binary: it has no TLS)."""
 
@@ -103,6 +107,7 @@ class EmbeddedServer:
         """Start a server, and stop it at the end of the block.
 
         Raises:
+            PortInUseError: The port that was asked for is taken.
             ServerStartError: It exited or did not answer.
         """
         server = cls(**options)
@@ -121,6 +126,7 @@ class EmbeddedServer:
         """``start`` for code without an event loop.
 
         Raises:
+            PortInUseError: The port that was asked for is taken.
             ServerStartError: It exited or did not answer.
         """
         server = cls(**options)
@@ -200,7 +206,9 @@ class EmbeddedServer:
             yield from self._stopping()
             # Between choosing a free port and binding it, another process may have taken it.
             taken = exited is not None and "in use" in self.log_tail()
-            if not (taken and port_is_ours_to_choose and attempts_left):
+            if taken and not port_is_ours_to_choose:
+                raise PortInUseError(f"port {self.port} is in use")
+            if not (taken and attempts_left):
                 said = f"exited with status {exited}" if exited is not None else "does not answer"
                 raise ServerStartError(
                     f"{Path(self._binary).name} on port {self.port} {said}\n{self.log_tail()}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from inspect import iscoroutinefunction
+from typing import cast
 
 import anyio
 from cyclopts import App, CycloptsError
@@ -26,6 +27,7 @@ from producer.cli import (
     voices,
     worker,
 )
+from producer.cli.advice import advice
 
 app = App(
     name="voicefleet",
@@ -86,6 +88,16 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _message(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-        error = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return str(error).strip() or type(error).__name__  # pyright: ignore[reportUnknownArgumentType]
+    """What is wrong, and what to do about it."""
+    single = _single(error)
+    said = str(single).strip() or type(single).__name__
+    more = advice(single)
+    return f"{said.rstrip('.')}; {more}" if more else said
+
+
+def _single(error: BaseException) -> BaseException:
+    """What task groups wrapped, once for each level of tasks."""
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return _single(group.exceptions[0]) if len(group.exceptions) == 1 else group
+    return error

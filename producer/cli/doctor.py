@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from producer.cli import checks
+from producer.cli.advice import advice
 from producer.cli.finding import Finding, Findings
 from producer.cli.rights import rights
 from producer.cli.table import print_json
@@ -47,7 +48,7 @@ async def doctor(
             for check in _OF_SERVER:
                 await collect(_or_refused(check(fleet)))
     except VoiceFleetError as error:
-        await collect(_one(Finding("fail", str(error), "see --redis-url, VOICEFLEET_REDIS_URL")))
+        await collect(_one(Finding("fail", str(error), advice(error))))
     for check in _OF_MACHINE:
         await collect(check())
     if as_json:

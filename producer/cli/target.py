@@ -38,11 +38,24 @@ class Target:
         try:
             return msgspec.convert(said, RedisConfig, strict=False)
         except msgspec.ValidationError as error:
-            raise Failure(f"VOICEFLEET_REDIS_*: {error}") from None
+            raise Failure(_explained(error, said)) from None
 
     def fleet(self) -> VoiceFleet:
         """A client, to be entered."""
         return VoiceFleet(self.config())
+
+
+def _explained(error: msgspec.ValidationError, said: Mapping[str, object]) -> str:
+    """What is wrong with one setting, by the names under which it can be given."""
+    what, _, name = str(error).partition(" - at `$.")
+    name = name.rstrip("`")
+    variable = f"VOICEFLEET_REDIS_{name.upper()}"
+    if name == "prefix":
+        return (
+            f"the prefix {said[name]!r} cannot be one: give --prefix or {variable} "
+            "1 to 64 of A-Z a-z 0-9 _ . : -"
+        )
+    return f"{variable}: {what}"
 
 
 DEFAULT = Target()

@@ -1,12 +1,16 @@
 """``up``: a fleet of one on this machine, for development."""
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from producer.cli.configs import locate
 from producer.cli.failure import Failure
 from producer.cli.worker_process import WorkerProcess
 from producer.client import VoiceFleet
-from wire.embedded import EmbeddedServer, ServerStartError
+from wire.embedded import EmbeddedServer, PortInUseError, ServerStartError
 
 
 def default_model(config: Path) -> str:
@@ -31,7 +35,12 @@ def redis_cli(port: int, model: str) -> str:
   redis-cli -p {port} HGETALL 'tts:session:{{s1}}'"""
 
 
-async def up(*, config: Path | None = None, port: int = 0, debug: bool = False) -> None:
+async def up(
+    *,
+    config: Path | None = None,
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65_535))] = 0,
+    debug: bool = False,
+) -> None:
     """Run an embedded Valkey and a worker until Ctrl-C; keep nothing.
 
     Parameters
@@ -63,5 +72,7 @@ or with nothing but redis-cli:
 {redis_cli(server.port, model)}
 """, flush=True)  # fmt: skip
             await worker.ended()
+    except PortInUseError as error:
+        raise Failure(f"{error}: choose another --port, or leave it out for a free one") from None
     except ServerStartError as error:
         raise Failure(str(error)) from None

@@ -155,6 +155,20 @@ class TestStreamedText:
                 more.set()
         assert count > 100
 
+    async def test_a_complete_sentence_is_spoken_when_the_writer_pauses(self) -> None:
+        heard = anyio.Event()
+
+        async def text() -> AsyncIterator[str]:
+            yield "Let me look that up."
+            await heard.wait()
+            yield " Here it is."
+
+        async with VoiceAdapter(config(text_settle_ms=20), "tone-test") as voice:
+            with anyio.fail_after(HANG_S):
+                async for _ in voice.synthesize_stream(text()):
+                    heard.set()
+        assert heard.is_set()
+
     async def test_may_be_empty(self, voice: VoiceAdapter) -> None:
         assert await all_of(voice.synthesize_stream(said())) == []
         assert await all_of(voice.synthesize_stream(said("", " ", "🙂"))) == []

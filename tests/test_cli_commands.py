@@ -219,7 +219,7 @@ async def test_the_environment_says_where_redis_is(
     monkeypatch.setenv("VOICEFLEET_REDIS_PREFIX", prefix)
     assert (await bare("workers", "--json"))[:2] == (0, "[]\n")
     monkeypatch.setenv("VOICEFLEET_REDIS_TIMEOUT_S", "soon")
-    assert "timeout_s" in (await bare("workers"))[2]
+    assert "VOICEFLEET_REDIS_TIMEOUT_S" in (await bare("workers"))[2]
 
 
 async def test_doctor_finds_a_good_server(run: Run, worker: FakeWorker) -> None:

@@ -1,12 +1,10 @@
 """The steady loop: what a CUDA graph can hold, and what becomes of live sessions beside one.
 
-No GPU is needed. ``Captured`` does on the CPU what capturing does on a GPU: it runs the work for
-real before it is wanted, replays the operations that were recorded then and nothing else, and lets
-each replay overwrite what others returned.
+No GPU is needed: ``Captured`` stands in for graphs.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.cosyvoice2.captured import Captured
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
-from worker.engines.cosyvoice2 import graphs, loading
+from worker.engines.cosyvoice2 import loading
 from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
 from worker.engines.cosyvoice2.graphs import Graphs
 from worker.engines.cosyvoice2.hyperparameters import TINY
@@ -39,57 +37,6 @@ from worker.engines.protocol import TurnSpec
 
 TEXT = TINY.language_model.vocabulary
 CODES = TINY.language_model.speech_tokens
-
-
-class Captured(Graphs):
-    """Graphs as CUDA has them, without CUDA.
-
-    ``recorded``: what is replayed is a recording of the operations, with the shapes, the choices
-    and the very tensors of the time of the capture. It takes seconds for each; without, the
-    function itself is called again.
-    """
-
-    def __init__(self, recorded: bool = True) -> None:
-        super().__init__(enabled=False)
-        self.enabled = True
-        self.keys: list[Hashable] = []
-        self._recorded = recorded
-        self._static: list[Any] = []
-
-    def prepare(self, key: Hashable, work: Callable[[], Any], rest: Callable[[], None]) -> None:
-        if key not in self._kept:
-            self.keys.append(key)
-        super().prepare(key, work, rest)
-
-    def run(self, key: Hashable, work: Callable[[], Any]) -> Any:
-        assert key in self._kept, f"{key}: a capture in run would disturb what stands in its inputs"
-        return super().run(key, work)
-
-    def _make(self, work: Callable[[], Any], rest: Callable[[], None]) -> Callable[[], Any]:
-        rest()
-        for _ in range(graphs.WARM_UP_RUNS):
-            work()
-        recording = make_fx(work)() if self._recorded else work
-        result = _tensors(work())
-        static = [tensor.clone() for tensor in result]
-        self._static.append(static)
-
-        def replay() -> Any:
-            fresh = _tensors(recording())
-            for others in self._static:
-                for tensor in others:
-                    tensor.fill_(float("nan"))
-            for tensor, value in zip(static, fresh, strict=True):
-                tensor.copy_(value)
-            return tuple(static) if len(static) > 1 else next(iter(static), None)
-
-        return replay
-
-
-def _tensors(result: Any) -> list[Any]:
-    if result is None:
-        return []
-    return list(result) if isinstance(result, tuple | list) else [result]
 
 
 @pytest.fixture(scope="module")
@@ -325,23 +272,6 @@ def test_warming_up_leaves_nothing_behind(tiny_pack: Path, flow_batch: int) -> N
     cold = Driver(tiny_pack, slots=1, flow_batch=flow_batch).speak(1, SENTENCES[0])
     warm = Driver(tiny_pack, slots=1, flow_batch=flow_batch, warm=True)
     assert np.array_equal(warm.speak(1, SENTENCES[0]), cold)
-
-
-@torch.inference_mode()
-def test_a_warm_core_captures_nothing_more(
-    tiny_pack: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For utterances of usual length: what is captured while people listen makes them wait."""
-    captured = Captured(recorded=False)
-    monkeypatch.setattr(loading, "_graphs", lambda *_: captured)
-    driver = Driver(tiny_pack, slots=3, flow_batch=1, warm=True)
-    warm = set(captured.keys)
-    for turn in (1, 2, 3):
-        driver.open(turn, segments(*SENTENCES), seed=turn)
-        for _ in range(9 * turn):
-            driver.core.step()
-    driver.run(1, 2, 3)
-    assert set(captured.keys) == warm
 
 
 def test_graphs_switched_off_are_calls() -> None:

@@ -41,11 +41,15 @@ FREE_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Budget:
-    """``slots`` of the decoder with ``positions`` each; ``pages`` and ``states`` of the flow."""
+    """``slots`` of the decoder with ``positions`` each; ``pages`` and ``states`` of the flow.
+
+    Of the pages ``prompt_pages`` are meant for voices.
+    """
 
     slots: int
     positions: int
     pages: int
+    prompt_pages: int
     states: int
     max_blocks: int
     batches: tuple[int, ...]
@@ -81,10 +85,12 @@ def plan(
     if config.flow_batch:
         batches = (*(size for size in batches if size < config.flow_batch), config.flow_batch)
     encoder = sizes.flow.encoder
+    pages = max(1, min(wanted, room // page))
     return Budget(
         slots=slots,
         positions=POSITIONS,
-        pages=max(1, min(wanted, room // page)),
+        pages=pages,
+        prompt_pages=pages * PROMPT_BLOCKS // wanted,
         states=slots + PROMPT_BLOCKS,
         max_blocks=-(-(POSITIONS + encoder.lookahead) // encoder.chunk),
         batches=batches,

@@ -78,9 +78,11 @@ class CosyVoice2Core:
 
     @torch.inference_mode()
     def warm_up(self, text: str) -> None:
-        """Capture graphs, speak ``text`` to nobody, and measure what the device carries."""
+        """Capture graphs, prepare voices, speak ``text`` to nobody, and measure the device."""
         with self._timed("graphs"):
             self._model.warm_up()
+        with self._timed("voices"):
+            self._model.preload()
         with self._timed("rehearsal"):
             self._rehearse(text)
         with self._timed("capacity"):

@@ -6,7 +6,7 @@ cross-fade. Here for comparison: dearer than blocks by far, one utterance at a t
 the seams.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class ExactStage:
     ready = True
 
     def __init__(self, flow: Flow, vocoder: Vocoder) -> None:
+        self.make_room: Callable[[], bool] = lambda: False
         self._flow = flow
         self._vocoder = vocoder
         self._under_way: dict[Utterance, UpstreamStreaming] = {}

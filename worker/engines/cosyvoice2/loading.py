@@ -54,10 +54,6 @@ LEAST, MOST = 2, 20
 STREAMED_LIMITS = SegmentLimits(first_chars=16, max_chars=24)
 """Characters: a few words, for the model reads five tokens at a time."""
 
-GRAPHED_BLOCKS = 16
-GRAPHED_POSITIONS = 1024
-"""Longer sequences and utterances are captured when one comes."""
-
 MEASURED, MEASURED_S = 3, 0.3
 
 Timed = Callable[[str], AbstractContextManager[None]]
@@ -175,14 +171,29 @@ class Loaded:
         return text_tokens * mix[1] // mix[0]
 
     def warm_up(self) -> None:
-        """Capture what is common."""
+        """Capture all that can come: a capture makes everybody wait who listens."""
         # A compiler would have to look through the census.
         census = nullcontext() if self.config.compile else AttentionCensus()
         with census:
-            self.decoder.warm_up(GRAPHED_POSITIONS)
-            self.audio.warm_up(GRAPHED_BLOCKS)
+            self.decoder.warm_up(self.budget.positions)
+            longest = max(map(self._prompt_blocks, self.voices.values()))
+            self.audio.warm_up(longest + budget.BLOCKS_PER_SLOT)
         if isinstance(census, AttentionCensus):
             log.debug("attention_kernels", **census.shapes)
+
+    def preload(self) -> None:
+        """Prepare voices, the default one first, as many as there is room planned for.
+
+        A voice's blocks depend on each other: whoever is the first to speak with one that was not
+        prepared makes all others wait for them, one after another.
+        """
+        default = self.info.default_voice
+        room = self.budget.prompt_pages
+        for name in (default, *(other for other in self.voices if other != default)):
+            blocks = self._prompt_blocks(self.voices[name])
+            if name == default or blocks <= room:
+                self.speakers.keep(name)
+                room -= blocks
 
     def measure(self) -> None:
         """Find out how many sessions the device keeps from running dry."""
@@ -229,13 +240,17 @@ class Loaded:
             times.append(time.monotonic() - begun)
         return min(times)
 
+    def _prompt_blocks(self, voice: Voice) -> int:
+        """Blocks that are kept of a voice."""
+        encoder = self.sizes.flow.encoder
+        return max(0, len(voice.flow_tokens) - encoder.lookahead) // encoder.chunk
+
     def _memory(self) -> EngineMemory:
         if self.device.type == "cuda":
             used = torch.cuda.memory_reserved(self.device)
         else:
             used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        prompts = [len(voice.flow_tokens) for voice in self.voices.values()]
-        blocks = max(prompts, default=0) // self.sizes.flow.encoder.chunk
+        blocks = max(map(self._prompt_blocks, self.voices.values()), default=0)
         return EngineMemory(
             used_mb=round(used / MIB, 1),
             total_mb=round(budget.free_memory(self.device)[1] / MIB, 1),
@@ -282,6 +297,8 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Loaded:
             model.flow.decoder.register_module("estimator", backend)
             shares = replace(shares, page_bytes=0)
         audio = _audio(model, config, shares, graphs)
+        speakers = Speakers(voices, audio.prepare, audio.release)
+        audio.make_room = speakers.make_room
     return Loaded(
         pack=pack,
         config=config,
@@ -291,7 +308,7 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Loaded:
         decoder=decoder,
         audio=audio,
         frontend=frontend,
-        speakers=Speakers(voices, audio.prepare, audio.release),
+        speakers=speakers,
         voices=voices,
         offered=shares.slots,
     )

@@ -1,6 +1,6 @@
 """From speech tokens to samples for all sessions: the flow's blocks, then the vocoder's windows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +48,10 @@ class _Voicing:
 class BlockStage:
     """Renders the next block of many utterances in one batch.
 
-    Blocks are computed once and remembered while there is room. An utterance for which there is
-    none is computed anew from its beginning each time, in spans that grow, with the same result.
+    Blocks are computed once and remembered while there is room. Where there is none, ``make_room``
+    is asked to free what nobody uses, as long as it says that it did. An utterance for which there
+    is still none is computed anew from its beginning each time, in spans that grow, with the same
+    result.
 
     Args:
         renderer: Of the flow.
@@ -72,6 +74,9 @@ class BlockStage:
         self._voicings: dict[Utterance, _Voicing] = {}
         self._by_track: dict[Track, _Voicing] = {}
         self._under_way: list[Rendered] = []
+        self.make_room: Callable[[], bool] = lambda: False
+        # Longer utterances are rendered one by one: see ``warm_up``.
+        self._together = renderer.page_buckets[-1]
         renderer.run = self._run
 
     @property
@@ -117,14 +122,17 @@ class BlockStage:
         """Start rendering the next chunk of each session's utterance."""
         voicings = [self._voicing(session) for session in sessions]
         cached = [v for v in voicings if v.rendering.state is not None]
+        while len(cached) > self._renderer.free_pages and self.make_room():
+            pass
         cached = cached[: self._renderer.free_pages]
         anew = [voicing for voicing in voicings if voicing not in cached]
-        if cached:
-            blocks = [_next(voicing) for voicing in cached]
-            rows = next(size for size in self._batches if size >= len(blocks))
-            mels = self._renderer.render(blocks, rows)
-            for voicing, block, mel in zip(cached, blocks, mels, strict=True):
-                self._advance(voicing, block, mel[block.first : block.frames])
+        together = [v for v in cached if v.rendering.done < self._together]
+        if together:
+            rows = next(size for size in self._batches if size >= len(together))
+            self._render(together, rows)
+        for voicing in cached:
+            if voicing not in together:
+                self._render([voicing], 1)
         if anew:
             blocks = [_next(voicing) for voicing in anew]
             for voicing, block, mel in zip(
@@ -158,10 +166,18 @@ class BlockStage:
             self._renderer.close(voicing.rendering)
 
     def warm_up(self, blocks: int) -> None:
-        """Capture batches of utterances of up to ``blocks`` blocks, and the vocoder."""
-        for rows in self._batches:
-            for pages in self._renderer.page_buckets:
-                if self._graphs.enabled and pages <= blocks:
+        """Capture all that can come, so that nothing is captured while people listen.
+
+        Batches of every size for utterances of up to ``blocks`` blocks. Longer ones are rare, and
+        in a batch all rows would pay for their length: each is rendered by itself from here on.
+        """
+        buckets = self._renderer.page_buckets
+        self._together = next(size for size in buckets if size >= min(blocks, buckets[-1]))
+        if self._graphs.enabled:
+            for pages in buckets:
+                # A voice's prompt is rendered by itself too.
+                batches = {1, *self._batches} if pages <= self._together else {1}
+                for rows in sorted(batches):
                     self._idle(rows, pages)
         self._vocoder.warm_up()
 
@@ -182,7 +198,10 @@ class BlockStage:
         voicing = self._voicings.get(utterance)
         if voicing is None:
             prompt: Prompt = session.speaker.flow_prompt
-            rendering = self._renderer.begin(prompt) or self._renderer.begin(prompt, cached=False)
+            rendering = self._renderer.begin(prompt)
+            while rendering is None and self.make_room():
+                rendering = self._renderer.begin(prompt)
+            rendering = rendering or self._renderer.begin(prompt, cached=False)
             assert rendering is not None
             track = self._track(session, utterance)
             voicing = _Voicing(session, utterance, rendering, track)
@@ -202,6 +221,13 @@ class BlockStage:
             seed=session.spec.seed,
             number=utterance.number,
         )
+
+    def _render(self, voicings: Sequence[_Voicing], rows: int) -> None:
+        """The next block of each, in a batch of ``rows``."""
+        blocks = [_next(voicing) for voicing in voicings]
+        mels = self._renderer.render(blocks, rows)
+        for voicing, block, mel in zip(voicings, blocks, mels, strict=True):
+            self._advance(voicing, block, mel[block.first : block.frames])
 
     def _advance(self, voicing: _Voicing, block: Block, mel: Tensor) -> None:
         utterance = voicing.utterance

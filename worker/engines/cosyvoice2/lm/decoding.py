@@ -20,6 +20,9 @@ REACH = 256
 PROMPT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Lengths to which what is read is padded where there are graphs."""
 
+READ_ON = 32
+"""Embeddings read at once behind others in a slot: where text is streamed, five and a few more."""
+
 LARGEST_BURST = 16
 
 
@@ -119,9 +122,11 @@ class Decoder:
         """
         before = len(embeddings) - 1
         start = self._host_position[slot]
-        for at in range(0, before, PROMPT_BUCKETS[-1]):
-            piece = embeddings[at : min(at + PROMPT_BUCKETS[-1], before)]
-            self._extend(slot, start + at, piece)
+        at = 0
+        while at < before:
+            longest = READ_ON if start + at else PROMPT_BUCKETS[-1]
+            self._extend(slot, start + at, embeddings[at : min(at + longest, before)])
+            at += longest
         self._pending[slot] = embeddings[-1]
         self._position[slot] = self._host_position[slot] = start + before
         self._fresh[slot] = True
@@ -167,15 +172,18 @@ class Decoder:
         return outcome
 
     def warm_up(self, reach: int) -> None:
-        """Capture the steps up to ``reach`` positions, and the prompts."""
-        size = self._reach(1)
-        while size <= self._reach(min(reach, self.length)):
+        """Capture the steps up to ``reach`` positions, prompts, and what is read behind them."""
+        farthest = self._reach(min(reach, self.length))
+        doubling = [REACH << power for power in range(self.length.bit_length())]
+        reaches = [*(size for size in doubling if size < farthest), farthest]
+        for size in reaches:
             self._prepare(size)
-            size *= 2
         if self._graphs.enabled:
+            for size in reaches:
+                self._prepare_prompt(READ_ON, size)
             for bucket in PROMPT_BUCKETS:
                 if bucket < self.length:
-                    self._prepare_prompt(bucket)
+                    self._prepare_prompt(bucket, bucket)
 
     def rehearse(self) -> None:
         """One step in which every slot stands still, for its time."""
@@ -186,29 +194,25 @@ class Decoder:
 
     def _extend(self, slot: int, start: int, embeddings: Tensor) -> None:
         """Put ``embeddings [n, width]`` into the cache from position ``start`` on."""
-        n = len(embeddings)
-        bucket = n
+        bucket = n = len(embeddings)
         if self._graphs.enabled:
             bucket = next(size for size in PROMPT_BUCKETS if size >= n)
-            self._prepare_prompt(bucket)
+        # A prompt that begins a sequence sees itself alone.
+        reach = self._reach(start + bucket) if start else bucket
+        if self._graphs.enabled:
+            self._prepare_prompt(bucket, reach)
         else:
             self._prompts = {n: self._static_prompt(n)}
         self._slot.fill_(slot)
         self._start.fill_(start)
         self._prompts[bucket][0, :n] = embeddings
-        # A prompt that begins a sequence sees itself alone.
-        reach = self._reach(start + bucket) if start else bucket
-        key = ("prompt", bucket, reach)
-        if start:
-            self._read_prompt(bucket, reach)
-        else:
-            self._graphs.run(key, lambda: self._read_prompt(bucket, reach))
+        self._graphs.run(("prompt", bucket, reach), lambda: self._read_prompt(bucket, reach))
 
-    def _prepare_prompt(self, bucket: int) -> None:
+    def _prepare_prompt(self, bucket: int, reach: int) -> None:
         if bucket not in self._prompts:
             self._prompts[bucket] = self._static_prompt(bucket)
-        work = lambda: self._read_prompt(bucket, bucket)  # noqa: E731
-        self._graphs.prepare(("prompt", bucket, bucket), work, self._rest)
+        work = lambda: self._read_prompt(bucket, reach)  # noqa: E731
+        self._graphs.prepare(("prompt", bucket, reach), work, self._rest)
 
     def _read_prompt(self, bucket: int, reach: int) -> None:
         x = self._prompts[bucket]

@@ -130,17 +130,27 @@ class Speakers:
         self._users[speaker] += 1
         return speaker
 
+    def keep(self, name: str) -> None:
+        """Prepare a voice before anybody asks for it. Raises as ``take``."""
+        self.give_back(self.take(name))
+
     def give_back(self, speaker: Speaker) -> None:
         """One user less."""
         self._users[speaker] -= 1
+
+    def make_room(self) -> bool:
+        """Forget the voice that has been unused longest. Returns whether there was one."""
+        unused = next((s for s in self._kept.values() if not self._users[s]), None)
+        if unused is None:
+            return False
+        del self._kept[unused.voice.name], self._users[unused]
+        self._release(unused.flow_prompt)
+        return True
 
     def _prepared(self, voice: Voice) -> Speaker:
         while True:
             try:
                 return Speaker(voice, self._prepare(voice))
             except CosyVoiceOOMError:
-                unused = next((s for s in self._kept.values() if not self._users[s]), None)
-                if unused is None:
+                if not self.make_room():
                     raise
-                del self._kept[unused.voice.name], self._users[unused]
-                self._release(unused.flow_prompt)

@@ -50,7 +50,7 @@ async def test_without_its_server_within_its_limit(
     async with from_url(server.url) as redis:
         fleet = Orchestrator(redis, "tts")
         flag = f"worker.drain_timeout_s={TIMEOUT_S}"
-        async with worker_process(fleet, server.url, "w1", flag) as worker:
+        async with worker_process(fleet, server.url, "w1", flag, ready_s=60) as worker:
             if busy:
                 await fleet.add("speaks", LONG)
                 await fleet.add("waits", LONG)
@@ -66,7 +66,7 @@ async def test_at_once_when_it_is_asked_twice(server: EmbeddedServer, how: str) 
     async with from_url(server.url) as redis:
         fleet = Orchestrator(redis, "tts")
         flag = "worker.drain_timeout_s=600"
-        async with worker_process(fleet, server.url, "w1", flag) as worker:
+        async with worker_process(fleet, server.url, "w1", flag, ready_s=60) as worker:
             await fleet.add("s", LONG)
             await fleet.hear("s", until=10)
             if how != "healthy":

@@ -1136,8 +1136,10 @@ class TestBeat:
     def key(self, prefix: str) -> str:
         return Keys(prefix).worker("w1")
 
-    async def beat(self, redis: Redis, key: str, instance: str, *fields: str) -> Any:
-        return await run(redis, scripts.BEAT, [key], instance, 1500, *fields)
+    async def beat(
+        self, redis: Redis, key: str, instance: str, *fields: str, living_ms: int = 60_000
+    ) -> Any:
+        return await run(redis, scripts.BEAT, [key], instance, 1500, living_ms, 0, *fields)
 
     async def test_says_the_servers_time(self, redis: Any, key: str) -> None:
         now_ms = int(await self.beat(redis, key, "a", "state", "ready"))
@@ -1165,6 +1167,11 @@ class TestBeat:
     async def test_debris_is_cleared_away(self, redis: Any, key: str) -> None:
         await redis.set(key, "debris", ex=60)
         assert await self.beat(redis, key, "a", "state", "ready")
+
+    async def test_a_name_whose_owner_is_silent_is_free(self, redis: Any, key: str) -> None:
+        await self.beat(redis, key, "a", "state", "ready", "rtf", "0.1")
+        assert await self.beat(redis, key, "b", "state", "starting", living_ms=0)
+        assert await redis.hmget(key, "instance", "rtf") == [b"b", None]
 
     async def test_who_departs_takes_only_his_own(self, redis: Any, key: str) -> None:
         await self.beat(redis, key, "a", "state", "ready")

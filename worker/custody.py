@@ -27,6 +27,11 @@ class Custody:
         self._stray: dict[str, set[str]] = {}
         self._foreign: dict[str, set[Assignment]] = {}
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether something was apart the last time."""
+        return any(self._stray.values()) or any(self._foreign.values())
+
     async def reconcile(self, assignments: Iterable[Assignment]) -> None:
         """Act on what is apart now and was the last time."""
         held: dict[str, dict[str, Assignment]] = {model: {} for model in self._models}

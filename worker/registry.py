@@ -17,12 +17,13 @@ from anyio.abc import TaskStatus
 from schemas import records
 from schemas.keys import Keys
 from schemas.records import ModelRecord, WorkerRecord
-from wire.link import Argument
+from wire.link import Command, ReplyError
 from wire.switchboard import Switchboard
 from worker import scripts
 from worker.clock import ServerClock
 from worker.config import WorkerConfig
 from worker.ledger import Ledger
+from worker.queue_reader import BLOCK_MS
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -30,8 +31,14 @@ log = structlog.stdlib.get_logger(__name__)
 LOOK_AROUND_BEATS = 10
 """Beats between two looks at all workers: what each of them does at each beat is quadratic."""
 
-FORGET_AFTER = 10
-"""The dead are listed for so many times the silence that made them so."""
+ALL_ANEW_S = 10.0
+"""Records that say what they said are renewed, and written anew so often: others write them too."""
+
+MOST_RECORD_MS = 3000
+"""So long after its worker a record is there at most."""
+
+OLDEST = 16
+"""So many are looked at, of those that have not beaten for the longest time."""
 
 
 class NameTakenError(Exception):
@@ -69,6 +76,14 @@ class Registry:
         self._instance = uuid.uuid4().hex[:12]
         self._interval_s = config.heartbeat_ms / 1000
         self._dead_after_ms = config.dead_after_ms
+        # A record is renewed when no more is left of its time than makes a silent worker dead.
+        self._ttl_ms = max(config.dead_after_ms, min(2 * config.dead_after_ms, MOST_RECORD_MS))
+        self._renew_s = (self._ttl_ms - config.dead_after_ms) / 1000
+        self._living_ms = max(config.dead_after_ms, int((self._renew_s + self._interval_s) * 1000))
+        self._written: dict[str, str] = {}
+        self._written_models: dict[str, dict[str, str]] = {}
+        self._renewed_at = self._all_anew_at = -ALL_ANEW_S
+        self._look_at = 0.0
         self._last_beat = 0.0
         self._judges_from = 0.0
         self._missing: set[str] = set()
@@ -85,36 +100,72 @@ class Registry:
         while True:
             due = self._last_beat + self._interval_s
             await anyio.sleep(max(0.0, due - time.monotonic()))
-            if await self.beat() is None:
+            if await self._pulse() is None:
                 raise NameTakenError(f"another worker goes by the name {self._name} now")
             await self._bury_the_dead()
 
+    async def _pulse(self) -> int | None:
+        """Show a sign of life; renew the records too where they change or run out."""
+        renewed_s = time.monotonic() - self._renewed_at
+        if renewed_s >= self._renew_s or self._record() != self._written:
+            return await self.beat()
+        now_ms = self._clock.now_ms()
+        await self._list(now_ms)
+        answered = time.monotonic()
+        if answered - self._last_beat > 2 * self._interval_s:
+            return await self.beat()  # we or the server were away: the sign may be an old one
+        self._last_beat = answered
+        return now_ms
+
     async def beat(self) -> int | None:
         """Renew the records now. Returns the server's unix ms; ``None``: the name is taken."""
-        record = records.encode(self._describe())
-        record.pop("beat_ms", None)
-        flat = [part for pair in record.items() for part in pair]
-        keys = [self._keys.worker(self._name)]
         asked = time.monotonic()
+        anew = asked - self._all_anew_at >= ALL_ANEW_S
+        record = self._record()
+        merges = not anew and record.keys() == self._written.keys()
         reply = await scripts.BEAT(
-            self._switchboard, keys, self._instance, self._dead_after_ms, *flat
+            self._switchboard,
+            [self._keys.worker(self._name)],
+            self._instance,
+            self._ttl_ms,
+            self._living_ms,
+            "1" if merges else "0",
+            *(part for pair in record.items() for part in pair),
         )
         if reply is None:
             return None
+        self._written = record
         now_ms = int(cast(bytes, reply))
         answered = time.monotonic()
         self._clock.set(now_ms, (answered - asked) * 1000)
         if answered - self._last_beat > 2 * self._interval_s:
             # Who was away himself cannot know whether the others were: give them time to beat.
             self._judges_from = answered + self._dead_after_ms / 1000
-        self._last_beat = answered
-        await self._renew(self._keys.workers, "zset", "ZADD", now_ms, self._name)
+        self._last_beat = self._renewed_at = answered
+        await self._list(now_ms)
         for model, described in self._models().items():
-            key = self._keys.model(model)
-            fields = [part for pair in records.encode(described).items() for part in pair]
-            await self._renew(key, "hash", "HSET", *fields)
-            await self._switchboard.call(key, "PEXPIRE", key, self._dead_after_ms)
+            await self._renew_model(model, records.encode(described), anew=anew)
+        if anew:
+            self._all_anew_at = answered
         return now_ms
+
+    def _record(self) -> dict[str, str]:
+        record = records.encode(self._describe())
+        record.pop("beat_ms", None)
+        return record
+
+    async def _list(self, now_ms: int) -> None:
+        await self._write(self._keys.workers, ("ZADD", self._keys.workers, now_ms, self._name))
+
+    async def _renew_model(self, model: str, record: dict[str, str], *, anew: bool) -> None:
+        key = self._keys.model(model)
+        renew: Command = ("PEXPIRE", key, self._ttl_ms)
+        is_same = not anew and record == self._written_models.get(model)
+        if is_same and await self._switchboard.call(key, *renew):
+            return
+        fields = [part for pair in record.items() for part in pair]
+        await self._write(key, ("HSET", key, *fields), renew)
+        self._written_models[model] = record
 
     async def depart(self) -> None:
         """Leave the fleet in good order."""
@@ -123,7 +174,7 @@ class Registry:
         await self._switchboard.call(workers, "ZREM", workers, self._name)
 
     async def _enter(self) -> None:
-        deadline = time.monotonic() + self._dead_after_ms / 1000 + self._interval_s
+        deadline = time.monotonic() + self._ttl_ms / 1000 + self._interval_s
         while await self.beat() is None:
             # A predecessor that was just killed is gone soon; one that lives stays.
             if time.monotonic() > deadline:
@@ -136,28 +187,46 @@ class Registry:
         """Hand back the requests of workers that no longer beat."""
         if self._last_beat < self._judges_from:
             return
-        now_ms = self._clock.now_ms()
-        workers = self._keys.workers
-        late = f"({now_ms - self._dead_after_ms}"
-        found = await self._switchboard.call(workers, "ZRANGEBYSCORE", workers, "-inf", late)
-        dead = {name.decode("utf-8", "replace") for name in cast(list[bytes], found)}
-        dead.discard(self._name)
-        # At each beat: a read of one that is stalled may be answered after its burial.
-        for owner in dead:
-            await self._bury(owner)
         self._beats += 1
         if self._beats % LOOK_AROUND_BEATS == 0:
             await self._bury_the_unlisted()
-            # By score, not by name: one that beats again in this moment stays. And not before all
-            # others have seen it, who may serve other models than we do.
-            gone = f"({now_ms - FORGET_AFTER * self._dead_after_ms}"
-            await self._switchboard.call(workers, "ZREMRANGEBYSCORE", workers, "-inf", gone)
+        if time.monotonic() < self._look_at:
+            return
+        now_ms, workers = self._clock.now_ms(), self._keys.workers
+        late_ms = now_ms - self._dead_after_ms
+        listed = await self._longest_silent("+inf", OLDEST)
+        if len(listed) == OLDEST and listed[-1][1] < late_ms:
+            listed = await self._longest_silent(f"({late_ms}", -1)
+        others = [(name, beat_ms) for name, beat_ms in listed if name != self._name]
+        # At each beat: a read of one that is stalled may be answered after its burial.
+        for owner, beat_ms in others:
+            if beat_ms < late_ms:
+                await self._bury(owner)
+        # Nobody can be dead before the one who has been silent for the longest time.
+        oldest_ms = min((beat_ms for _, beat_ms in others), default=now_ms)
+        left_ms = min(max(oldest_ms - late_ms, 0), self._dead_after_ms)
+        self._look_at = time.monotonic() + left_ms / 1000
+        # By score, not by name: one that beats again in this moment stays. And not before the last
+        # of its reads is over, and all others have seen it, who may serve other models than we do.
+        gone_ms = late_ms - BLOCK_MS
+        if oldest_ms < gone_ms:
+            await self._switchboard.call(
+                workers, "ZREMRANGEBYSCORE", workers, "-inf", f"({gone_ms}"
+            )
+
+    async def _longest_silent(self, up_to: str, most: int) -> list[tuple[str, float]]:
+        """Workers, and when they beat last: server unix ms."""
+        workers = self._keys.workers
+        ask = ("ZRANGEBYSCORE", workers, "-inf", up_to, "WITHSCORES", "LIMIT", 0, most)
+        try:
+            found = cast(list[tuple[bytes, float]], await self._switchboard.call(workers, *ask))
+        except ReplyError:
+            return []  # something else in its place, until our next beat
+        return [(name.decode("utf-8", "replace"), beat_ms) for name, beat_ms in found]
 
     async def _bury_the_unlisted(self) -> None:
         """Hand back the requests of those whom nobody knows. It costs more: each worker is read."""
-        workers = self._keys.workers
-        listed = cast(list[bytes], await self._switchboard.call(workers, "ZRANGE", workers, 0, -1))
-        known = {name.decode("utf-8", "replace") for name in listed}
+        known = {name for name, _ in await self._longest_silent("+inf", -1)}
         missing = {
             owner for model in self._models() for owner in await self._ledger.owners(model) - known
         }
@@ -172,10 +241,14 @@ class Registry:
             if count:
                 log.warning("worker_dead", dead=owner, model=model, requests=count)
 
-    async def _renew(self, key: str, kind: str, command: str, *args: Argument) -> None:
+    async def _write(self, key: str, *commands: Command) -> None:
         """Write to a key of ours. What is of another type under its name is debris."""
-        found = await self._switchboard.call(key, "TYPE", key)
-        if found not in (kind.encode(), b"none"):
-            log.warning("wrong_type_removed", key=key)
-            await self._switchboard.call(key, "DEL", key)
-        await self._switchboard.call(key, command, key, *args)
+        for command in commands:
+            try:
+                await self._switchboard.call(key, *command)
+            except ReplyError as error:
+                if not str(error).startswith("WRONGTYPE"):
+                    raise
+                log.warning("wrong_type_removed", key=key)
+                await self._switchboard.call(key, "DEL", key)
+                await self._switchboard.call(key, *command)

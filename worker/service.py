@@ -1,6 +1,7 @@
 """One worker process: wires the rooms, owns their tasks, drains."""
 
 import gc
+import itertools
 import os
 import socket
 import time
@@ -39,6 +40,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 CONNECT_AGAIN_S = 1.0
 HAND_OVER_S = 2.0
+
+IDLE_CUSTODY_BEATS = 4
 
 HAND_OVER_GAP_S = 0.05
 """Between two turns that are handed over. Who takes one over makes it anew up to the frame that is
@@ -175,11 +178,13 @@ class Service:
                     await self._rooms.ledger.touch(assignment.kept_keys)
 
     async def _keep_custody(self) -> None:
-        """See that nothing is stranded here, with each beat."""
+        """See that nothing is stranded here: with each beat, of an idle worker with some."""
         custody = Custody(self._rooms.ledger, self._rooms.residency.served)
-        while True:
+        for beat in itertools.count():
             await anyio.sleep(self._config.worker.heartbeat_ms / 1000)
-            await custody.reconcile(self.intake.assignments)
+            is_busy = custody.is_in_doubt or self.intake.assignments
+            if is_busy or beat % IDLE_CUSTODY_BEATS == 0:
+                await custody.reconcile(self.intake.assignments)
 
     async def _keep_slots(self) -> None:
         """Offer what the engines can carry; what they find out by themselves, with each beat."""

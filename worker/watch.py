@@ -66,6 +66,7 @@ class _Sentry:
         self.tracked = False
         self.is_up = True
         self.lost = anyio.Event()
+        self.unanswered = 0
 
     def read(self, subscriptions: list[Subscription]) -> None:
         """Send the reads in one write."""
@@ -74,6 +75,7 @@ class _Sentry:
         now = time.monotonic()
         for subscription in subscriptions:
             subscription.read_at = now
+        self.unanswered += 1
         self.link.submit([s.read() for s in subscriptions], partial(self._replied, subscriptions))
 
     def read_all(self) -> None:
@@ -82,6 +84,7 @@ class _Sentry:
     def _replied(
         self, subscriptions: list[Subscription], replies: list[Reply] | LinkClosedError
     ) -> None:
+        self.unanswered -= 1
         if isinstance(replies, LinkClosedError):
             return  # the next connection reads everything again
         for subscription, reply in zip(subscriptions, replies, strict=True):
@@ -215,14 +218,18 @@ class KeyWatch:
                 log.warning("tracking_refused", error=str(error), fallback_ms=int(POLL_S * 1000))
             sentry.link = link
             sentry.is_up = True
+            # Those without an answer have waited for a round already.
+            patience_s = max(self._topology.endpoint.timeout_s - RECONCILE_S, RECONCILE_S)
             while True:
                 sentry.read_all()
                 with anyio.move_on_after(RECONCILE_S if sentry.tracked else POLL_S):
                     await lost.wait()
                     raise LinkClosedError("the connection was lost, or its keys moved")
-                # Half-open connections answer nothing: a ping with a deadline finds them. And a
-                # primary that was replaced goes on answering, of what it hears late or never.
-                await link.call("PING")
+                # Half-open connections answer nothing: a ping with a deadline finds them, where the
+                # reads had no answer. And a primary that was replaced goes on answering, of what it
+                # hears late or never.
+                if sentry.unanswered or not sentry.subscriptions:
+                    await link.call("PING", timeout_s=patience_s)
                 if self._moved(sentry):
                     raise LinkClosedError("its keys moved")
         finally:

@@ -1,16 +1,20 @@
--- A worker's heartbeat, in server time.
+-- A worker's record, renewed in server time.
 --
 -- KEYS  worker
--- ARGV  instance, ttl_ms, fields...
+-- ARGV  instance, ttl_ms, living_ms (one of another instance is dead when it is older), "1" when the record has the same
+--       fields as before, fields...
 -- Returns the server's unix ms, or nothing when a living worker of another instance has this name.
-local kind = redis.call('TYPE', KEYS[1]).ok
-if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
-local instance = redis.call('HGET', KEYS[1], 'instance')
-if instance and instance ~= ARGV[1] then return false end
 local now = redis.call('TIME')
 local now_ms = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))
+local held = redis.pcall('HMGET', KEYS[1], 'instance', 'beat_ms')
+if held.err then
+  redis.call('DEL', KEYS[1])
+  held = {false, false}
+end
+local same = held[1] == ARGV[1]
+if held[1] and not same and now_ms - (tonumber(held[2] or '') or 0) < tonumber(ARGV[3]) then return false end
 -- Replaced, not merged: what the worker no longer says must go.
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'instance', ARGV[1], 'beat_ms', now_ms, unpack(ARGV, 3))
+if held[1] and not (same and ARGV[4] == '1') then redis.call('DEL', KEYS[1]) end
+redis.call('HSET', KEYS[1], 'instance', ARGV[1], 'beat_ms', now_ms, unpack(ARGV, 5))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return now_ms

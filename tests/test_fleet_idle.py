@@ -1,4 +1,4 @@
-"""What a worker that has nothing to do asks of the server, and for how long a dead one is listed."""
+"""What an idle worker asks of the server, and for how long a dead one is listed."""
 
 import signal
 from collections.abc import AsyncGenerator

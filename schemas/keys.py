@@ -91,6 +91,10 @@ class Keys(msgspec.Struct, frozen=True):
         """What each tenant of the backlog was given so far (hash, private)."""
         return f"{self.prefix}:books:{{{self.requests(model)}}}"
 
-    def due(self, model: str) -> str:
-        """Entries of the backlog that have a deadline, scored by it (sorted set, private)."""
-        return f"{self.prefix}:due:{{{self.requests(model)}}}"
+    def talking(self, model: str) -> str:
+        """Entries of the backlog whose session is in conversation (sorted set, private)."""
+        return f"{self.prefix}:talking:{{{self.requests(model)}}}"
+
+    def keeper(self, model: str) -> str:
+        """The worker that looks after the model's backlog (string, private)."""
+        return f"{self.prefix}:keeper:{{{self.requests(model)}}}"

@@ -35,7 +35,9 @@ class TestWithoutAFreeSlot:
             heard = await fleet.hear("late")
             assert (heard.end.reason, heard.end.frames) == ("expired", 0)
             assert (await fleet.state("a"))["state"] == "speaking"
-            assert (await fleet.worker("w1"))["sessions"] == "2"
+            with anyio.fail_after(HANG_S):  # until its next heartbeat
+                while (await fleet.worker("w1"))["sessions"] != "2":
+                    await anyio.sleep(0.05)
             for session in ("a", "b"):
                 await fleet.control(session, f"stop:{(await fleet.state(session))['request']}")
             assert (await fleet.hear("patient")).end.reason == "completed"

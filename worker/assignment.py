@@ -4,17 +4,21 @@ Waits for its session, takes the lease, has the turn performed, settles.
 """
 
 import time
+from collections.abc import Callable
 from enum import Enum
 
 import anyio
 import structlog
 
 from schemas.audio import Reason
+from schemas.fields import FieldError
 from schemas.request import InvalidRequest, Request
 from wire.link import ReplyError
-from worker.ledger import Acquired, Claim, Delivery, Lease, Waiter
+from worker.engines.protocol import CannotSpeakError
+from worker.ledger import Acquired, Claim, Delivery, Waiter
 from worker.outbox import Fate
 from worker.performance import ENDINGS, Performance
+from worker.rendition import turn_spec
 from worker.rooms import Rooms
 from worker.session_watch import SessionWatch
 from worker.slots import Slot
@@ -63,15 +67,28 @@ class _Place:
 class Assignment:
     """One delivery. ``run`` sees it through; ``hand_over`` gives it to another worker.
 
-    Without a ``slot`` it can be answered, but not spoken before there is one.
+    Args:
+        rooms: The worker's parts.
+        delivery: In this worker's name.
+        slot: Without one it can be answered, but not spoken before there is one.
+        begin: Begins another delivery, in a slot that this one leaves to it.
     """
 
-    def __init__(self, rooms: Rooms, delivery: Delivery, slot: Slot | None) -> None:
+    def __init__(
+        self,
+        rooms: Rooms,
+        delivery: Delivery,
+        slot: Slot | None,
+        begin: Callable[[Delivery, Slot], None],
+    ) -> None:
         self.delivery = delivery
         self.session: str | None = None
         self._name = delivery.entry
         self._rooms = rooms
         self._slot = slot
+        self._begin = begin
+        self._received_at = time.monotonic()
+        self._interrupts = False
         self._text_key: str | None = None
         self._text = TextLog()
         self._rejection: str | None = None
@@ -157,7 +174,7 @@ class Assignment:
     async def _read(self) -> Request | None:
         """The request; one that names its session at least is answered there, in its order."""
         try:
-            return Request.decode(self.delivery.entry, self.delivery.fields)
+            return read_request(self._rooms, self.delivery)
         except InvalidRequest as error:
             self._rejection = str(error)
             if error.session is not None:
@@ -198,6 +215,8 @@ class Assignment:
                     claim, last = "again", acquired
                     heard = max(heard, performance.outbox.frames)
                     continue
+                if fate is Fate.ENDED and performance.reason == "interrupted":
+                    await self._leave_slot_to(view.interrupter)
                 self._release_slot()
                 return await self._conclude(request, view, performance, acquired, fate)
         return _Left.HAND_BACK
@@ -209,11 +228,16 @@ class Assignment:
     ) -> Acquired | _Left:
         """Take the lease when it is this request's turn, and a slot to speak it in."""
         place: _Place | None = None
+        self._interrupts = request.interrupt
+        if self._slot is None:  # what it is to be answered with has to be known
+            await view.seen()
         while True:
-            changed = view.lease_changed  # what changes while we ask is not to be missed
-            if place is None or self._is_next(view) or self._is_spoken(view):
+            read = view.lease_read  # what changes while we ask is not to be missed
+            if place is None or self._is_next(view) or view.is_spoken:
                 if self._unspoken(request, view) is None and not self._take_slot():
                     return _Left.HAND_BACK
+                if not await self._is_ours():
+                    return _Left.DROP
                 acquired = await self._rooms.ledger.acquire(
                     self.delivery, request.session, request.name, claim=claim, last=last
                 )
@@ -225,7 +249,9 @@ class Assignment:
                     case "taken":
                         return _Left.DROP
                     case "busy":
-                        self._release_slot()
+                        # What an interrupting turn waits for ends at once, and leaves it a slot.
+                        if not self._interrupts:
+                            self._release_slot()
             if place is None:
                 place = _Place()
                 left = await self._enqueue(request)
@@ -242,50 +268,70 @@ class Assignment:
                     await anyio.sleep(RECONCILE_S)
             else:
                 place.was_seen = True
-                await self._clear_the_way(request.session, view.lease, place)
-            await changed.wait()
+                await self._clear_the_way(request.session, view, place)
+            await read.wait()
 
     async def _enqueue(self, request: Request) -> _Left | None:
         """Wait for the session; returns what is left to do where there is nothing to wait for."""
-        limit = self._rooms.config.max_waiting_turns
-        standing = await self._rooms.ledger.enqueue(
-            self.delivery, request.session, request.name, interrupt=request.interrupt, most=limit
+        config = self._rooms.config
+        enqueued = await self._rooms.ledger.enqueue(
+            self.delivery,
+            request,
+            most=config.max_waiting_turns,
+            conversation_s=config.conversation_s,
         )
-        match standing:
+        match enqueued.place:
             case "listed":
+                self._interrupts = enqueued.interrupts
+                if not self._interrupts:
+                    self._release_slot()
                 return None
-            case "known":
+            case "known" | "full":
                 return _Left.SETTLE
             case "taken":
                 return _Left.DROP
-            case "full":
-                error = f"max_waiting_turns: {limit} requests wait in this session"
-                log.info("rejected", error=error)
-                await self._bury(request.name, "rejected", error)
-                return _Left.SETTLE
 
-    async def _clear_the_way(self, session: str, lease: Lease, place: "_Place") -> None:
-        """Do not wait for what nobody can end: a turn or a place whose request is gone."""
-        ledger = self._rooms.ledger
+    async def _clear_the_way(self, session: str, view: SessionWatch, place: "_Place") -> None:
+        """Do not wait for what nobody can end: a turn or places whose requests are gone."""
+        ledger, lease = self._rooms.ledger, view.lease
+        ahead = [w for w in lease.waiters if w < self._as_waiter]
+        gone = [(waiter.model, waiter.entry, "") for waiter in ahead]
         if lease.active:
-            model, entry, owner = lease.model, lease.entry, lease.owner
-            ahead = (lease.epoch, await ledger.updated_ms(session))
+            sign: tuple[object, ...] = (lease.epoch, await ledger.updated_ms(session))
+            gone.insert(0, (lease.model, lease.entry, lease.owner))
         else:
-            first = lease.waiters[0]
-            model, entry, owner = first.model, first.entry, ""
-            ahead = (first,)
-        if place.is_stuck_behind(*ahead) and not await ledger.is_queued(model, entry):
-            log.warning("turn_lost", entry=entry, owner=owner)
-            await ledger.abandon(session, entry, model, owner)
+            sign = (ahead[0] if ahead else None,)
+        if not (place.is_stuck_behind(*sign) and gone) or await ledger.is_queued(*gone[0][:2]):
+            return
+        # With it go all places without a request. Who lives and has one of them takes it again.
+        for model, entry, owner in gone:
+            if not await ledger.is_queued(model, entry):
+                log.warning("turn_lost", entry=entry, owner=owner)
+                await ledger.abandon(session, entry, model, owner)
+        await anyio.sleep(RECONCILE_S)
+
+    async def _is_ours(self) -> bool:
+        """Whether the request is still in our hands, if this process stood still meanwhile.
+
+        Others took it then, and may have answered it: where the server has forgotten that since,
+        nothing else says so.
+        """
+        now = time.monotonic()
+        if self._rooms.loop.stood_still_since(self._received_at):
+            pending = await self._rooms.ledger.pending(self.delivery.model)
+            if pending is None or self.delivery.entry not in pending:
+                log.info("not_ours_any_more", entry=self.delivery.entry)
+                return False
+            self._received_at = now
+        return True
+
+    @property
+    def _as_waiter(self) -> Waiter:
+        ms, seq = (int(part) for part in self.delivery.entry.split("-"))
+        return Waiter(ms, seq, self.delivery.model, "", interrupt=False)
 
     def _is_me(self, waiter: Waiter) -> bool:
         return (waiter.entry, waiter.model) == (self.delivery.entry, self.delivery.model)
-
-    def _is_spoken(self, view: SessionWatch) -> bool:
-        """Whether this request is being spoken: by us, and the reply was lost, or by another."""
-        lease = view.lease
-        mine = (self.delivery.entry, self.delivery.model)
-        return lease.active and (lease.entry, lease.model) == mine
 
     def _is_next(self, view: SessionWatch) -> bool:
         """Whether nobody speaks the session, and no other waits that was added before."""
@@ -315,6 +361,21 @@ class Assignment:
         slot, self._slot = self._slot, None
         if slot is not None:
             slot.release()
+
+    async def _leave_slot_to(self, heir: Waiter | None) -> None:
+        """Speak what interrupted this turn in its slot, if it waits for one."""
+        slot, rooms = self._slot, self._rooms
+        if heir is None or slot is None or heir.model not in rooms.backlogs or self._given_up:
+            return
+        if heir.model != slot.model:
+            self._release_slot()
+            slot = rooms.slots.try_take(heir.model)
+        self._slot = slot
+        if slot is not None:
+            delivery = await rooms.backlogs[heir.model].adopt(heir.entry)
+            if delivery is not None:
+                self._slot = None
+                self._begin(delivery, slot)
 
     # After the turn.
 
@@ -370,3 +431,22 @@ class Assignment:
 
     async def _bury(self, request: str, reason: str, error: str) -> None:
         await self._rooms.ledger.bury_letter(self.delivery, self.session, request, reason, error)
+
+
+def read_request(rooms: Rooms, delivery: Delivery) -> Request:
+    """Read a request, and see whether its model can speak it, while that is in memory.
+
+    Raises:
+        InvalidRequest: It is not what the protocol allows, or not what the model offers.
+    """
+    request = Request.decode(delivery.entry, delivery.fields)
+    info = rooms.residency.info(delivery.model)
+    if info is not None:
+        try:
+            turn_spec(request, info)
+        except CannotSpeakError as error:
+            field, _, problem = str(error).partition(": ")
+            raise InvalidRequest(
+                FieldError(field, problem), request.session, request.name
+            ) from None
+    return request

@@ -27,6 +27,8 @@ class WorkerConfig(Section, frozen=True):
     for ``synthesis_timeout_s`` fails, and is tried again; streamed text of more than
     ``max_stream_chars`` fails for good. A complete sentence of streamed text is spoken when no more
     has come for ``text_settle_ms`` (0: only when what follows, a flush or the end has come).
+    When slots are scarce, sessions that spoke within ``conversation_s`` come before those of their
+    tenant that did not.
     """
 
     name: str = ""
@@ -45,6 +47,7 @@ class WorkerConfig(Section, frozen=True):
     synthesis_timeout_s: Seconds = 30.0
     max_stream_chars: Annotated[int, Meta(ge=1)] = 100_000
     max_waiting_turns: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    conversation_s: Annotated[float, Meta(ge=0)] = 30.0
     max_deliveries: Annotated[int, Meta(ge=1, le=100)] = 3
 
 

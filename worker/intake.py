@@ -1,5 +1,6 @@
 """Intake: a free slot -> one request -> an assignment."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import anyio
@@ -8,9 +9,11 @@ from anyio.abc import TaskGroup
 
 from wire.connect import Topology
 from worker.assignment import Assignment
+from worker.keeper import BacklogKeeper
 from worker.ledger import Delivery
 from worker.queue_reader import QueueReader
 from worker.rooms import Rooms
+from worker.slots import Slot
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -27,6 +30,7 @@ class Intake:
         self._topology = topology
         self._assignments: set[Assignment] = set()
         self._readers: list[QueueReader] = []
+        self._keepers: list[BacklogKeeper] = []
         self._closed = anyio.Event()
         self._left = anyio.Event()
 
@@ -39,6 +43,12 @@ class Intake:
     def speaking(self) -> int:
         """How many sessions are spoken here now."""
         return sum(assignment.is_speaking for assignment in self._assignments)
+
+    @property
+    def kept_keys(self) -> Sequence[Sequence[str]]:
+        """Keys that must not expire meanwhile: a list for each request in hand, or looked after."""
+        in_hand = [a.kept_keys for a in self._assignments if a.kept_keys]
+        return in_hand + [keys for keeper in self._keepers for keys in keeper.kept_keys]
 
     async def run(self, tasks: TaskGroup) -> None:
         """Read until ``close``. Assignments run in ``tasks`` and may outlive this call."""
@@ -70,10 +80,12 @@ class Intake:
         slots = self._rooms.slots
         reader = QueueReader(self._rooms, self._topology, model, partial(self._entries_of, model))
         self._readers.append(reader)
+        keeper = BacklogKeeper(self._rooms, model, partial(self._begin, tasks, slot=None))
+        self._keepers.append(keeper)
         await self._rooms.ledger.create_group(model)
         async with reader.open(), anyio.create_task_group() as beside:
             beside.start_soon(self._stop_when_taken, reader, model)
-            beside.start_soon(self._answer_late, model, tasks)
+            beside.start_soon(keeper.run)
             while not self._closed.is_set():
                 if not slots.is_free(model):
                     await slots.wait_change()
@@ -98,18 +110,13 @@ class Intake:
         if slot is None:
             await self._rooms.ledger.hand_back(delivery.model, [delivery.entry])
             return
-        self._begin(Assignment(self._rooms, delivery, slot), tasks)
+        self._begin(tasks, delivery, slot)
 
-    async def _answer_late(self, model: str, tasks: TaskGroup) -> None:
-        """Answer requests whose deadline passes while no slot is free: that takes none."""
-        while True:
-            await anyio.sleep(self._rooms.config.heartbeat_ms / 1000)
-            if not self._rooms.slots.is_free(model):
-                for delivery in await self._rooms.ledger.take_expired(model):
-                    self._begin(Assignment(self._rooms, delivery, None), tasks)
-
-    def _begin(self, assignment: Assignment, tasks: TaskGroup) -> None:
+    def _begin(self, tasks: TaskGroup, delivery: Delivery, slot: Slot | None) -> None:
+        assignment = Assignment(self._rooms, delivery, slot, partial(self._begin, tasks))
         self._assignments.add(assignment)
+        if self._closed.is_set():
+            assignment.hand_over()
         tasks.start_soon(self._see_through, assignment)
 
     async def _see_through(self, assignment: Assignment) -> None:

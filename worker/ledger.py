@@ -7,15 +7,15 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import anyio
 import msgspec
 import structlog
 
-from schemas.fields import Fields, paired
+from schemas.fields import Fields
 from schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
-from schemas.request import TextPiece
+from schemas.request import Request, TextPiece
 from wire.link import Argument, Reply, ReplyError
 from wire.switchboard import Switchboard
 from worker import scripts
@@ -24,13 +24,12 @@ from worker.scripts import Script
 log = structlog.stdlib.get_logger(__name__)
 
 DEAD_LETTERS = 10_000
-EXPIRE_AT_ONCE = 64
 OWNERS_RETURN_S = 2.0
 MOST_DIGITS = 20
 
 Claim = Literal["fresh", "over", "again", "fenced", "survived"]
 Standing = Literal["new", "over", "suspect", "taken", "busy", "known"]
-Place = Literal["listed", "known", "taken", "full"]
+Place = Literal["listed", "known", "full", "taken"]
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -62,6 +61,18 @@ class Acquired(msgspec.Struct, frozen=True):
     last: int = -1
     attempts: int = 0
     resume: bytes = b""
+
+
+class Enqueued(msgspec.Struct, frozen=True):
+    """The answer to an attempt to wait for a session; see ``enqueue.lua``.
+
+    ``interrupts``: everything of the session that was added before ends now. ``talks``: the
+    session speaks, or has spoken lately.
+    """
+
+    place: Place
+    interrupts: bool
+    talks: bool
 
 
 class Waiter(msgspec.Struct, frozen=True, order=True):
@@ -141,34 +152,6 @@ class Ledger:
         except ReplyError as error:
             if not str(error).startswith(("BUSYGROUP", "WRONGTYPE")):
                 raise
-
-    async def take(self, model: str) -> Delivery | None:
-        """The next request that waits for a slot: one that was given up, or the backlog's."""
-        reply = await self._run_on_queue(
-            scripts.TAKE, self._backlog_keys(model), GROUP, ORPHANS, BACKLOG, self._worker
-        )
-        if not reply:
-            return None
-        claim, entry, fields = cast(tuple[bytes, bytes, list[bytes]], reply)
-        return Delivery(model, entry.decode(), paired(fields), cast(Claim, claim.decode()))
-
-    async def take_expired(self, model: str) -> list[Delivery]:
-        """Park what came while no slot is free, and take what is past its deadline already."""
-        taken: list[Delivery] = []
-        parked = 1
-        while parked:  # a page at a time: the server has others to serve
-            reply = await self._run_on_queue(
-                *(scripts.EXPIRE, self._backlog_keys(model)),
-                *(GROUP, ORPHANS, BACKLOG, self._worker, EXPIRE_AT_ONCE),
-            )
-            parked, *items = cast(list[Any], reply or [0])
-            taken += [Delivery(model, e.decode(), paired(fields), "fresh") for e, fields in items]
-        return taken
-
-    def _backlog_keys(self, model: str) -> list[str]:
-        keys = self._keys
-        own = (keys.requests, keys.wake, keys.backlog, keys.books, keys.due)
-        return [key(model) for key in own]
 
     async def hand_back(self, model: str, entries: Iterable[str]) -> int:
         """Give requests of ours to whoever has a slot for them. Returns how many were ours."""
@@ -251,12 +234,6 @@ class Ledger:
 
     # One session.
 
-    async def _earlier(self, delivery: Delivery, session: str) -> list[str]:
-        """Names of the session's requests that stand before this one in its queue."""
-        keys = self._order_keys(delivery.model)
-        reply = await self._run_on_queue(scripts.EARLIER, keys, delivery.entry, session)
-        return [name.decode("utf-8", "replace") for name in cast(list[bytes], reply or [])]
-
     async def is_added_later(self, delivery: Delivery, session: str, request: str) -> bool:
         """Whether the named request of the session stands after this one in the same queue."""
         keys = self._order_keys(delivery.model)
@@ -264,27 +241,48 @@ class Ledger:
         return found == 1
 
     async def enqueue(
-        self, delivery: Delivery, session: str, request: str, *, interrupt: bool, most: int
-    ) -> Place:
-        """Let a request wait for its session, unless ``most`` wait already.
+        self, delivery: Delivery, request: Request, *, most: int, conversation_s: float
+    ) -> Enqueued:
+        """Let a request wait for its session, unless ``most`` wait before it.
 
         Where it is ``full`` the session's own keys know: the request is answered in its order,
-        whoever is there then.
+        whoever is there then; a dead letter says so.
+
+        Args:
+            delivery: The request's entry.
+            request: The same, read.
+            most: So many may wait in the session.
+            conversation_s: A session that spoke within this time is in conversation.
         """
-        keys = self._keys
-        session_keys = (keys.lease, keys.session, keys.spoken, keys.refused)
-        before = await self._run(
+        keys, session = self._keys, request.session
+        before, earlier = await self._before(delivery, session)
+        reply = await self._run(
             scripts.ENQUEUE,
-            [key(session) for key in session_keys],
-            request,
+            [key(session) for key in (keys.lease, keys.session, keys.spoken, keys.refused)]
+            + before,
+            request.name,
             delivery.entry,
             delivery.model,
-            "1" if interrupt else "0",
+            "1" if request.interrupt else "0",
             self._ttl_ms,
             most,
+            int(conversation_s * 1000),
+            *earlier,
         )
-        places: dict[Reply, Place] = {-1: "known", -2: "full", -3: "taken"}
-        return places.get(before, "listed")
+        place, interrupts, talks = cast(list[bytes], reply)
+        if place == b"full":
+            error = f"max_waiting_turns: {most} requests wait in this session"
+            log.info("rejected", error=error)
+            await self.bury_letter(delivery, session, request.name, "rejected", error)
+        return Enqueued(cast(Place, place.decode()), interrupts == b"1", talks == b"1")
+
+    async def _before(self, delivery: Delivery, session: str) -> tuple[list[str], list[str]]:
+        """How a script finds what stands before a request: keys of the queue, or names."""
+        keys = self._order_keys(delivery.model)
+        if not self._switchboard.topology.is_sharded:
+            return keys, []
+        reply = await self._run_on_queue(scripts.EARLIER, keys, delivery.entry, session)
+        return [], [name.decode("utf-8", "replace") for name in cast(list[bytes], reply or [])]
 
     async def acquire(
         self,
@@ -299,19 +297,15 @@ class Ledger:
 
         Claimed ``again``, ``last`` is what this worker held before the server forgot it.
         """
-        keys, earlier = self.session_keys(session), list[str]()
         if claim in ("fresh", "over"):
             # A server that has just taken over may not know of turns that are being spoken: those
             # who speak them come back first, or their numbers would go to others.
-            leads_s = time.monotonic() - self._switchboard.topology.leads_since(keys[0])
-            await anyio.sleep(max(0.0, OWNERS_RETURN_S - leads_s))
-        if self._switchboard.topology.is_sharded:
-            earlier = await self._earlier(delivery, session)
-        else:
-            keys += self._order_keys(delivery.model)
+            leads_since = self._switchboard.topology.leads_since(self._keys.lease(session))
+            await anyio.sleep(max(0.0, leads_since + OWNERS_RETURN_S - time.monotonic()))
+        before, earlier = await self._before(delivery, session)
         reply = await self._run(
             scripts.ACQUIRE,
-            keys,
+            self.session_keys(session) + before,
             claim,
             request,
             delivery.entry,
@@ -376,13 +370,7 @@ class Ledger:
         return [key(session) for key in own]
 
     async def _run_on_queue(self, script: Script, keys: Sequence[str], *args: Argument) -> Reply:
-        """Run it; ``None`` where the queue is gone, or something else stands in its place."""
-        try:
-            return await self._run(script, keys, *args)
-        except ReplyError as error:
-            if not str(error).startswith(("NOGROUP", "WRONGTYPE")):
-                raise
-            return None
+        return await script.on_queue(self._switchboard, keys, *args)
 
     async def _run(self, script: Script, keys: Sequence[str], *args: Argument) -> Reply:
         return await script(self._switchboard, keys, *args)

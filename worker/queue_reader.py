@@ -66,7 +66,7 @@ class QueueReader:
         self._woken = False
         if self._may_wait:
             self._may_wait = False
-            waiting = await self._rooms.ledger.take(self._model)
+            waiting = await self._rooms.backlogs[self._model].take()
             if waiting is not None:
                 self._may_wait = True  # there may be more
                 return waiting

@@ -57,7 +57,7 @@ async def prepare(
         EngineError: The loudness of its voice could not be measured.
     """
     info = resident.info
-    spec = _spec(request, info)
+    spec = turn_spec(request, info)
     gain = await resident.gain(spec.voice)
     start = resume_point(points, first_frame, info.native_rate)
     make = partial(
@@ -79,8 +79,12 @@ async def prepare(
     )
 
 
-def _spec(request: Request, info: EngineInfo) -> TurnSpec:
-    """How to speak the request with this engine."""
+def turn_spec(request: Request, info: EngineInfo) -> TurnSpec:
+    """How to speak the request with this engine.
+
+    Raises:
+        CannotSpeakError: The request names a voice, mode or style that the model does not have.
+    """
     voice = request.voice or info.default_voice
     if voice not in info.voices:
         names = ", ".join(info.voices)

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from worker.config import AudioConfig, EngineConfig, ModelManagerConfig
 from worker.engines import registry
-from worker.engines.protocol import EngineError, EngineLoadError
+from worker.engines.protocol import EngineError, EngineInfo, EngineLoadError
 from worker.engines.registry import EngineFactory, UnknownModelError
 from worker.engines.resident import Resident
 from worker.voicepacks import Voicepack
@@ -122,6 +122,11 @@ class Residency:
     def resident(self) -> tuple[Resident, ...]:
         """The models in memory now."""
         return tuple(t.resident for t in self._tenancies.values() if t.resident is not None)
+
+    def info(self, model_id: str) -> EngineInfo | None:
+        """What a model can do, while it is in memory."""
+        infos = (resident.info for resident in self.resident if resident.model_id == model_id)
+        return next(infos, None)
 
     @property
     def faults(self) -> Mapping[str, str]:

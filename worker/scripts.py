@@ -44,20 +44,34 @@ class Script:
                 raise
             return await switchboard.call(keys[0], "EVAL", self.source, *tail)
 
+    async def on_queue(
+        self, switchboard: Switchboard, keys: Sequence[str], *args: Argument
+    ) -> Reply:
+        """Run it; ``None`` where the queue is gone, or something else stands in its place."""
+        try:
+            return await self(switchboard, keys, *args)
+        except ReplyError as error:
+            if not str(error).startswith(("NOGROUP", "WRONGTYPE")):
+                raise
+            return None
+
 
 ABANDON = Script("abandon")
 ACQUIRE = Script("acquire", after=["entry", "place", "queue", "refused"])
+ADOPT = Script("adopt", after=["backlog"])
 APPEND = Script("append", after=["entry", "fence"])
 ATTEMPT = Script("attempt")
 BEAT = Script("beat")
 DEPART = Script("depart")
 EARLIER = Script("earlier", after=["entry", "queue"])
-ENQUEUE = Script("enqueue", after=["entry", "place", "refused"])
-EXPIRE = Script("expire", after=["backlog"])
+ENQUEUE = Script("enqueue", after=["entry", "place", "queue", "refused"])
 FINISH = Script("finish", after=["entry", "fence", "refused"])
+KEEP = Script("keep")
 LATER = Script("later", after=["entry", "queue"])
 MARK = Script("mark", after=["entry", "fence"])
 ORPHAN = Script("orphan")
+PARK = Script("park", after=["backlog"])
+PROMOTE = Script("promote", after=["backlog"])
 RELEASE = Script("release")
 SETTLE = Script("settle", after=["entry", "queue"])
 TAKE = Script("take", after=["backlog"])

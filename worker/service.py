@@ -20,6 +20,7 @@ from wire.endpoint import Endpoint, resolve
 from wire.link import LinkClosedError
 from wire.switchboard import Switchboard
 from worker import __version__, voicepacks
+from worker.backlog import Backlog
 from worker.clock import ServerClock
 from worker.config import Config
 from worker.custody import Custody
@@ -28,6 +29,7 @@ from worker.engines.protocol import EngineInfo
 from worker.engines.registry import slots_of
 from worker.intake import Intake
 from worker.ledger import Ledger
+from worker.loop_monitor import LoopMonitor
 from worker.publisher import Publisher
 from worker.registry import Registry
 from worker.residency import Residency
@@ -80,7 +82,9 @@ class Service:
             config=config.worker,
             audio=config.audio,
             clock=clock,
+            loop=LoopMonitor(config.worker.dead_after_ms / 1000),
             ledger=ledger,
+            backlogs={model: Backlog(switchboard, keys, model, name) for model in served},
             watch=KeyWatch(topology),
             publisher=Publisher(topology),
             residency=Residency(config.model_manager, config.engine, config.audio, packs, served),
@@ -115,6 +119,7 @@ class Service:
                         await tasks.start(rooms.residency.run)
                     if not self._drain.asked.is_set():
                         self._offer()
+                        tasks.start_soon(rooms.loop.run)
                         tasks.start_soon(self._keep_slots)
                         tasks.start_soon(self._keep_sessions)
                         tasks.start_soon(self._keep_custody)
@@ -173,9 +178,8 @@ class Service:
         """Keep the keys of living sessions, paused ones too, from expiring."""
         while True:
             await anyio.sleep(self._config.worker.audio_ttl_s / 4)
-            for assignment in self.intake.assignments:
-                if assignment.kept_keys:
-                    await self._rooms.ledger.touch(assignment.kept_keys)
+            for keys in self.intake.kept_keys:
+                await self._rooms.ledger.touch(keys)
 
     async def _keep_custody(self) -> None:
         """See that nothing is stranded here: with each beat, of an idle worker with some."""

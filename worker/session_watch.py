@@ -13,7 +13,7 @@ from schemas.control import Level, StopThrough, Wish
 from schemas.fields import FieldError
 from schemas.keys import Keys
 from wire.link import Reply, ReplyError
-from worker.ledger import Delivery, Lease
+from worker.ledger import Delivery, Lease, Waiter
 from worker.watch import KeyWatch
 
 log = structlog.stdlib.get_logger(__name__)
@@ -33,8 +33,9 @@ class SessionWatch:
     """One turn's view of its session.
 
     Both keys are levels: what they say now is what holds, whoever looks and whenever. ``changed``
-    is called after every reply; it must return at once. ``lease_changed`` is set by the next
-    reading of the lease, a change or a second's reconciliation, and is then another event.
+    is called after every reply; it must return at once. ``lease_read`` is set by the next reading
+    of the lease, a change or a second's reconciliation, and is then another event; so is
+    ``differs``, by a reading of either key that says something new.
     """
 
     def __init__(self, delivery: Delivery, session: str, request: str) -> None:
@@ -48,7 +49,8 @@ class SessionWatch:
         self.changed: Callable[[], None] = _nothing
         self._covered: set[str] = set()
         self._seen: tuple[anyio.Event, ...] = ()
-        self.lease_changed = anyio.Event()
+        self.lease_read = anyio.Event()
+        self.differs = anyio.Event()
 
     @asynccontextmanager
     async def open(self, watch: KeyWatch, keys: Keys) -> AsyncGenerator[None]:
@@ -78,10 +80,23 @@ class SessionWatch:
             named = self.wish.request
             if named in (self._request, *self._covered, *(waiter.request for waiter in later)):
                 return Verdict.STOP
-        # A client that is unsure asks twice: the second time is no other turn.
-        if any(waiter.interrupt and waiter.request != self._request for waiter in later):
+        if self.interrupter is not None:
             return Verdict.INTERRUPT
         return Verdict.PAUSE if self.wish is Level.PAUSE else Verdict.SPEAK
+
+    @property
+    def interrupter(self) -> Waiter | None:
+        """The turn that waits to speak instead of this one, and of all between the two."""
+        later = self.lease.after(self._delivery.entry, self._delivery.model)
+        # A client that is unsure asks twice: the second time is no other turn.
+        others = [w for w in later if w.interrupt and w.request != self._request]
+        return others[-1] if others else None
+
+    @property
+    def is_spoken(self) -> bool:
+        """Whether the session's lease is held for this very request, by whomever."""
+        mine = (self._delivery.entry, self._delivery.model)
+        return self.lease.active and (self.lease.entry, self.lease.model) == mine
 
     @property
     def unresolved(self) -> str | None:
@@ -93,10 +108,11 @@ class SessionWatch:
     def cover(self, request: str) -> None:
         """The named request was added after this one: a stop up to it covers this one."""
         self._covered.add(request)
-        self.changed()
+        self._notify()
 
     def _on_control(self, reply: Reply) -> None:
         problem = str(reply) if isinstance(reply, ReplyError) else None
+        before = self.wish
         if problem is None:
             try:
                 self.wish = control.decode(cast(bytes | None, reply))
@@ -105,13 +121,25 @@ class SessionWatch:
         if problem is not None and problem != self._problem:
             log.warning("control_unknown", session=self._session, error=problem)
         self._problem = problem
-        self.changed()
+        if self.wish != before:
+            self._notify()
+        else:
+            self.changed()
 
     def _on_lease(self, reply: Reply) -> None:
+        before = self.lease
         if not isinstance(reply, ReplyError):
             self.lease = Lease.decode(cast(dict[bytes, bytes], reply))
-        self.lease_changed.set()
-        self.lease_changed = anyio.Event()
+        self.lease_read.set()
+        self.lease_read = anyio.Event()
+        if self.lease != before:
+            self._notify()
+        else:
+            self.changed()
+
+    def _notify(self) -> None:
+        self.differs.set()
+        self.differs = anyio.Event()
         self.changed()
 
 

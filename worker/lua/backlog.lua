@@ -3,69 +3,67 @@
 -- They are parked in the group's pending list, in the name of a pseudo consumer, and served by start-time fair
 -- queueing: a request's tag is one more than its tenant's last one, or than the tag served last, and the lowest
 -- goes first. So tenants take turns however much one of them asks for, and one that comes late is next. The tenant
--- is what stands before the first ':' of the session. The books can be lost: they are made anew from the pending
--- list.
+-- is what stands before the first ':' of the session. When it is a tenant's turn, its sessions that are in
+-- conversation come first ("talking"). All but the pending list can be lost and is made anew from it.
 --
 -- KEYS  requests, wake, backlog (entry -> tag), books (tenant -> last tag, and the tag served last),
---       due (entry -> deadline)
+--       talking (members "<tenant> <entry, in digits of one width>", in the order of their names)
 -- ARGV  group, orphans, parked, worker
-local QUEUE, WAKE, BACKLOG, BOOKS, DUE = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local QUEUE, WAKE, BACKLOG, BOOKS, TALKING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local GROUP, ORPHANS, PARKED, WORKER = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local BOOKS_TTL = 3600000
 local CHUNK = 256
 
 -- These keys are ours alone: one of another type is debris.
-for key, kind in pairs({[BACKLOG] = 'zset', [BOOKS] = 'hash', [DUE] = 'zset'}) do
+for key, kind in pairs({[BACKLOG] = 'zset', [BOOKS] = 'hash', [TALKING] = 'zset'}) do
   local found = redis.call('TYPE', key).ok
   if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
 end
 
-local function enlist(item)
-  local fields, session, deadline = item[2], '', nil
+local function keep_books()
+  for _, key in ipairs({BACKLOG, BOOKS, TALKING}) do redis.call('PEXPIRE', key, BOOKS_TTL) end
+end
+
+-- The request of an entry, or nothing: somebody has deleted it.
+local function item_of(entry)
+  return redis.call('XRANGE', QUEUE, entry, entry)[1]
+end
+
+local function tenant_of(item)
+  local fields = item[2]
   for i = 1, #fields, 2 do
-    if fields[i] == 'session' then session = fields[i + 1] end
-    if fields[i] == 'deadline_ms' and #fields[i + 1] < 20 then deadline = string.match(fields[i + 1], '^%d+$') end
+    if fields[i] == 'session' then
+      return string.sub(string.match(fields[i + 1], '^([%w_.-]*):') or '', 1, 128)
+    end
   end
-  local tenant = 'of:' .. string.sub(string.match(session, '^([^:]*):') or '', 1, 128)
+  return ''
+end
+
+local function talker(tenant, entry)
+  local ms, seq = string.match(entry, '^(%d+)-(%d+)$')
+  return tenant .. ' ' .. string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
+end
+
+local function enlist(item)
+  local tenant = 'of:' .. tenant_of(item)
   local tags = redis.call('HMGET', BOOKS, 'served', tenant)
   local tag = math.max(tonumber(tags[1] or '') or 0, tonumber(tags[2] or '') or 0) + 1
   redis.call('HSET', BOOKS, tenant, tag)
   redis.call('ZADD', BACKLOG, tag, item[1])
-  if deadline then redis.call('ZADD', DUE, deadline, item[1]) end
-end
-
-local function strike(entry)
-  redis.call('ZREM', BACKLOG, entry)
-  redis.call('ZREM', DUE, entry)
-end
-
--- Park what was not delivered yet. Returns how many.
-local function park()
-  local parked = 0
-  local reply = redis.call('XREADGROUP', 'GROUP', GROUP, PARKED, 'COUNT', CHUNK, 'STREAMS', QUEUE, '>')
-  for _, item in ipairs(reply and reply[1][2] or {}) do
-    enlist(item)
-    parked = parked + 1
-  end
-  if redis.call('ZCARD', BACKLOG) == 0 then
-    for _, pending in ipairs(redis.call('XPENDING', QUEUE, GROUP, '-', '+', CHUNK, PARKED)) do
-      local item = redis.call('XRANGE', QUEUE, pending[1], pending[1])[1]
-      if item then
-        enlist(item)
-        parked = parked + 1
-      else
-        redis.call('XACK', QUEUE, GROUP, pending[1])
-      end
-    end
-  end
-  for _, key in ipairs({BACKLOG, BOOKS, DUE}) do redis.call('PEXPIRE', key, BOOKS_TTL) end
-  return parked
 end
 
 -- Give a request that is in one name to another's. Returns it, or nothing: somebody else has it, or it is gone.
 local function pass(entry, from, to)
   if #redis.call('XPENDING', QUEUE, GROUP, entry, entry, 1, from) == 0 then return nil end
   return redis.call('XCLAIM', QUEUE, GROUP, to, 0, entry)[1]
+end
+
+-- Give a parked request to the worker. Returns it, or nothing.
+local function withdraw(entry)
+  local item = item_of(entry)
+  redis.call('ZREM', BACKLOG, entry)
+  if item then redis.call('ZREM', TALKING, talker(tenant_of(item), entry)) end
+  return pass(entry, PARKED, WORKER)
 end
 
 -- Wake the workers that are idle.

@@ -1,9 +1,11 @@
 -- Let a request wait for its session.
 --
--- KEYS  lease, session, spoken, refused
--- ARGV  request, entry, model, "1" when it interrupts, ttl_ms, how many may wait
--- Returns how many wait before it, -1 when its name was taken before, -2 when too many wait (it will be answered so),
--- -3 when another worker speaks this entry.
+-- KEYS  lease, session, spoken, refused, and the queue and its order where they are on the same server
+-- ARGV  request, entry, model, "1" when it interrupts, ttl_ms, how many may wait, conversation_ms,
+--       names of requests that stand before, where the queue is elsewhere...
+-- Returns {place, "1" when it interrupts what is before it, "1" when the session is in conversation}; the place is
+-- "listed", "known" (its name was taken before), "full" (too many wait: it will be answered so) or "taken" (another
+-- worker speaks this entry).
 local lease, session, spoken, refused = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local request, entry, model, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[6])
 for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset', [refused] = 'list'}) do
@@ -11,36 +13,54 @@ for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset',
   if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
 end
 
-local waiter = 'w:' .. entry .. ':' .. model
-local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', waiter, 'request')
-local is_spoken = held[1] == '1' and held[6] == request
-if held[1] == '1' and held[2] == entry and held[3] == model then return -3 end
-if redis.call('ZSCORE', spoken, request) and not is_spoken then
-  leave(lease, session, waiter)
-  return -1
+local function keep()
+  for i = 1, 4 do redis.call('PEXPIRE', KEYS[i], ARGV[5]) end
 end
 
-local before, interrupts = 0, ARGV[4] == '1' and not is_spoken
+local waiter = 'w:' .. entry .. ':' .. model
+local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', waiter, 'request', 'spoke_ms')
+local is_spoken = held[1] == '1' and held[6] == request
+if held[1] == '1' and held[2] == entry and held[3] == model then return {'taken', '0', '0'} end
+if redis.call('ZSCORE', spoken, request) and not is_spoken then
+  leave(lease, session, waiter)
+  return {'known', '0', '0'}
+end
+
+-- Those before it wait here already, or are still on their way from the queue: where it stands does not depend on
+-- who is faster.
+local before, listed, interrupts = 0, {}, ARGV[4] == '1' and not is_spoken
 local fields = redis.call('HGETALL', lease)
 for i = 1, #fields, 2 do
   local other = string.match(fields[i], '^w:(%d+%-%d+):')
   if other and is_before(other, entry) then
+    local name = string.sub(fields[i + 1], 2)
     before = before + 1
+    listed[name] = true
     -- Asked for a second time, it has interrupted already: not itself, nor what was added since.
-    if string.sub(fields[i + 1], 2) == request then interrupts = false end
+    if name == request then interrupts = false end
   end
 end
-if before >= most and is_spoken then return -1 end
+local earlier = {unpack(ARGV, 8)}
+if KEYS[5] and before < most and redis.call('TYPE', KEYS[5]).ok == 'stream' then
+  earlier = names_before(KEYS[5], KEYS[6], entry, string.match(lease, '{(.*)}'))
+end
+for _, name in ipairs(earlier) do
+  if not listed[name] and not redis.call('ZSCORE', spoken, name) then
+    before = before + 1
+    listed[name] = true
+  end
+end
+if before >= most and is_spoken then return {'known', '0', '0'} end
 if before >= most and not held[5] then
   redis.call('ZADD', spoken, whole(held[4]), request)
-  if redis.call('LLEN', refused) < MOST_REFUSED then
-    redis.call('RPUSH', refused, entry .. ' ' .. request .. ' max_waiting_turns: ' .. most ..
-      ' requests wait in this session')
-  end
-  for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[5]) end
-  return -2
+  refuse(refused, entry, request, 'max_waiting_turns: ' .. most .. ' requests wait in this session')
+  keep()
+  return {'full', '0', '0'}
 end
 redis.call('HSET', lease, waiter, (interrupts and '!' or '.') .. request)
 if held[1] ~= '1' then redis.call('HSET', session, 'state', 'queued') end
-for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[5]) end
-return before
+keep()
+local now = redis.call('TIME')
+local since_ms = now[1] * 1000 + math.floor(now[2] / 1000) - whole(held[7])
+local talks = held[1] == '1' or since_ms < tonumber(ARGV[7])
+return {'listed', interrupts and '1' or '0', talks and '1' or '0'}

@@ -29,6 +29,7 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
   local entry = string.match(field, '^w:(%d+%-%d+):')
   if entry and (waiter == nil or is_before(entry, waiter)) then waiter = entry end
 end
+if n > 1 then redis.call('HSET', KEYS[1], 'spoke_ms', now_ms) end
 redis.pcall('HSET', KEYS[3], 'state', waiter and 'queued' or 'idle', 'frames', n - 1, 'updated_ms', now_ms)
 if ARGV[5] == '1' then
   -- An empty one takes its place: what a client still writes must not make a key that stays for ever.

@@ -1,6 +1,19 @@
 -- Shared: requests refused because too many wait in their session. They wait for their answer in a list, "<entry> <name>
--- <error>" each, and nobody waits with them: whoever moves the session on answers them in their order.
+-- <error>" each, in the order of their entries, and nobody waits with them: whoever moves the session on answers them in
+-- that order.
 local MOST_REFUSED = 1000
+
+-- Add one in its place: workers find out about them in any order.
+local function refuse(refused, entry, name, problem)
+  if redis.call('LLEN', refused) >= MOST_REFUSED then return end
+  local line, at = entry .. ' ' .. name .. ' ' .. problem, -1
+  while true do
+    local other = redis.call('LINDEX', refused, at)
+    if not other then return redis.call('LPUSH', refused, line) end
+    if is_before(string.match(other, '^[^ ]+'), entry) then return redis.call('LINSERT', refused, 'AFTER', other, line) end
+    at = at - 1
+  end
+end
 
 -- Answer those that stand before an entry (nil: all). Returns the number of the session's last turn.
 local function answer_refused(refused, audio, spoken, last_turn, entry, now_ms)

@@ -10,19 +10,47 @@ while true do
   if item then return {'over', item[1], item[2]} end
 end
 
-local parked = park()
+if redis.call('ZCARD', BACKLOG) == 0 then
+  for _, pending in ipairs(redis.call('XPENDING', QUEUE, GROUP, '-', '+', CHUNK, PARKED)) do
+    local item = item_of(pending[1])
+    if item then
+      enlist(item)
+    else
+      redis.call('XACK', QUEUE, GROUP, pending[1])
+    end
+  end
+  keep_books()
+end
+
+-- The oldest of a tenant's requests whose sessions are in conversation, and the name under which it is one.
+local function first_talker(tenant)
+  local name = redis.call('ZRANGEBYLEX', TALKING, '[' .. tenant .. ' ', '(' .. tenant .. '!', 'LIMIT', 0, 1)[1]
+  if not name then return nil end
+  local ms, seq = string.match(name, ' 0*(%d+)%-0*(%d+)$')
+  return ms .. '-' .. seq, name
+end
+
 while true do
   local first = redis.call('ZRANGE', BACKLOG, 0, 0, 'WITHSCORES')
   if #first == 0 then
-    redis.call('DEL', BOOKS)
+    redis.call('DEL', BOOKS, TALKING)
     return {}
   end
-  strike(first[1])
-  local item = pass(first[1], PARKED, WORKER)
+  local entry, tag = first[1], first[2]
+  local item = item_of(entry)
+  local talks, name = nil, nil
+  if item then talks, name = first_talker(tenant_of(item)) end
+  if talks and talks ~= entry then
+    -- The two of this tenant change places.
+    local own = redis.call('ZSCORE', BACKLOG, talks)
+    if own then redis.call('ZADD', BACKLOG, own, entry) end
+    redis.call('ZREM', TALKING, name)
+    entry = own and talks
+  end
+  item = entry and withdraw(entry)
   if item then
-    redis.call('HSET', BOOKS, 'served', first[2])
+    redis.call('HSET', BOOKS, 'served', tag)
     redis.call('PEXPIRE', BOOKS, BOOKS_TTL)
-    if parked > 1 then ring() end
     return {'fresh', item[1], item[2]}
   end
 end

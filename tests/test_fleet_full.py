@@ -94,8 +94,7 @@ class TestBargeIn:
                 await fleet.add(f"busy{index}", SHORT, request="new", interrupt=1)
             for index in range(8):
                 old, new = [
-                    await fleet.hear(f"busy{index}", turn, timeout_s=GENEROUS_S)
-                    for turn in (1, 2)
+                    await fleet.hear(f"busy{index}", turn, timeout_s=GENEROUS_S) for turn in (1, 2)
                 ]
                 assert (old.end.reason, new.end.reason) == ("interrupted", "completed")
             for index in range(30):
@@ -147,10 +146,10 @@ class TestAnswersWithoutASlot:
             heard = await fleet.hear("s", timeout_s=GENEROUS_S)
             assert heard.end.reason == "rejected"
             assert (heard.end.error or "").startswith(f"{field}: ")
-            (letter,) = await fleet.dead()
-            assert letter["session"] == "s"
             await stop_all(fleet, "busy0", "waits0")
             await fleet.settled()
+            (letter,) = await fleet.dead()
+            assert letter["session"] == "s"
 
     async def test_too_many_in_one_session(
         self, fleet: Orchestrator, redis_url: str, prefix: str

@@ -11,14 +11,12 @@ import anyio
 import structlog
 
 from schemas.audio import Reason
-from schemas.fields import FieldError
 from schemas.request import InvalidRequest, Request
 from wire.link import ReplyError
-from worker.engines.protocol import CannotSpeakError
 from worker.ledger import Acquired, Claim, Delivery, Waiter
 from worker.outbox import Fate
 from worker.performance import ENDINGS, Performance
-from worker.rendition import turn_spec
+from worker.place import Place
 from worker.rooms import Rooms
 from worker.session_watch import SessionWatch
 from worker.slots import Slot
@@ -26,9 +24,6 @@ from worker.text_stream import TextLog
 from worker.watch import RECONCILE_S
 
 log = structlog.stdlib.get_logger(__name__)
-
-SILENCE_S = 5.0
-"""An owner writes each second that it has a turn, and one who is next begins at once."""
 
 
 class _Left(Enum):
@@ -38,30 +33,6 @@ class _Left(Enum):
     REMOVE = "it cannot be answered: off the queue"
     DROP = "it is another worker's"
     HAND_BACK = "any worker may take it"
-
-
-class _Place:
-    """A place among those who wait for a session."""
-
-    def __init__(self) -> None:
-        self.was_seen = False
-        self._misses = 0
-        self._ahead: tuple[object, ...] = ()
-        self._ahead_since = self._read_at = 0.0
-
-    def is_lost(self) -> bool:
-        """Whether it is gone, of a reading without it: the first may be older than itself."""
-        self._misses += 1
-        return self.was_seen or self._misses > 1
-
-    def is_stuck_behind(self, *ahead: object) -> bool:
-        """Whether what is ahead shows no sign of life, though it could: the server answers."""
-        now = time.monotonic()
-        was_away = now - self._read_at > 2 * RECONCILE_S
-        self._read_at = now
-        if was_away or ahead != self._ahead:
-            self._ahead, self._ahead_since = ahead, now
-        return now - self._ahead_since > SILENCE_S
 
 
 class Assignment:
@@ -174,7 +145,7 @@ class Assignment:
     async def _read(self) -> Request | None:
         """The request; one that names its session at least is answered there, in its order."""
         try:
-            return read_request(self._rooms, self.delivery)
+            return self._rooms.read(self.delivery)
         except InvalidRequest as error:
             self._rejection = str(error)
             if error.session is not None:
@@ -227,7 +198,7 @@ class Assignment:
         self, request: Request, view: SessionWatch, claim: Claim, last: Acquired | None
     ) -> Acquired | _Left:
         """Take the lease when it is this request's turn, and a slot to speak it in."""
-        place: _Place | None = None
+        place: Place | None = None
         self._interrupts = request.interrupt
         if self._slot is None:  # what it is to be answered with has to be known
             await view.seen()
@@ -253,7 +224,7 @@ class Assignment:
                         if not self._interrupts:
                             self._release_slot()
             if place is None:
-                place = _Place()
+                place = Place(self._rooms.ledger, self.delivery, request.session)
                 left = await self._enqueue(request)
                 if left is not None:
                     return left
@@ -264,11 +235,11 @@ class Assignment:
                     left = await self._enqueue(request)
                     if left is not None:
                         return left
-                    place = _Place()
+                    place = Place(self._rooms.ledger, self.delivery, request.session)
                     await anyio.sleep(RECONCILE_S)
             else:
                 place.was_seen = True
-                await self._clear_the_way(request.session, view, place)
+                await place.clear_the_way(view.lease)
             await read.wait()
 
     async def _enqueue(self, request: Request) -> _Left | None:
@@ -291,25 +262,6 @@ class Assignment:
             case "taken":
                 return _Left.DROP
 
-    async def _clear_the_way(self, session: str, view: SessionWatch, place: "_Place") -> None:
-        """Do not wait for what nobody can end: a turn or places whose requests are gone."""
-        ledger, lease = self._rooms.ledger, view.lease
-        ahead = [w for w in lease.waiters if w < self._as_waiter]
-        gone = [(waiter.model, waiter.entry, "") for waiter in ahead]
-        if lease.active:
-            sign: tuple[object, ...] = (lease.epoch, await ledger.updated_ms(session))
-            gone.insert(0, (lease.model, lease.entry, lease.owner))
-        else:
-            sign = (ahead[0] if ahead else None,)
-        if not (place.is_stuck_behind(*sign) and gone) or await ledger.is_queued(*gone[0][:2]):
-            return
-        # With it go all places without a request. Who lives and has one of them takes it again.
-        for model, entry, owner in gone:
-            if not await ledger.is_queued(model, entry):
-                log.warning("turn_lost", entry=entry, owner=owner)
-                await ledger.abandon(session, entry, model, owner)
-        await anyio.sleep(RECONCILE_S)
-
     async def _is_ours(self) -> bool:
         """Whether the request is still in our hands, if this process stood still meanwhile.
 
@@ -324,11 +276,6 @@ class Assignment:
                 return False
             self._received_at = now
         return True
-
-    @property
-    def _as_waiter(self) -> Waiter:
-        ms, seq = (int(part) for part in self.delivery.entry.split("-"))
-        return Waiter(ms, seq, self.delivery.model, "", interrupt=False)
 
     def _is_me(self, waiter: Waiter) -> bool:
         return (waiter.entry, waiter.model) == (self.delivery.entry, self.delivery.model)
@@ -431,22 +378,3 @@ class Assignment:
 
     async def _bury(self, request: str, reason: str, error: str) -> None:
         await self._rooms.ledger.bury_letter(self.delivery, self.session, request, reason, error)
-
-
-def read_request(rooms: Rooms, delivery: Delivery) -> Request:
-    """Read a request, and see whether its model can speak it, while that is in memory.
-
-    Raises:
-        InvalidRequest: It is not what the protocol allows, or not what the model offers.
-    """
-    request = Request.decode(delivery.entry, delivery.fields)
-    info = rooms.residency.info(delivery.model)
-    if info is not None:
-        try:
-            turn_spec(request, info)
-        except CannotSpeakError as error:
-            field, _, problem = str(error).partition(": ")
-            raise InvalidRequest(
-                FieldError(field, problem), request.session, request.name
-            ) from None
-    return request

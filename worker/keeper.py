@@ -14,7 +14,6 @@ from anyio.abc import TaskGroup
 
 from schemas.request import InvalidRequest, Request
 from wire.link import ReplyError
-from worker.assignment import read_request
 from worker.ledger import Claim, Delivery
 from worker.performance import ENDINGS
 from worker.rooms import Rooms
@@ -118,7 +117,7 @@ class BacklogKeeper:
             valid: list[tuple[Delivery, Request]] = []
             for delivery in deliveries:
                 try:
-                    valid.append((delivery, read_request(self._rooms, delivery)))
+                    valid.append((delivery, self._rooms.read(delivery)))
                 except InvalidRequest:
                     self._answer(delivery)
             await self._backlog.park([delivery.entry for delivery, _ in valid])
@@ -150,7 +149,7 @@ class BacklogKeeper:
         valid: list[tuple[Delivery, Request]] = []
         for delivery in deliveries:
             try:
-                valid.append((delivery, read_request(self._rooms, delivery)))
+                valid.append((delivery, self._rooms.read(delivery)))
             except InvalidRequest:
                 await self._adopt(delivery.entry)
         self._begin(valid, tasks)

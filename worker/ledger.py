@@ -125,8 +125,18 @@ class Lease(msgspec.Struct, frozen=True):
 
     def after(self, entry: str, model: str) -> tuple[Waiter, ...]:
         """Those who wait and were added after this entry."""
-        ms, seq = (int(part) for part in entry.split("-"))
-        return tuple(w for w in self.waiters if (w.ms, w.seq, w.model) > (ms, seq, model))
+        place = _place(entry, model)
+        return tuple(w for w in self.waiters if (w.ms, w.seq, w.model) > place)
+
+    def before(self, entry: str, model: str) -> tuple[Waiter, ...]:
+        """Those who wait and were added before this entry."""
+        place = _place(entry, model)
+        return tuple(w for w in self.waiters if (w.ms, w.seq, w.model) < place)
+
+
+def _place(entry: str, model: str) -> tuple[int, int, str]:
+    ms, seq = (int(part) for part in entry.split("-"))
+    return ms, seq, model
 
 
 class Ledger:

@@ -9,8 +9,8 @@ from functools import partial
 import msgspec
 from anyio import to_thread
 
-from schemas.fields import excerpt
-from schemas.request import Request
+from schemas.fields import FieldError, Fields, excerpt
+from schemas.request import InvalidRequest, Request
 from worker.audio.chain import AudioChain
 from worker.audio.resume import ResumePoint, resume_point
 from worker.engines.protocol import CannotSpeakError, EngineInfo, TurnSpec
@@ -102,3 +102,21 @@ def turn_spec(request: Request, info: EngineInfo) -> TurnSpec:
         instruct=request.instruct,
         streamed=request.stream,
     )
+
+
+def read_request(entry: str, fields: Fields, info: EngineInfo | None) -> Request:
+    """Read a request; see whether its model can speak it, where that is known.
+
+    Raises:
+        InvalidRequest: It is not what the protocol allows, or not what the model offers.
+    """
+    request = Request.decode(entry, fields)
+    if info is not None:
+        try:
+            turn_spec(request, info)
+        except CannotSpeakError as error:
+            field, _, problem = str(error).partition(": ")
+            raise InvalidRequest(
+                FieldError(field, problem), request.session, request.name
+            ) from None
+    return request

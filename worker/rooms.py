@@ -5,12 +5,14 @@ from collections.abc import Mapping
 import msgspec
 
 from schemas.keys import Keys
+from schemas.request import Request
 from worker.backlog import Backlog
 from worker.clock import ServerClock
 from worker.config import AudioConfig, WorkerConfig
-from worker.ledger import Ledger
+from worker.ledger import Delivery, Ledger
 from worker.loop_monitor import LoopMonitor
 from worker.publisher import Publisher
+from worker.rendition import read_request
 from worker.residency import Residency
 from worker.slots import Slots
 from worker.stats import Stats
@@ -33,3 +35,12 @@ class Rooms(msgspec.Struct, frozen=True, kw_only=True):
     residency: Residency
     slots: Slots
     stats: Stats
+
+    def read(self, delivery: Delivery) -> Request:
+        """Read a request; one that its model cannot speak is invalid, while that is in memory.
+
+        Raises:
+            InvalidRequest: It is not what the protocol allows, or not what the model offers.
+        """
+        info = self.residency.info(delivery.model)
+        return read_request(delivery.entry, delivery.fields, info)

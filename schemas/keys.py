@@ -91,9 +91,9 @@ class Keys(msgspec.Struct, frozen=True):
         """What each tenant of the backlog was given so far (hash, private)."""
         return f"{self.prefix}:books:{{{self.requests(model)}}}"
 
-    def talking(self, model: str) -> str:
-        """Entries of the backlog whose session is in conversation (sorted set, private)."""
-        return f"{self.prefix}:talking:{{{self.requests(model)}}}"
+    def ranks(self, model: str) -> str:
+        """A tenant's entries of the backlog in the order of service (sorted set, private)."""
+        return f"{self.prefix}:ranks:{{{self.requests(model)}}}"
 
     def keeper(self, model: str) -> str:
         """The worker that looks after the model's backlog (string, private)."""

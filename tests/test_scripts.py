@@ -1,6 +1,7 @@
 """Each server-side script's contract, on every server at hand. Their headers say what it is."""
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.matrix]
 
 TTL_MS = 60_000
 MODEL = "tone-test"
+CONVERSATION_MS = 30_000
 FENCED, GONE = -2, -3
 
 
@@ -110,11 +112,28 @@ class Session:
         interrupt: bool = False,
         model: str = MODEL,
         most: int = 64,
-    ) -> Any:
+        queue: Sequence[str] = (),
+        earlier: Sequence[str] = (),
+    ) -> str:
+        """The place it gets."""
+        return (await self.enqueued(request, entry, interrupt, model, most, queue, earlier))[0]
+
+    async def enqueued(
+        self,
+        request: str,
+        entry: str,
+        interrupt: bool = False,
+        model: str = MODEL,
+        most: int = 64,
+        queue: Sequence[str] = (),
+        earlier: Sequence[str] = (),
+    ) -> tuple[str, bool, bool]:
+        """Its place, whether it interrupts, whether the session is in conversation."""
         flag = "1" if interrupt else "0"
-        keys = [self.lease, self.state, self.spoken, self.refused]
-        args = (request, entry, model, flag, TTL_MS, most)
-        return await run(self.redis, scripts.ENQUEUE, keys, *args)
+        keys = [self.lease, self.state, self.spoken, self.refused, *queue]
+        args = (request, entry, model, flag, TTL_MS, most, CONVERSATION_MS, *earlier)
+        reply: Any = await run(self.redis, scripts.ENQUEUE, keys, *args)
+        return reply[0].decode(), reply[1] == b"1", reply[2] == b"1"
 
     async def release(self, epoch: str, *, blameless: bool = True) -> Any:
         flag = "1" if blameless else "0"
@@ -279,9 +298,11 @@ class TestAcquire:
         epoch = await session.epoch("r1", entry="1-0")
         await session.append(epoch, 0, start(), pcm(1))
         assert await session.acquire("r1", entry="2-0") == ("busy",)
-        assert await session.enqueue("r1", "2-0", interrupt=True) == 0
+        assert await session.enqueue("r1", "2-0", interrupt=True) == "listed"
         assert (await session.hash(session.lease))[f"w:2-0:{MODEL}"] == ".r1"
-        assert await session.enqueue("r1", "3-0", most=1) == -1, "that is no reason to refuse it"
+        assert await session.enqueue("r1", "3-0", most=1) == "known", (
+            "that is no reason to refuse it"
+        )
         await session.finish(epoch, 2)
         assert await session.acquire("r1", entry="2-0") == ("known",)
         assert (await session.hash(session.state))["state"] == "idle"
@@ -622,11 +643,11 @@ class TestAbandon:
 class TestEnqueue:
     async def test_says_how_many_wait_before(self, session: Session) -> None:
         await session.epoch("r0", entry="5-0")
-        assert await session.enqueue("r1", "10-0") == 0
-        assert await session.enqueue("r2", "10-1") == 1
-        assert await session.enqueue("r3", "9-5") == 0
-        assert await session.enqueue("r4", "100-0", model="other", interrupt=True) == 3
-        assert await session.enqueue("r2", "10-1") == 2  # again, and not beside itself
+        assert await session.enqueue("r1", "10-0") == "listed"
+        assert await session.enqueue("r2", "10-1") == "listed"
+        assert await session.enqueue("r3", "9-5") == "listed"
+        assert await session.enqueue("r4", "100-0", model="other", interrupt=True) == "listed"
+        assert await session.enqueue("r2", "10-1") == "listed"  # again, and not beside itself
         lease = await session.hash(session.lease)
         assert lease["w:100-0:other"] == "!r4"
         assert lease[f"w:10-0:{MODEL}"] == ".r1"
@@ -642,13 +663,13 @@ class TestEnqueue:
 
     async def test_of_a_name_that_was_taken_is_refused(self, session: Session) -> None:
         await session.speak()
-        assert await session.enqueue("r1", "2-0") == -1
+        assert await session.enqueue("r1", "2-0") == "known"
         assert not [f for f in await session.hash(session.lease) if f.startswith("w:")]
 
     async def test_of_the_very_turn_that_is_spoken_is_refused(self, session: Session) -> None:
         """A worker that was taken for dead comes late: its place would be left behind."""
         await session.acquire("r1", entry="1-0")
-        assert await session.enqueue("r1", "1-0") == -3
+        assert await session.enqueue("r1", "1-0") == "taken"
         assert not [field for field in await session.hash(session.lease) if field[:2] == "w:"]
 
     async def test_a_session_is_idle_when_its_last_place_was_a_duplicates(
@@ -659,7 +680,7 @@ class TestEnqueue:
         await session.finish(epoch, 1)
         assert (await session.hash(session.state))["state"] == "queued"
         await session.redis.zadd(session.spoken, {"r2": 1})
-        assert await session.enqueue("r2", "2-0") == -1
+        assert await session.enqueue("r2", "2-0") == "known"
         assert (await session.hash(session.state))["state"] == "idle"
 
     async def test_who_asks_twice_interrupts_once(self, session: Session) -> None:
@@ -687,14 +708,15 @@ class Queue:
 
     def __init__(self, redis: Redis, prefix: str) -> None:
         self.redis: Any = redis
+        self.prefix = prefix
         keys = Keys(prefix)
         self.key, self.wake, self.order = keys.requests(MODEL), keys.wake(MODEL), keys.order(MODEL)
-        self.backlog, self.books, self.due = (
+        self.backlog, self.books, self.ranks = (
             keys.backlog(MODEL),
             keys.books(MODEL),
-            keys.due(MODEL),
+            keys.ranks(MODEL),
         )
-        self.keys = [self.key, self.wake, self.backlog, self.books, self.due]
+        self.keys = [self.key, self.wake, self.backlog, self.books, self.ranks]
 
     async def add(
         self, session: str, request: str | None = None, count: int = 1, **fields: object
@@ -718,12 +740,28 @@ class Queue:
         reply: Any = await run(self.redis, scripts.TAKE, self.keys, GROUP, ORPHANS, BACKLOG, worker)
         return reply[1].decode() if reply else None
 
-    async def expire(self, worker: str, most: int = 10) -> tuple[int, list[str]]:
-        """How many were parked, and the entries that are taken."""
-        reply: Any = await run(
-            self.redis, scripts.EXPIRE, self.keys, GROUP, ORPHANS, BACKLOG, worker, most
-        )
-        return reply[0], [entry.decode() for entry, _ in reply[1:]]
+    async def park(self, worker: str, *entries: str) -> Any:
+        return await self._on_backlog(scripts.PARK, worker, *entries)
+
+    async def parked(
+        self, session: str, request: str | None = None, count: int = 1, **fields: object
+    ) -> list[str]:
+        """Add requests, have them delivered and parked."""
+        entries = await self.add(session, request, count, **fields)
+        await self.deliver("parker", count)
+        assert await self.park("parker", *entries) == count
+        return entries
+
+    async def promote(self, entry: str) -> Any:
+        return await self._on_backlog(scripts.PROMOTE, "parker", entry)
+
+    async def adopt(self, worker: str, entry: str) -> tuple[str, str] | None:
+        """The claim and the entry."""
+        reply: Any = await self._on_backlog(scripts.ADOPT, worker, entry)
+        return (reply[0].decode(), reply[1].decode()) if reply else None
+
+    async def _on_backlog(self, script: Script, worker: str, *args: str) -> Any:
+        return await run(self.redis, script, self.keys, GROUP, ORPHANS, BACKLOG, worker, *args)
 
     async def settle(self, entry: str, *answered_in: str, request: str = "r1") -> Any:
         keys = [self.key, self.order, *answered_in]
@@ -899,15 +937,15 @@ class TestBacklog:
     """Requests that came while no slot was free, and who is next when one is."""
 
     async def test_one_tenant_is_served_in_order(self, queue: Queue) -> None:
-        entries = await queue.add("s", count=600)
+        entries = await queue.parked("s", count=600)
         assert [await queue.take("w1") for _ in entries] == entries
         assert await queue.take("w1") is None
         assert await queue.pending("w1") == entries
 
     async def test_tenants_take_turns_however_much_one_asks_for(self, queue: Queue) -> None:
-        greedy = await queue.add("greedy:1", count=300)
+        greedy = await queue.parked("greedy:1", count=300)
         assert [await queue.take("w1") for _ in range(3)] == greedy[:3]
-        modest = await queue.add("modest:1", count=3)
+        modest = await queue.parked("modest:1", count=3)
         taken = [await queue.take("w1") for _ in range(7)]
         assert sorted(taken[:2]) == sorted([greedy[3], modest[0]])
         assert sorted(taken[2:4]) == sorted([greedy[4], modest[1]])
@@ -915,25 +953,25 @@ class TestBacklog:
 
     async def test_a_tenant_gets_nothing_for_having_waited_elsewhere(self, queue: Queue) -> None:
         """Credit does not pile up: who was silent for long is next once, not ten times."""
-        busy = await queue.add("busy:1", count=40)
+        busy = await queue.parked("busy:1", count=40)
         assert [await queue.take("w1") for _ in range(20)] == busy[:20]
-        late = await queue.add("late:1", count=10)
+        late = await queue.parked("late:1", count=10)
         taken = [await queue.take("w1") for _ in range(10)]
         assert len([entry for entry in taken if entry in late]) == 5
 
     async def test_sessions_without_a_tenant_are_one(self, queue: Queue) -> None:
-        entries = [*await queue.add("a"), *await queue.add("b"), *await queue.add("a")]
-        (named,) = await queue.add("t:a")
+        entries = [*await queue.parked("a"), *await queue.parked("b"), *await queue.parked("a")]
+        (named,) = await queue.parked("t:a")
         assert [await queue.take("w1") for _ in range(4)] == [entries[0], named, *entries[1:]]
 
     async def test_what_was_given_up_goes_first(self, queue: Queue) -> None:
-        entries = await queue.add("s", count=3)
+        entries = await queue.parked("s", count=3)
         assert await queue.take("w1") == entries[0]
         await queue.orphan("w1", entries[0])
         assert [await queue.take("w2") for _ in range(3)] == entries
 
     async def test_says_whether_it_was_anybodys_before(self, queue: Queue) -> None:
-        (entry,) = await queue.add("s")
+        (entry,) = await queue.parked("s")
         for claim in (b"fresh", b"over"):
             reply: Any = await run(
                 queue.redis, scripts.TAKE, queue.keys, GROUP, ORPHANS, BACKLOG, "w1"
@@ -941,70 +979,102 @@ class TestBacklog:
             assert reply == [claim, entry.encode(), [b"session", b"s", b"text", b"x"]]
             await queue.orphan("w1", entry)
 
-    async def test_others_are_woken_for_the_rest(self, queue: Queue) -> None:
-        await queue.add("s")
-        await queue.take("w1")
-        assert not await queue.redis.exists(queue.wake), "there is no rest"
-        await queue.add("s", count=2)
-        await queue.take("w1")
+    async def test_whoever_is_idle_is_woken(self, queue: Queue) -> None:
+        assert await queue.park("w1", "1-0") == 0
+        assert not await queue.redis.exists(queue.wake), "nothing was parked"
+        await queue.parked("s")
         assert await queue.redis.exists(queue.wake)
 
+    async def test_only_what_is_ones_own_is_parked(self, queue: Queue) -> None:
+        (entry,) = await queue.add("s")
+        await queue.deliver("w1")
+        assert await queue.park("w2", entry) == 0
+        assert await queue.pending("w1") == [entry]
+
+    async def test_who_is_in_conversation_comes_first(self, queue: Queue) -> None:
+        entries = await queue.parked("s", count=3)
+        talks = await queue.parked("talks", count=2)
+        for entry in reversed(talks):
+            assert await queue.promote(entry) == 1
+        assert await queue.promote("9-9") == 0
+        assert [await queue.take("w1") for _ in range(5)] == [*talks, *entries]
+
+    async def test_it_takes_nothing_from_other_tenants(self, queue: Queue) -> None:
+        greedy = await queue.parked("greedy:1", count=4)
+        modest = await queue.parked("modest:1", count=2)
+        for entry in greedy[2:]:
+            await queue.promote(entry)
+        taken = [await queue.take("w1") for _ in range(6)]
+        assert set(taken[:2]) == {greedy[2], modest[0]}
+        assert set(taken[2:4]) == {greedy[3], modest[1]}
+        assert taken[4:] == greedy[:2]
+
+    async def test_a_talker_that_was_taken_hides_no_other(self, queue: Queue) -> None:
+        first, talks, last = await queue.parked("s", count=3)
+        await queue.promote(talks)
+        assert await queue.adopt("w2", talks) == ("fresh", talks)
+        await queue.redis.zadd(queue.ranks, {f" 0 {'0' * 19}9-{'0' * 20}": 0})
+        assert [await queue.take("w1") for _ in range(3)] == [first, last, None]
+
+    async def test_one_can_be_taken_out_of_its_turn(self, queue: Queue) -> None:
+        first, second, third = await queue.parked("s", count=3)
+        assert await queue.adopt("w1", second) == ("fresh", second)
+        assert await queue.adopt("w2", second) is None, "it is in another's hands"
+        await queue.orphan("w1", second)
+        assert await queue.adopt("w2", second) == ("over", second)
+        assert [await queue.take("w1") for _ in range(3)] == [first, third, None]
+
+    async def test_one_that_was_not_parked_is_not_to_be_had(self, queue: Queue) -> None:
+        (entry,) = await queue.add("s")
+        assert await queue.adopt("w1", entry) is None
+        await queue.deliver("w1")
+        assert await queue.adopt("w2", entry) is None
+        assert await queue.pending("w1") == [entry]
+
     async def test_lost_books_are_made_anew(self, queue: Queue) -> None:
-        entries = await queue.add("s", count=5)
+        entries = await queue.parked("s", count=5)
         assert await queue.take("w1") == entries[0]
-        await queue.redis.delete(queue.backlog, queue.books, queue.due)
+        await queue.redis.delete(queue.backlog, queue.books, queue.ranks)
         assert [await queue.take("w1") for _ in range(5)] == [*entries[1:], None]
 
     async def test_debris_in_their_place_is_cleared_away(self, queue: Queue) -> None:
-        for key in (queue.backlog, queue.books, queue.due):
+        for key in (queue.backlog, queue.books, queue.ranks):
             await queue.redis.set(key, "debris", ex=60)
-        (entry,) = await queue.add("s")
+        (entry,) = await queue.parked("s")
         assert await queue.take("w1") == entry
 
     async def test_one_that_was_deleted_hides_no_other(self, queue: Queue) -> None:
-        entries = await queue.add("s", count=4)
+        entries = await queue.parked("s", count=4)
         await queue.take("w1")
         await queue.redis.xdel(queue.key, *entries[1:3])
         assert [await queue.take("w1"), await queue.take("w1")] == [entries[3], None]
         assert await queue.pending(BACKLOG) == []
 
     async def test_books_end_with_the_backlog_or_in_time(self, queue: Queue) -> None:
-        await queue.add("s", count=2, deadline_ms=10**15)
+        await queue.parked("s", count=2)
+        await queue.promote((await queue.pending(BACKLOG))[1])
         await queue.take("w1")
-        for key in (queue.backlog, queue.books, queue.due):
+        await queue.promote((await queue.pending(BACKLOG))[0])
+        for key in (queue.backlog, queue.books, queue.ranks):
             assert await queue.redis.pttl(key) > 0
         await queue.take("w1")
         await queue.take("w1")
-        assert not await queue.redis.exists(queue.backlog, queue.books, queue.due)
+        assert not await queue.redis.exists(queue.backlog, queue.books, queue.ranks)
 
 
-class TestExpire:
-    async def test_parks_what_has_time_and_takes_what_has_none(self, queue: Queue) -> None:
-        (late,) = await queue.add("a", deadline_ms=1)
-        entries = await queue.add("b", count=2)
-        (comfortable,) = await queue.add("c", deadline_ms=10**15)
-        assert await queue.expire("w1") == (4, [late])
-        assert await queue.pending("w1") == [late]
-        assert await queue.expire("w1") == (0, [])
-        assert [await queue.take("w2") for _ in range(4)] == [*entries, comfortable, None]
+async def test_one_worker_keeps_a_backlog(queue: Queue) -> None:
+    key = Keys(queue.prefix).keeper(MODEL)
 
-    async def test_takes_no_more_than_asked_for(self, queue: Queue) -> None:
-        entries = await queue.add("a", count=5, deadline_ms=1)
-        assert (await queue.expire("w1", 3))[1] == entries[:3]
-        assert (await queue.expire("w2", 3))[1] == entries[3:]
+    async def keep(worker: str, ttl_ms: int = 60_000) -> Any:
+        return await run(queue.redis, scripts.KEEP, [key], worker, ttl_ms)
 
-    async def test_leaves_what_somebody_took(self, queue: Queue) -> None:
-        entries = await queue.add("a", count=2, deadline_ms=1)
-        assert await queue.take("w1") == entries[0]
-        assert (await queue.expire("w2"))[1] == entries[1:]
-
-    @pytest.mark.parametrize("deadline", ["soon", "-1", "", "1e5", "9" * 400])
-    async def test_a_deadline_that_is_none_is_left_to_those_who_refuse_it(
-        self, queue: Queue, deadline: str
-    ) -> None:
-        (entry,) = await queue.add("a", deadline_ms=deadline)
-        assert await queue.expire("w1") == (1, [])
-        assert await queue.take("w1") == entry
+    assert [await keep("w1"), await keep("w2"), await keep("w1")] == [1, 0, 1]
+    assert await queue.redis.pttl(key) > 0
+    assert [await keep("w2", 0), await keep("w2")] == [0, 0], "it is another's to give up"
+    assert [await keep("w1", 0), await keep("w2")] == [0, 1]
+    await queue.redis.delete(key)
+    await queue.redis.rpush(key, "debris")
+    assert await keep("w3") == 1
 
 
 class TestRefused:
@@ -1014,9 +1084,9 @@ class TestRefused:
         """A turn that is spoken, some that wait, some that may not; returns the turn's epoch."""
         epoch = await session.epoch("r1", entry="1-0")
         for n in range(2, 2 + places):
-            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == n - 2
+            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == "listed"
         for n in range(2 + places, 2 + places + refused):
-            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == -2
+            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == "full"
         return epoch
 
     async def test_are_answered_when_all_before_them_are(self, session: Session) -> None:
@@ -1051,11 +1121,39 @@ class TestRefused:
 
     async def test_a_name_that_was_refused_is_taken(self, session: Session) -> None:
         await self.fill(session, 1, 1)
-        assert await session.enqueue("r3", "9-0", most=1) == -1
+        assert await session.enqueue("r3", "9-0", most=1) == "known"
 
     async def test_one_that_waits_is_not_refused_later(self, session: Session) -> None:
         await self.fill(session, 2, 0)
-        assert await session.enqueue("r3", "3-0", most=1) == 1
+        assert await session.enqueue("r3", "3-0", most=1) == "listed"
+
+    async def test_are_answered_in_their_order_however_they_were_found(
+        self, session: Session
+    ) -> None:
+        epoch = await self.fill(session, 1, 0)
+        for n in (5, 3, 9, 4):
+            assert await session.enqueue(f"r{n}", f"{n}-0", most=1) == "full"
+        await session.finish(epoch, 1)
+        epoch = await session.epoch("r2", entry="2-0")
+        await session.finish(epoch, 1, turn=2)
+        ends = [fields["request"] for _, fields in await session.stream()]
+        assert ends[2:] == ["r3", "r4", "r5", "r9"]
+
+    async def test_those_on_their_way_count_too(self, session: Session, queue: Queue) -> None:
+        """Whoever is faster: the first of them may wait, the last may not."""
+        entries = [(await queue.add("s", f"r{n}"))[0] for n in range(1, 5)]
+        keys = (queue.key, queue.order)
+        await session.epoch("r1", entry=entries[0])
+        for n, place in {4: "full", 3: "listed", 2: "listed"}.items():
+            entry = entries[n - 1]
+            assert await session.enqueue(f"r{n}", entry, most=2, queue=keys) == place
+
+    async def test_those_on_another_server_count_by_their_names(self, session: Session) -> None:
+        await session.epoch("r1", entry="1-0")
+        await session.enqueue("r2", "2-0")
+        earlier = ("r1", "r2", "r3")
+        assert await session.enqueue("r4", "4-0", most=2, earlier=earlier) == "full"
+        assert await session.enqueue("r4b", "4-0", most=3, earlier=earlier) == "listed"
 
     async def test_a_flood_is_answered_to_a_limit(self, session: Session) -> None:
         epoch = await self.fill(session, 1, 1100)
@@ -1196,3 +1294,22 @@ async def test_every_script_says_what_its_keys_and_arguments_are() -> None:
             assert header.startswith("-- "), script.name
             assert "-- KEYS  " in script.source, script.name
             assert "-- ARGV  " in script.source, script.name
+
+
+class TestConversation:
+    async def test_a_session_talks_while_it_speaks_and_for_a_while_after(
+        self, session: Session
+    ) -> None:
+        assert (await session.enqueued("r0", "1-0"))[2] is False
+        epoch = await session.epoch("r0", entry="1-0")
+        assert (await session.enqueued("r1", "2-0"))[2] is True
+        await session.append(epoch, 0, ("event", "start"), ("pcm", "x"))
+        await session.finish(epoch, 2)
+        assert (await session.enqueued("r2", "3-0"))[2] is True
+        await session.redis.hset(session.lease, "spoke_ms", "1000")
+        assert (await session.enqueued("r3", "4-0"))[2] is False
+
+    async def test_a_turn_that_ended_unspoken_is_none(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.finish(epoch, 1)
+        assert (await session.enqueued("r2", "2-0"))[2] is False

@@ -28,7 +28,7 @@ class Backlog:
         self._worker = worker
         self._queue = keys.requests(model)
         self._keeper = keys.keeper(model)
-        own = (keys.requests, keys.wake, keys.backlog, keys.books, keys.talking)
+        own = (keys.requests, keys.wake, keys.backlog, keys.books, keys.ranks)
         self._keys = [key(model) for key in own]
 
     async def keep(self, ttl_ms: int) -> bool:

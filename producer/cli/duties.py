@@ -53,7 +53,8 @@ ZSCORE {spoken} doctor
 ZREMRANGEBYRANK {spoken} 0 -1
 TYPE {spoken}
 DEL {spoken}
-RPUSH {refused} doctor
+LPUSH {refused} doctor
+LINSERT {refused} AFTER doctor doctor
 PEXPIRE {refused} 5000
 LINDEX {refused} 0
 LLEN {refused}
@@ -83,6 +84,7 @@ XPENDING {requests} workers - + 1
 XCLAIM {requests} workers doctor 1 1-0 JUSTID
 XINFO CONSUMERS {requests} workers
 XRANGE {requests} - + COUNT 1
+XLEN {requests}
 XACK {requests} workers 1-0
 XDEL {requests} 1-0
 XGROUP DELCONSUMER {requests} workers doctor
@@ -97,6 +99,7 @@ ZADD {backlog} 0 doctor
 PEXPIRE {backlog} 5000
 ZRANGE {backlog} 0 0
 ZCARD {backlog}
+ZSCORE {backlog} doctor
 ZREM {backlog} doctor
 TYPE {backlog}
 DEL {backlog}
@@ -105,12 +108,16 @@ PEXPIRE {books} 5000
 HMGET {books} doctor
 TYPE {books}
 DEL {books}
-ZADD {due} 0 doctor
-PEXPIRE {due} 5000
-ZRANGEBYSCORE {due} -inf +inf LIMIT 0 1
-ZREM {due} doctor
-TYPE {due}
-DEL {due}
+ZADD {ranks} 0 doctor
+PEXPIRE {ranks} 5000
+ZRANGEBYLEX {ranks} - + LIMIT 0 1
+ZREM {ranks} doctor
+TYPE {ranks}
+DEL {ranks}
+SET {keeper} doctor PX 5000
+GET {keeper}
+TYPE {keeper}
+DEL {keeper}
 HSET {worker} doctor 1
 PEXPIRE {worker} 5000
 HGET {worker} doctor
@@ -139,7 +146,7 @@ of the fleet's list is not tried: it would be carried out."""
 
 _SCRIPTED: Final = (
     *("lease", "audio", "session", "spoken", "refused", "text", "requests"),
-    *("wake", "order", "backlog", "books", "due", "worker"),
+    *("wake", "order", "backlog", "books", "ranks", "keeper", "worker"),
 )
 """Keys that scripts name."""
 
@@ -192,7 +199,8 @@ def parts(keys: Keys) -> tuple[Part, Part, Part]:
 def _named(keys: Keys, name: str) -> dict[str, str]:
     """Every kind of key, of one session, request, worker or model of this name."""
     single = (keys.lease, keys.spoken, keys.refused, keys.session, keys.audio, keys.control)
-    queued = (keys.requests, keys.wake, keys.order, keys.backlog, keys.books, keys.due)
+    queued = (keys.requests, keys.wake, keys.order, keys.backlog, keys.books)
+    queued += (keys.ranks, keys.keeper)
     others = (keys.worker, keys.model)
     named = {key.__name__: key(name) for key in (*single, *queued, *others)}
     return named | {

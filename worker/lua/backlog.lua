@@ -3,25 +3,27 @@
 -- They are parked in the group's pending list, in the name of a pseudo consumer, and served by start-time fair
 -- queueing: a request's tag is one more than its tenant's last one, or than the tag served last, and the lowest
 -- goes first. So tenants take turns however much one of them asks for, and one that comes late is next. The tenant
--- is what stands before the first ':' of the session. When it is a tenant's turn, its sessions that are in
--- conversation come first ("talking"). All but the pending list can be lost and is made anew from it.
+-- is what stands before the first ':' of the session. When it is a tenant's turn, its requests are served in
+-- the order of their ranks: those whose session is in conversation first. All but the pending list can be lost and is
+-- made anew from it.
 --
 -- KEYS  requests, wake, backlog (entry -> tag), books (tenant -> last tag, and the tag served last),
---       talking (members "<tenant> <entry, in digits of one width>", in the order of their names)
+--       ranks (members "<tenant> <0: in conversation, else 1> <entry, in digits of one width>", all of score 0,
+--       which is the order of their names)
 -- ARGV  group, orphans, parked, worker
-local QUEUE, WAKE, BACKLOG, BOOKS, TALKING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local QUEUE, WAKE, BACKLOG, BOOKS, RANKS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local GROUP, ORPHANS, PARKED, WORKER = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local BOOKS_TTL = 3600000
 local CHUNK = 256
 
 -- These keys are ours alone: one of another type is debris.
-for key, kind in pairs({[BACKLOG] = 'zset', [BOOKS] = 'hash', [TALKING] = 'zset'}) do
+for key, kind in pairs({[BACKLOG] = 'zset', [BOOKS] = 'hash', [RANKS] = 'zset'}) do
   local found = redis.call('TYPE', key).ok
   if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
 end
 
 local function keep_books()
-  for _, key in ipairs({BACKLOG, BOOKS, TALKING}) do redis.call('PEXPIRE', key, BOOKS_TTL) end
+  for _, key in ipairs({BACKLOG, BOOKS, RANKS}) do redis.call('PEXPIRE', key, BOOKS_TTL) end
 end
 
 -- The request of an entry, or nothing: somebody has deleted it.
@@ -39,9 +41,10 @@ local function tenant_of(item)
   return ''
 end
 
-local function talker(tenant, entry)
-  local ms, seq = string.match(entry, '^(%d+)-(%d+)$')
-  return tenant .. ' ' .. string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
+local function rank(item, class)
+  local ms, seq = string.match(item[1], '^(%d+)-(%d+)$')
+  local entry = string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
+  return tenant_of(item) .. ' ' .. class .. ' ' .. entry
 end
 
 local function enlist(item)
@@ -50,6 +53,7 @@ local function enlist(item)
   local tag = math.max(tonumber(tags[1] or '') or 0, tonumber(tags[2] or '') or 0) + 1
   redis.call('HSET', BOOKS, tenant, tag)
   redis.call('ZADD', BACKLOG, tag, item[1])
+  redis.call('ZADD', RANKS, 0, rank(item, 1))
 end
 
 -- Give a request that is in one name to another's. Returns it, or nothing: somebody else has it, or it is gone.
@@ -62,7 +66,7 @@ end
 local function withdraw(entry)
   local item = item_of(entry)
   redis.call('ZREM', BACKLOG, entry)
-  if item then redis.call('ZREM', TALKING, talker(tenant_of(item), entry)) end
+  if item then redis.call('ZREM', RANKS, rank(item, 0), rank(item, 1)) end
   return pass(entry, PARKED, WORKER)
 end
 

@@ -4,6 +4,7 @@
 -- Returns 1 when it is parked.
 local item = redis.call('ZSCORE', BACKLOG, ARGV[5]) and item_of(ARGV[5])
 if not item then return 0 end
-redis.call('ZADD', TALKING, 0, talker(tenant_of(item), ARGV[5]))
+redis.call('ZREM', RANKS, rank(item, 1))
+redis.call('ZADD', RANKS, 0, rank(item, 0))
 keep_books()
 return 1

@@ -22,30 +22,26 @@ if redis.call('ZCARD', BACKLOG) == 0 then
   keep_books()
 end
 
--- The oldest of a tenant's requests whose sessions are in conversation, and the name under which it is one.
-local function first_talker(tenant)
-  local name = redis.call('ZRANGEBYLEX', TALKING, '[' .. tenant .. ' ', '(' .. tenant .. '!', 'LIMIT', 0, 1)[1]
-  if not name then return nil end
-  local ms, seq = string.match(name, ' 0*(%d+)%-0*(%d+)$')
-  return ms .. '-' .. seq, name
-end
-
 while true do
   local first = redis.call('ZRANGE', BACKLOG, 0, 0, 'WITHSCORES')
   if #first == 0 then
-    redis.call('DEL', BOOKS, TALKING)
+    for _, key in ipairs({BOOKS, RANKS}) do redis.call('DEL', key) end
     return {}
   end
+  -- It is this one's tenant's turn: whichever of the tenant's is next has it, and leaves its own.
   local entry, tag = first[1], first[2]
   local item = item_of(entry)
-  local talks, name = nil, nil
-  if item then talks, name = first_talker(tenant_of(item)) end
-  if talks and talks ~= entry then
-    -- The two of this tenant change places.
-    local own = redis.call('ZSCORE', BACKLOG, talks)
-    if own then redis.call('ZADD', BACKLOG, own, entry) end
-    redis.call('ZREM', TALKING, name)
-    entry = own and talks
+  local tenant = item and tenant_of(item)
+  local name = item and redis.call('ZRANGEBYLEX', RANKS, '[' .. tenant .. ' ', '(' .. tenant .. '!', 'LIMIT', 0, 1)[1]
+  if name then
+    local ms, seq = string.match(name, ' 0*(%d+)%-0*(%d+)$')
+    local next = ms .. '-' .. seq
+    if next ~= entry then
+      local own = redis.call('ZSCORE', BACKLOG, next)
+      redis.call('ZREM', RANKS, name)
+      if own then redis.call('ZADD', BACKLOG, own, entry) end
+      entry = own and next
+    end
   end
   item = entry and withdraw(entry)
   if item then

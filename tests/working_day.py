@@ -59,7 +59,7 @@ async def turns_and_wishes(fleet: Orchestrator, worker_url: str, admin: Any) -> 
 
 async def _rush(fleet: Orchestrator, admin: Any) -> None:
     """More than two slots can carry: some wait, some are late, some are too many."""
-    for key in (fleet.keys.backlog(MODEL), fleet.keys.books(MODEL), fleet.keys.due(MODEL)):
+    for key in (fleet.keys.backlog(MODEL), fleet.keys.books(MODEL), fleet.keys.ranks(MODEL)):
         await admin.set(key, "nothing of ours")
     await fleet.add("long:1", TEXT)
     await fleet.hear("long:1", until=1)

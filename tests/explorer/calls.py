@@ -1,9 +1,9 @@
 """What workers ask of the server: the one place that knows the scripts' KEYS and ARGV.
 
-Follows ``worker.ledger`` and ``worker.queue_reader``.
+Follows ``worker.ledger``, ``worker.backlog`` and ``worker.queue_reader``.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from wire.link import Command
@@ -14,12 +14,12 @@ KEYS = Keys("x")
 MODEL = "m"
 TTL_MS = "3600000"
 QUEUE, WAKE, ORDER = KEYS.requests(MODEL), KEYS.wake(MODEL), KEYS.order(MODEL)
-BACKLOG_KEYS = (QUEUE, WAKE, KEYS.backlog(MODEL), KEYS.books(MODEL), KEYS.due(MODEL))
-MOST_WAITING = "64"
+BACKLOG_KEYS = (QUEUE, WAKE, KEYS.backlog(MODEL), KEYS.books(MODEL), KEYS.ranks(MODEL))
+MOST_WAITING, CONVERSATION_MS = "64", "30000"
 NO_TICKET = "?"
 
 
-HIDDEN = (TTL_MS, GROUP, ORPHANS, BACKLOG, MODEL, "", "0")
+HIDDEN = (TTL_MS, MOST_WAITING, CONVERSATION_MS, GROUP, ORPHANS, BACKLOG, MODEL, "", "0")
 
 
 class Call(NamedTuple):
@@ -67,12 +67,16 @@ def take(worker: str) -> Call:
     return Call("take", BACKLOG_KEYS, (GROUP, ORPHANS, BACKLOG, worker))
 
 
-def expire(worker: str) -> Call:
-    return Call("expire", BACKLOG_KEYS, (GROUP, ORPHANS, BACKLOG, worker, "64"))
+def park(worker: str, entry: str) -> Call:
+    return Call("park", BACKLOG_KEYS, (GROUP, ORPHANS, BACKLOG, worker, entry))
+
+
+def adopt(worker: str, entry: str) -> Call:
+    return Call("adopt", BACKLOG_KEYS, (GROUP, ORPHANS, BACKLOG, worker, entry))
 
 
 def delivered(call: Call, reply: object) -> tuple[str, str] | None:
-    """The entry and the claim that ``read`` or ``take`` gave, if any."""
+    """The entry and the claim that ``read``, ``take`` or ``adopt`` gave, if any."""
     if call.kind == "XREADGROUP":
         if reply is None:
             return None
@@ -80,12 +84,6 @@ def delivered(call: Call, reply: object) -> tuple[str, str] | None:
         return entries[0][0], "fresh"
     taken = cast(tuple[str, ...], reply)
     return (taken[1], taken[0]) if taken else None
-
-
-def expired(reply: object) -> tuple[str, ...]:
-    """The entries that ``expire`` gave."""
-    _, *items = cast(tuple[Any, ...], reply)
-    return tuple(entry for entry, _ in items)
 
 
 def hand_back(worker: str, *entries: str) -> Call:
@@ -103,8 +101,8 @@ def settle(session: str, request: str, entry: str) -> Call:
 
 def enqueue(session: str, request: str, entry: str) -> Call:
     lease, _, record, spoken, refused = session_keys(session)
-    args = (request, entry, MODEL, "0", TTL_MS, MOST_WAITING)
-    return Call("enqueue", (lease, record, spoken, refused), args, session)
+    args = (request, entry, MODEL, "0", TTL_MS, MOST_WAITING, CONVERSATION_MS)
+    return Call("enqueue", (lease, record, spoken, refused, QUEUE, ORDER), args, session)
 
 
 def acquire(

@@ -1,8 +1,10 @@
-"""How requests come into a worker's hands: ``worker.queue_reader`` and ``worker.intake``."""
+"""How requests come into a worker's hands: ``worker.queue_reader``, ``intake`` and ``keeper``."""
 
 from collections.abc import Iterator
 
+from schemas.keys import BACKLOG, ORPHANS
 from tests.explorer import calls
+from tests.explorer.calls import KEYS, MODEL
 from tests.explorer.ground import Ground
 from tests.explorer.state import (
     Next,
@@ -82,15 +84,60 @@ class Intake:
             after = self._ground.lose(state, worker.reader.call)
             yield f"{worker.name}: lose the connection of {worker.reader.call[0]}", True, after
 
-    def parking(self, state: State, at: int, worker: Worker) -> Iterator[Next]:
-        """``Intake._answer_late``."""
-        if worker.status == "up" and not self._ground.has_slot(worker):
-            label = f"{worker.name}: expire"
-            after, reply = self._ground.execute(state, calls.expire(worker.name), label)
-            if after is not state:
-                found = calls.expired(reply)
-                tasks = [
-                    self._script.begin(worker.name, entry, "fresh", slot=False) for entry in found
-                ]
-                after = put(after, at, tasks=(*worker.tasks, *tasks))
-                yield f"{label} -> {short(reply[:1])} {' '.join(found)}", False, after
+    def keeping(self, state: State, at: int, worker: Worker) -> Iterator[Next]:
+        """``worker.keeper``: any worker without a slot may be the backlog's keeper."""
+        name, queue = worker.name, self._ground.queue(state)
+        if worker.page:
+            call = calls.park(name, worker.page[0])
+            after, reply = self._ground.execute(state, call, f"{name}: {call}")
+            yield f"{name}: {call} -> {reply}", False, put(after, at, page=())
+        if worker.status != "up" or self._ground.has_slot(worker):
+            return
+        if queue.undelivered and not worker.page:
+            call = calls.read(name)
+            label = f"{name}: keeper reads"
+            after, reply = self._ground.execute(state, call, label)
+            found = calls.delivered(call, reply)
+            assert found is not None
+            after = self._kept(after, at, worker, found[0])
+            if after.workers[at].page and not state.left.crashes:  # nothing comes between the two
+                after, _ = self._ground.execute(after, calls.park(name, found[0]), label)
+                after = put(after, at, page=())
+            yield f"{label} -> {found[0]}", False, after
+        for entry in queue.held_by(BACKLOG):
+            yield from self._listing(state, at, worker, entry)
+        for entry in (*queue.held_by(BACKLOG), *queue.held_by(ORPHANS)):
+            if self._script.ask_of(entry).is_unspoken:
+                yield self._adopting(state, at, worker, entry)
+
+    def _kept(self, state: State, at: int, worker: Worker, entry: str) -> State:
+        """What the keeper makes of a request that it read."""
+        if self._script.ask_of(entry).is_rejected:
+            task = self._script.begin(worker.name, entry, "fresh", slot=False)
+            return put(state, at, tasks=(*worker.tasks, task))
+        return put(state, at, page=(entry,))
+
+    def _listing(self, state: State, at: int, worker: Worker, entry: str) -> Iterator[Next]:
+        """The keeper lets a parked request wait for its session."""
+        ask = self._script.ask_of(entry)
+        lease = dict(self._ground.content(state, KEYS.lease(ask.session)))
+        if f"w:{entry}:{MODEL}" in lease:
+            return
+        call = calls.enqueue(ask.session, ask.name, entry)
+        label = f"{worker.name}: keeper lists {entry}"
+        after, reply = self._ground.execute(state, call, label)
+        if reply[0] in ("known", "full"):
+            yield self._adopting(after, at, worker, entry)
+        elif after is not state:
+            yield f"{label} -> {short(reply)}", False, after
+
+    def _adopting(self, state: State, at: int, worker: Worker, entry: str) -> Next:
+        """The keeper takes out of the backlog what needs no slot."""
+        call = calls.adopt(worker.name, entry)
+        label = f"{worker.name}: {call}"
+        after, reply = self._ground.execute(state, call, label)
+        found = calls.delivered(call, reply)
+        if found is not None:
+            task = self._script.begin(worker.name, *found, slot=False)
+            after = put(after, at, tasks=(*worker.tasks, task))
+        return f"{label} -> {short(reply[:2])}", False, after

@@ -24,7 +24,8 @@ class Worker(NamedTuple):
     """``status`` is up, draining, gone or dead; a ``suspected`` one was declared dead in error.
 
     ``apart`` is what ``worker.custody`` found last: entries in our name that nobody here works on,
-    and entries that wait here and are in another's name.
+    and entries that wait here and are in another's name. ``page`` is what ``worker.keeper`` has
+    read and not parked yet.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Worker(NamedTuple):
     reader: Reader = Reader()
     tasks: tuple[Task, ...] = ()
     apart: tuple[str, ...] = ()
+    page: tuple[str, ...] = ()
     suspected: bool = False
 
 

@@ -43,9 +43,14 @@ class Script:
         """The request that a task is about."""
         return self.fleet.asks[task.ask]
 
+    def ask_of(self, entry: str) -> Ask:
+        """The request of an entry."""
+        (ask,) = (ask for ask in self.fleet.asks if ask.entry == entry)
+        return ask
+
     def begin(self, worker: str, entry: str, claim: str, *, slot: bool = True) -> Task:
         """What ``Intake`` starts on a delivery."""
-        (index,) = (i for i, ask in enumerate(self.fleet.asks) if ask.entry == entry)
+        index = self.fleet.asks.index(self.ask_of(entry))
         return self.acquire(worker, Task(index, claim, "acquire", slot=slot))
 
     def acquire(self, worker: str, task: Task) -> Task:
@@ -79,9 +84,9 @@ class Script:
                 return task._replace(stage="waiting", slot=False)
             case "acquire", ("busy",):
                 return self.enqueue(task._replace(slot=False))
-            case "enqueue", -3:
+            case "enqueue", ("taken", *_):
                 return None
-            case "enqueue", (-1 | -2):
+            case "enqueue", (("known" | "full"), *_):
                 return self._settle(task)
             case (("enqueue" | "free"), _):
                 return task._replace(stage="waiting")

@@ -161,7 +161,7 @@ class Turns:
         queue = self._ground.queue(state)
         held = set(queue.held_by(name))
         mine = {self._script.ask(t).entry for t in worker.tasks if t.stage != "dropped"}
-        stray = held - mine
+        stray = held.difference(mine, worker.page)
         waiting = {
             self._script.ask(task).entry for task in worker.tasks if task.stage in CANCELLABLE
         }

@@ -66,7 +66,7 @@ class World:
             for task in worker.tasks:
                 yield from self._turns.working(state, at, worker, task)
             yield from self._turns.auditing(state, at, worker)
-            yield from self._intake.parking(state, at, worker)
+            yield from self._intake.keeping(state, at, worker)
             yield from self._misfortunes.burying(state, at, worker)
             yield from self._misfortunes.ending(state, at, worker)
         for i, ghost in enumerate(state.ghosts):
@@ -126,6 +126,6 @@ class World:
                 reader = reader._replace(stage="reading", call=(calls.read(worker.name),))
         tasks = tuple(sorted(worker.tasks))
         worker = worker._replace(reader=reader, tasks=tasks)
-        if worker.status == "draining" and not tasks and reader.stage == "idle":
+        if worker.status == "draining" and not (tasks or worker.page) and reader.stage == "idle":
             worker = Worker(worker.name, "gone", Reader("off", orphans=False))
         return worker

@@ -17,7 +17,9 @@ from bench.ordeal import command as chaos_command
 from bench.plan import QUICK, Plan
 from bench.report import Record, Report
 
-Name = Literal["first_frame", "control", "jitter", "cpu", "piper", "piper_together", "memory"]
+Name = Literal[
+    "first_frame", "control", "full_fleet", "jitter", "cpu", "piper", "piper_together", "memory"
+]
 
 RESULTS: Final = Path(__file__).parent / "results"
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench import control, cpu, first_frame, jitter, piper
+from bench import control, cpu, first_frame, full_fleet, jitter, piper
 from bench.load import plots as load_plots
 from bench.report import Record
 
@@ -48,6 +48,12 @@ def _first_frame(figure: Figure, series: Series) -> None:
 
 def _control(figure: Figure, series: Series) -> None:
     _distributions(figure.subplots(), series, control.TARGETS)
+
+
+def _full_fleet(figure: Figure, series: Series) -> None:
+    wishes, waits = figure.subplots(1, 2)
+    _distributions(wishes, series["wishes"], full_fleet.TARGETS)
+    _distributions(waits, series["waits"], {})
 
 
 def _distributions(axes: Axes, series: Series, targets: Mapping[str, float]) -> None:
@@ -160,6 +166,7 @@ def _memory(figure: Figure, series: Series) -> None:
 _DRAWINGS: Final[dict[str, Callable[[Figure, Series], None]]] = {
     "first_frame": _first_frame,
     "control": _control,
+    "full_fleet": _full_fleet,
     "jitter": _jitter,
     "cpu": _cpu,
     "piper": _piper,

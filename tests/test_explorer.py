@@ -16,6 +16,8 @@ from tests.explorer.server import Server
 from tests.explorer.world import World
 from wire.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.timeout(600)  # hangs only: two shared cores may be slow
+
 ONE, LONG, TWO, TWICE = fleets.ONE, fleets.LONG, fleets.TWO, fleets.TWICE
 REJECTED, LATE, APART = fleets.REJECTED, fleets.LATE, fleets.APART
 

@@ -136,15 +136,6 @@ BREAKAGES = (
         Fleet("one", fleets.ONE, CRASH),
     ),
     Breakage(
-        "a request is adopted from whoever has it",
-        *(
-            scripts.ADOPT,
-            "then return nil end\n  return redis.call('XCLAIM'",
-            "then end\n  return redis.call('XCLAIM'",
-        ),
-        Fleet("late", fleets.LATE, Faults()),
-    ),
-    Breakage(
         "a burial takes the requests along",
         *(scripts.ORPHAN, "if #page == 0 then break end", "if true then break end"),
         Fleet("one", fleets.ONE, CRASH),

@@ -100,9 +100,8 @@ class Intake:
             found = calls.delivered(call, reply)
             assert found is not None
             after = self._kept(after, at, worker, found[0])
-            if after.workers[at].page and not state.left.crashes:  # nothing comes between the two
-                after, _ = self._ground.execute(after, calls.park(name, found[0]), label)
-                after = put(after, at, page=())
+            if after.workers[at].page and not state.left.crashes:
+                after = self._park_at_once(after, at, name, found[0])
             yield f"{label} -> {found[0]}", False, after
         for entry in queue.held_by(BACKLOG):
             yield from self._listing(state, at, worker, entry)
@@ -116,6 +115,14 @@ class Intake:
             task = self._script.begin(worker.name, entry, "fresh", slot=False)
             return put(state, at, tasks=(*worker.tasks, task))
         return put(state, at, page=(entry,))
+
+    def _park_at_once(self, state: State, at: int, name: str, entry: str) -> State:
+        """Read, parked and listed in one step, where a death in between is not what is explored."""
+        ask = self._script.ask_of(entry)
+        listing = calls.enqueue(ask.session, ask.name, entry)
+        for call in (calls.park(name, entry), listing):
+            state, _ = self._ground.execute(state, call, f"{name}: {call}")
+        return put(state, at, page=())
 
     def _listing(self, state: State, at: int, worker: Worker, entry: str) -> Iterator[Next]:
         """The keeper lets a parked request wait for its session."""

@@ -163,37 +163,40 @@ class BacklogKeeper:
     async def _attend(self, delivery: Delivery, request: Request) -> None:
         """Look after one waiting request until it needs no slot, or waits no more."""
         entry = delivery.entry
+        self._kept_keys[entry] = self._rooms.ledger.session_keys(request.session)
         try:
+            needs_none = await self._enlist(delivery, request)
             with self._waiting[entry]:
-                self._kept_keys[entry] = self._rooms.ledger.session_keys(request.session)
-                if await self._needs_no_slot(delivery, request):
+                if needs_none or await self._needs_no_slot(delivery, request):
                     await self._adopt(entry)
         except ReplyError as error:
             # Something of another type stands where one of the session's keys belongs.
             log.warning("session_unusable", error=str(error), entry=entry)
             await self._adopt(entry)
         finally:
-            del self._waiting[entry]
-            self._kept_keys.pop(entry, None)
+            del self._waiting[entry], self._kept_keys[entry]
+
+    async def _enlist(self, delivery: Delivery, request: Request) -> bool:
+        """Let it wait for its session. Returns whether it is answered by that already."""
+        if delivery.claim != "fresh":
+            return False  # one that was given up waits there already
+        config = self._rooms.config
+        enqueued = await self._rooms.ledger.enqueue(
+            delivery,
+            request,
+            most=config.max_waiting_turns,
+            conversation_s=config.conversation_s,
+        )
+        if enqueued.talks:
+            await self._backlog.promote(delivery.entry)
+        return enqueued.place in ("known", "full")
 
     async def _needs_no_slot(self, delivery: Delivery, request: Request) -> bool:
         """Wait until the request can be answered without a word; ``False``: it is another's."""
-        rooms, config = self._rooms, self._rooms.config
+        rooms, limit_s = self._rooms, None
         view = SessionWatch(delivery, request.session, request.name)
         async with view.open(rooms.watch, rooms.keys):
-            if delivery.claim == "fresh":  # one that was given up waits there already
-                enqueued = await rooms.ledger.enqueue(
-                    delivery,
-                    request,
-                    most=config.max_waiting_turns,
-                    conversation_s=config.conversation_s,
-                )
-                if enqueued.place != "listed":
-                    return enqueued.place != "taken"
-                if enqueued.talks:
-                    await self._backlog.promote(delivery.entry)
             await view.seen()
-            limit_s = None
             if request.deadline_ms is not None:
                 limit_s = max(0.0, (request.deadline_ms - rooms.clock.now_ms()) / 1000)
             with anyio.move_on_after(limit_s):

@@ -28,6 +28,9 @@ from wire.switchboard import is_passing
 log = structlog.stdlib.get_logger(__name__)
 
 RECONCILE_S = 1.0
+RECONCILE_AT_ONCE = 64
+"""Reads in one write, spread over the second: answers to thousands at once would delay frames."""
+
 POLL_S = 0.02
 RETRY_S = 0.1
 
@@ -78,8 +81,20 @@ class _Sentry:
         self.unanswered += 1
         self.link.submit([s.read() for s in subscriptions], partial(self._replied, subscriptions))
 
+    @property
+    def all(self) -> list[Subscription]:
+        return [s for group in self.subscriptions.values() for s in group]
+
+    def has(self, subscription: Subscription) -> bool:
+        return subscription in self.subscriptions.get(subscription.key.encode(), ())
+
     def read_all(self) -> None:
-        self.read([s for group in self.subscriptions.values() for s in group])
+        self.read(self.all)
+
+    def pages(self) -> list[list[Subscription]]:
+        """All of them, as many at a time as are to be read at once; at least one page."""
+        found, most = self.all, RECONCILE_AT_ONCE
+        return [found[at : at + most] for at in range(0, max(1, len(found)), most)]
 
     def _replied(
         self, subscriptions: list[Subscription], replies: list[Reply] | LinkClosedError
@@ -90,7 +105,7 @@ class _Sentry:
         for subscription, reply in zip(subscriptions, replies, strict=True):
             if isinstance(reply, ReplyError) and is_passing(reply):
                 self.lost.set()
-            elif subscription in self.subscriptions.get(subscription.key.encode(), ()):
+            elif self.has(subscription):
                 try:
                     subscription.deliver(reply)
                 except Exception:  # one key's reader must not cost all others their connection
@@ -159,7 +174,7 @@ class KeyWatch:
     def refresh(self, subscription: Subscription) -> None:
         """Read now, without waiting for a change."""
         for sentry in self._sentries.values():
-            if subscription in sentry.subscriptions.get(subscription.key.encode(), ()):
+            if sentry.has(subscription):
                 sentry.read([subscription])
 
     def _place(self, subscription: Subscription) -> None:
@@ -220,11 +235,16 @@ class KeyWatch:
             sentry.is_up = True
             # Those without an answer have waited for a round already.
             patience_s = max(self._topology.endpoint.timeout_s - RECONCILE_S, RECONCILE_S)
+            sentry.read_all()
+            round_s = RECONCILE_S if sentry.tracked else POLL_S
+            pages: list[list[Subscription]] = [[]]
             while True:
-                sentry.read_all()
-                with anyio.move_on_after(RECONCILE_S if sentry.tracked else POLL_S):
-                    await lost.wait()
-                    raise LinkClosedError("the connection was lost, or its keys moved")
+                for page in pages:
+                    sentry.read([s for s in page if sentry.has(s)])
+                    with anyio.move_on_after(round_s / len(pages)):
+                        await lost.wait()
+                        raise LinkClosedError("the connection was lost, or its keys moved")
+                pages = sentry.pages()
                 # Half-open connections answer nothing: a ping with a deadline finds them, where the
                 # reads had no answer. And a primary that was replaced goes on answering, of what it
                 # hears late or never.

@@ -194,7 +194,7 @@ def everybody(
     return speak(stage, [session_of(stage, speaker, tokens) for tokens in lengths])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @torch.inference_mode()
 def test_rendering_from_recordings_is_rendering(model: Model, tiny_pack: Path) -> None:
     """To the last bit."""

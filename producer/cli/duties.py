@@ -121,6 +121,7 @@ DEL {keeper}
 HSET {worker} doctor 1
 PEXPIRE {worker} 5000
 HGET {worker} doctor
+HMGET {worker} doctor
 TYPE {worker}
 DEL {worker}
 HSET {model} doctor 1

@@ -18,7 +18,8 @@ from worker.outbox import Fate, Opening, Outbox, Retention
 from worker.turn import TurnFrame
 
 RETENTION = Retention(audio_ttl_s=3600, audio_window_s=60, resend_window_s=5)
-CLOCKS = {"_clock", "_housekeeping_at", "_left", "_pacer", "_retention", "first_audio_ms"}
+CLOCKS = {"_clock", "_housekeeping_at", "_window", "_pacer", "_retention", "first_audio_ms"}
+UNASKED = {"_known", "_doubted"}  # by all but pauses and refusals, of which there are none here
 EVENTS = {"_settled", "_space", "kick", "opening", "_record"}
 
 
@@ -145,7 +146,9 @@ class Outboxes:
     def _number(self, outbox: Outbox) -> int:
         opening = outbox.opening
         parts = vars(outbox).items()
-        state = [(name, repr(value)) for name, value in parts if name not in CLOCKS | EVENTS]
+        state = [
+            (name, repr(value)) for name, value in parts if name not in CLOCKS | EVENTS | UNASKED
+        ]
         key = (opening.session, opening.request, opening.turn, tuple(sorted(state)))
         number = self._numbers.get(key)
         if number is None:

@@ -13,7 +13,7 @@ import pytest
 from producer.cli import main
 from tests import working_day
 from tests.acl import ADMIN, FOLDER, Guarded, guarded, password
-from tests.fleet import Orchestrator, serving
+from tests.fleet import HANG_S, Orchestrator, serving
 from tests.key_leaks import KeyLeaks
 from wire.link import ReplyError
 
@@ -70,6 +70,19 @@ class TestWork:
         async with guard.client("orchestrator") as redis:
             fleet = Orchestrator(redis, "tts")
             await working_day.deaths_and_handovers(fleet, guard.url("worker"))
+        assert await guard.refusals() == []
+
+    async def test_debris_in_place_of_the_audio(self, guard: Guarded) -> None:
+        async with guard.client("orchestrator") as redis, guard.client(ADMIN) as admin:
+            fleet = Orchestrator(redis, "tts")
+            async with serving(guard.url("worker"), "tts"):
+                await fleet.add("s", working_day.TEXT)
+                await fleet.hear("s", until=5)
+                await admin.set("tts:audio:{s}", "debris", ex=60)
+                with anyio.fail_after(HANG_S):
+                    while await admin.type("tts:audio:{s}") != b"stream":
+                        await anyio.sleep(0.01)
+                assert (await fleet.hear("s")).end.reason == "completed"
         assert await guard.refusals() == []
 
     async def test_the_python_client(self, guard: Guarded) -> None:
@@ -196,7 +209,6 @@ def forbidden(role: str) -> list[Command]:
             ("XTRIM", text, "MAXLEN", 0),
             ("UNLINK", text),
             ("XDEL", audio, "1-0"),
-            ("DEL", audio),
             ("XRANGE", dead, "-", "+"),
             ("XDEL", dead, "1-0"),
             ("DEL", dead),

@@ -72,6 +72,8 @@ XTRIM {audio} MAXLEN 10
 XRANGE {audio} - + COUNT 1
 XREVRANGE {audio} + - COUNT 1
 PEXPIRE {audio} 5000
+TYPE {audio}
+DEL {audio}
 XADD {text} NOMKSTREAM * doctor 1
 XRANGE {text} - + COUNT 1
 PEXPIRE {text} 5000

@@ -70,7 +70,7 @@ def _distributions(axes: Axes, series: Series, targets: Mapping[str, float]) -> 
         )
     longest = max(float(np.percentile(samples, 99)) for samples in series.values())
     axes.set(xlabel="ms", ylabel="% of samples", ylim=(0, 101))
-    axes.set_xlim(0, 1.1 * max(longest, *targets.values()))
+    axes.set_xlim(0, 1.1 * max([longest, *targets.values()]))
     axes.legend(loc="lower right")
 
 

@@ -49,7 +49,7 @@ def port() -> Generator[int]:
 
 def explore(port: int, fleet: Fleet, patches: dict[str, str] | None = None) -> Found:
     with Server(port, patches) as server:
-        return Search(World(fleet, server), most=100_000).run()
+        return Search(World(fleet, server), most=300_000).run()
 
 
 @pytest.mark.parametrize("fleet", SOUND, ids=lambda fleet: fleet.name)

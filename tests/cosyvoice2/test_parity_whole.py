@@ -338,7 +338,11 @@ def test_in_chunks_as_at_once(
     prompt: int,
     seed: int,
 ) -> None:
-    """Whatever the text's length, the prompt's, and where the first chunk ends."""
+    """Whatever the text's length, the prompt's, and where the first chunk ends.
+
+    Without oneDNN, whose convolutions take another algorithm from some length on: a padded window
+    has that length, and its utterance rendered by itself may not (2e-5 between the two).
+    """
     if first not in drivers:
         drivers[first] = Driver(tiny_pack, slots=1, first_chunk_tokens=first)
     driver = drivers[first]
@@ -358,8 +362,9 @@ def test_in_chunks_as_at_once(
     if spent is not None:
         loaded.audio._renderer.release(spent.flow_prompt)
     turn = len(driver.ended) + 1
-    found, utterance = heard(driver, turn, text)
-    expected = at_once(tiny, own, utterance.tokens)
+    with torch.backends.mkldnn.flags(enabled=False):
+        found, utterance = heard(driver, turn, text)
+        expected = at_once(tiny, own, utterance.tokens)
     assert relative(found, expected) <= 1e-5
 
 

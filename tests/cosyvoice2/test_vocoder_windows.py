@@ -191,9 +191,14 @@ def test_an_utterance_shorter_than_its_window_ends_where_it_ends(pitch: str) -> 
         place = Cursor(zeros, zeros, ends, zeros.double())
         offsets = torch.full_like(ends, OFFSET)
         samples, _ = module.window(rows, offsets, place, (0, 0), ends)
+        otherwise = rows.clone()
+        for row, length in enumerate(bands):
+            otherwise[row, length:] = -9.0
+        again, _ = module.window(otherwise, offsets, place, (0, 0), ends)
         unmasked, _ = module.window(rows, offsets, place)
         for row, (length, expected) in enumerate(whole.items()):
             kept = slice(length * HOP)
+            assert torch.equal(again[row, kept], samples[row, kept]), length
             assert float((samples[row, kept] - expected).abs().max()) < 1e-6, length
             # A row as long as the window has nothing behind it.
             assert (cases.relative(unmasked[row, kept], expected) < 1e-3) == (length == frames)

@@ -100,7 +100,7 @@ driver = Driver(Path(sys.argv[1]), slots=3)
 driver.speak(1, *SENTENCES)
 found = {"alone": digest(1), "slots": driver.core.info.slots}
 data_kb = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-limit = data_kb // 1024 + 13
+limit = data_kb // 1024 + 18
 devices.limit(torch.device("cpu"), limit)
 driver.open(2, segments(*SENTENCES))
 for _ in range(12):

@@ -30,7 +30,8 @@ async def running(
     """A command with its streams in pipes; killed when the block ends before it does."""
     process = await anyio.open_process(
         [*command, *args],
-        env={**os.environ, **environ},
+        # The terminal says how wide it is, not what pytest-xdist's workers have in their environment.
+        env={k: v for k, v in os.environ.items() if k != "COLUMNS"} | environ,
         cwd=REPOSITORY,
         stdin=subprocess.PIPE,
         stdout=stdout,

@@ -5,11 +5,13 @@ marked ``matrix`` runs on every Redis at hand. Servers are shared by all tests; 
 it is the test's own, and what is left under it without a TTL fails the test.
 """
 
+import logging
 import os
 import secrets
 from collections.abc import AsyncGenerator, Generator
 
 import pytest
+import structlog
 from hypothesis import settings
 from redis.asyncio import Redis, from_url
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -25,6 +27,16 @@ settings.register_profile(
     "ci", deadline=None, max_examples=200, derandomize=False, database=None, print_blob=True
 )
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True)
+def untouched_logging() -> Generator[None]:
+    """Undo what a test does to the process's logging: its captured streams are closed after it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:], root.level = handlers, level
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,14 +2,13 @@
 
 import gc
 import io
-import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import anyio
 import msgspec
 import numpy as np
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,15 +62,6 @@ PACK = voicepacks.read(ROOT / "voicepacks" / "tone" / "test")
 SPEC = TurnSpec(voice="tone-a", seed=7)
 HANG_S = 30.0
 TEXT = "A sentence of some length, to be spoken in many blocks."
-
-
-@pytest.fixture
-def untouched_logging() -> Generator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:], root.level = handlers, level
 
 
 def make(core: str = hosted_core.NAME, **config: Any) -> HostedEngine:
@@ -497,7 +486,7 @@ async def test_signals_to_the_worker_are_not_the_childs(number: signal.Signals) 
         assert np.array_equal(joined(await speak(engine, TEXT)), expected(TEXT, 7))
 
 
-async def test_log_lines_of_the_child_are_the_workers(untouched_logging: None) -> None:
+async def test_log_lines_of_the_child_are_the_workers() -> None:
     stream = io.StringIO()
     logs.configure(LoggingConfig(format="json"), worker="w7", stream=stream)
     async with hosted() as engine:

@@ -1,13 +1,10 @@
 """``voicefleet worker --one-shot``: one text, no Redis, and the figures."""
 
-import logging
 import wave
-from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import structlog
 
 from producer.cli import main
 from tests import hosted_core
@@ -23,15 +20,6 @@ from worker.voicepacks import Voicepack
 ROOT = Path(__file__).parents[1]
 TONE = str(ROOT / "configs" / "tone.yaml")
 TEXT = "A first sentence. And a second one."
-
-
-@pytest.fixture(autouse=True)
-def untouched_logging() -> Generator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:], root.level = handlers, level
 
 
 def config(*models: str) -> Config:

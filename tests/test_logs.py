@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-from collections.abc import Generator
 from typing import Any
 
 import anyio
@@ -21,15 +20,6 @@ SPOKEN = "the secret plan"
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture(autouse=True)
-def untouched_logging() -> Generator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ async def running(
     """A command with its streams in pipes; killed when the block ends before it does."""
     process = await anyio.open_process(
         [*command, *args],
-        # The terminal says how wide it is, not what pytest-xdist's workers have in their environment.
+        # The terminal says how wide it is, not a variable of pytest-xdist's workers.
         env={k: v for k, v in os.environ.items() if k != "COLUMNS"} | environ,
         cwd=REPOSITORY,
         stdin=subprocess.PIPE,

@@ -37,11 +37,11 @@ from bench.ordeal.verdict import Verdict
 from bench.ordeal.workers import Recipe, Workers
 from bench.ordeal.world import World
 from bench.testbed import ROOT, TONE
-from schemas.keys import Keys
-from worker.config import WorkerConfig
+from voicefleet.schemas.keys import Keys
+from voicefleet.worker.config import WorkerConfig
 
 if TYPE_CHECKING:
-    from worker.voicepacks import Voicepack
+    from voicefleet.worker.voicepacks import Voicepack
 
 MODEL: Final = "tone-test"
 READY_S: Final = 120.0

@@ -14,7 +14,7 @@ from bench.rooms import shares
 from bench.sampler import MEAN_S, Samples
 from bench.steady_state import SteadyState, observe
 from bench.testbed import TONE, testbed
-from schemas.audio import FRAME_MS
+from voicefleet.schemas.audio import FRAME_MS
 
 MODEL: Final = "tone-test"
 JUDGED_AT: Final = 64

@@ -21,14 +21,14 @@ from bench.plan import Plan
 from bench.report import Report, figure, percentile_figures
 from bench.resp import Connection, pack
 from bench.testbed import TONE, Testbed, testbed
-from schemas.request import Request, TextPiece
-from worker import voicepacks
-from worker.audio.chain import AudioChain
-from worker.config import AudioConfig, ToneConfig
-from worker.engines.protocol import TurnSpec
-from worker.engines.resident import Resident
-from worker.engines.tone import ToneEngine
-from worker.text.feed import TextFeed
+from voicefleet.schemas.request import Request, TextPiece
+from voicefleet.worker import voicepacks
+from voicefleet.worker.audio.chain import AudioChain
+from voicefleet.worker.config import AudioConfig, ToneConfig
+from voicefleet.worker.engines.protocol import TurnSpec
+from voicefleet.worker.engines.resident import Resident
+from voicefleet.worker.engines.tone import ToneEngine
+from voicefleet.worker.text.feed import TextFeed
 
 MODEL: Final = "tone-test"
 TEXT: Final = "Hi."

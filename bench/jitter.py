@@ -14,8 +14,8 @@ from bench.plan import Plan
 from bench.report import Figure, Report, percentile_figures
 from bench.steady_state import SteadyState, observe
 from bench.testbed import TONE, testbed
-from schemas.audio import FRAME_MS
-from worker.config import WorkerConfig
+from voicefleet.schemas.audio import FRAME_MS
+from voicefleet.worker.config import WorkerConfig
 
 MODEL: Final = "tone-test"
 JUDGED_AT: Final = 64

@@ -11,7 +11,7 @@ import msgspec
 import psutil
 
 from bench.resp import Connection
-from wire.embedded import EmbeddedServer
+from voicefleet.wire.embedded import EmbeddedServer
 
 _PACKAGES: Final = ("redis", "hiredis", "numpy", "soxr", "anyio")
 

@@ -27,8 +27,8 @@ from bench.plan import Plan
 from bench.report import Figure, Report, figure
 from bench.resp import Connection, pack
 from bench.testbed import PIPER, Testbed, testbed
-from schemas.audio import FRAME_MS
-from worker import voicepacks
+from voicefleet.schemas.audio import FRAME_MS
+from voicefleet.worker import voicepacks
 
 MODEL: Final = "piper-en-joe"
 TARGET_RATIO: Final = 1.1

@@ -18,7 +18,7 @@ from bench.plan import Plan
 from bench.report import Figure, Report, figure
 from bench.resp import pack
 from bench.testbed import PIPER, Testbed, testbed
-from schemas.audio import FRAME_MS
+from voicefleet.schemas.audio import FRAME_MS
 
 SESSIONS: Final = (1, 4, 8)
 """That start together."""

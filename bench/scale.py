@@ -22,9 +22,9 @@ from bench.load.fleet import MODEL, fleet
 from bench.load.point import FULL, PROBE_TEXT, PROBES_PER_S, STEADY_MS, WINDOW_S, Point, measure
 from bench.load.sizing import Costs, Need
 from bench.report import Figure, Report, figure
-from schemas.keys import Keys
-from worker.config import WorkerConfig
-from worker.registry import LOOK_AROUND_BEATS
+from voicefleet.schemas.keys import Keys
+from voicefleet.worker.config import WorkerConfig
+from voicefleet.worker.registry import LOOK_AROUND_BEATS
 
 _TURN_CALLERS: Final = 8
 _LOOK_S: Final = 0.1

@@ -13,8 +13,8 @@ import msgspec
 import psutil
 
 from bench.resp import Connection
-from schemas.keys import Keys
-from wire.embedded import EmbeddedServer
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.embedded import EmbeddedServer
 
 ROOT: Final = Path(__file__).parent.parent
 TONE: Final = ROOT / "configs/tone.yaml"
@@ -24,7 +24,7 @@ _NAME: Final = "bench"
 _READY_S: Final = 60.0
 _END_S: Final = 10.0
 _LOOK_S: Final = 0.02
-_WORKER: Final = (sys.executable, "-m", "producer.cli", "worker", "--config")
+_WORKER: Final = (sys.executable, "-m", "voicefleet", "worker", "--config")
 
 
 class Testbed(msgspec.Struct, frozen=True):

@@ -8,13 +8,13 @@ from typing import Self, Unpack
 
 import anyio
 
-from producer.discovery import Capacity, Discovery, Worker
-from producer.reader import Readers
-from producer.server import Server
-from producer.session import Session, SpeakOptions
-from producer.turn import Context, Turn
-from schemas import Keys, ModelRecord, SessionRecord
-from wire.endpoint import RedisConfig, resolve
+from voicefleet.producer.discovery import Capacity, Discovery, Worker
+from voicefleet.producer.reader import Readers
+from voicefleet.producer.server import Server
+from voicefleet.producer.session import Session, SpeakOptions
+from voicefleet.producer.turn import Context, Turn
+from voicefleet.schemas import Keys, ModelRecord, SessionRecord
+from voicefleet.wire.endpoint import RedisConfig, resolve
 
 CONTROL_TTL_S = 3600
 """Time to live of the keys a client writes; each use starts it anew."""

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from producer.errors import StreamGap
-from schemas import AudioEntry, End, EntryId, Start
+from voicefleet.producer.errors import StreamGap
+from voicefleet.schemas import AudioEntry, End, EntryId, Start
 
 OLDEST: Final = EntryId(0, 0)
 """Before everything: a reader that starts here gets whatever the stream still holds."""

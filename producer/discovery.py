@@ -5,9 +5,9 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from producer.server import Server
-from schemas import FieldError, Keys, ModelRecord, SessionRecord, WorkerRecord
-from schemas.records import decode
+from voicefleet.producer.server import Server
+from voicefleet.schemas import FieldError, Keys, ModelRecord, SessionRecord, WorkerRecord
+from voicefleet.schemas.records import decode
 
 logger = logging.getLogger("voicefleet.producer")
 

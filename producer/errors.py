@@ -16,9 +16,9 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from schemas import End, EntryId
-from wire.endpoint import Endpoint
-from wire.link import LinkClosedError, ReplyError
+from voicefleet.schemas import End, EntryId
+from voicefleet.wire.endpoint import Endpoint
+from voicefleet.wire.link import LinkClosedError, ReplyError
 
 
 class VoiceFleetError(Exception):

@@ -6,12 +6,12 @@ from typing import Self
 
 import anyio
 
-from producer.continuity import Continuity
-from producer.position import find
-from producer.reader import Readers
-from producer.server import Server
-from producer.subscription import Subscription
-from schemas import AudioEntry, EntryId
+from voicefleet.producer.continuity import Continuity
+from voicefleet.producer.position import find
+from voicefleet.producer.reader import Readers
+from voicefleet.producer.server import Server
+from voicefleet.producer.subscription import Subscription
+from voicefleet.schemas import AudioEntry, EntryId
 
 
 def _everything(entry: AudioEntry) -> bool:

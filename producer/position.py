@@ -2,9 +2,9 @@
 
 from typing import cast
 
-from producer.continuity import OLDEST, Continuity, just_before
-from producer.server import Server, StreamEntry
-from schemas import EntryId
+from voicefleet.producer.continuity import OLDEST, Continuity, just_before
+from voicefleet.producer.server import Server, StreamEntry
+from voicefleet.schemas import EntryId
 
 NOW = "$"
 """As in XREAD: only what comes from now on."""

@@ -13,19 +13,19 @@ from typing import Final, cast
 import anyio
 from anyio.abc import TaskGroup
 
-from producer.errors import (
+from voicefleet.producer.errors import (
     ForeignEntry,
     ServerRefused,
     ServerUnreachable,
     VoiceFleetError,
     translated,
 )
-from producer.server import Server
-from producer.subscription import Subscription
-from schemas import AudioEntry, EntryId, FieldError
-from schemas.audio import decode
-from schemas.fields import paired
-from wire.link import Argument, Link, LinkClosedError, Reply, ReplyError
+from voicefleet.producer.server import Server
+from voicefleet.producer.subscription import Subscription
+from voicefleet.schemas import AudioEntry, EntryId, FieldError
+from voicefleet.schemas.audio import decode
+from voicefleet.schemas.fields import paired
+from voicefleet.wire.link import Argument, Link, LinkClosedError, Reply, ReplyError
 
 logger = logging.getLogger("voicefleet.producer")
 

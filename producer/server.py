@@ -6,10 +6,10 @@ from typing import Any, Self, cast
 
 from redis.asyncio.cluster import RedisCluster
 
-from producer.errors import translated
-from wire.connect import Topology, connect
-from wire.endpoint import Endpoint
-from wire.link import Argument
+from voicefleet.producer.errors import translated
+from voicefleet.wire.connect import Topology, connect
+from voicefleet.wire.endpoint import Endpoint
+from voicefleet.wire.link import Argument
 
 StreamEntry = tuple[bytes, dict[bytes, bytes]]
 

@@ -4,13 +4,13 @@ import uuid
 from collections.abc import AsyncIterable
 from typing import TypedDict, Unpack
 
-from producer.listener import Listener
-from producer.position import from_turn as place_of_turn
-from producer.turn import Context, Order, StreamedTurn, Turn
-from schemas import EntryId, Level, Request, SessionRecord, StopThrough, Wish
-from schemas.control import decode as decode_wish
-from schemas.control import encode as encode_wish
-from schemas.records import decode as decode_record
+from voicefleet.producer.listener import Listener
+from voicefleet.producer.position import from_turn as place_of_turn
+from voicefleet.producer.turn import Context, Order, StreamedTurn, Turn
+from voicefleet.schemas import EntryId, Level, Request, SessionRecord, StopThrough, Wish
+from voicefleet.schemas.control import decode as decode_wish
+from voicefleet.schemas.control import encode as encode_wish
+from voicefleet.schemas.records import decode as decode_record
 
 
 class SpeakOptions(TypedDict, total=False):

@@ -6,9 +6,9 @@ from typing import Final
 
 import anyio
 
-from producer.continuity import OLDEST, Continuity
-from producer.errors import StreamGap
-from schemas import AudioEntry, EntryId
+from voicefleet.producer.continuity import OLDEST, Continuity
+from voicefleet.producer.errors import StreamGap
+from voicefleet.schemas import AudioEntry, EntryId
 
 HIGH_WATER: Final = 256
 """Entries kept for a listener that does not come; then they stay in Redis until it does."""

@@ -6,11 +6,11 @@ from typing import cast
 
 import anyio
 
-from producer.errors import ServerRefused, VoiceFleetError
-from producer.server import Server
-from producer.subscription import Subscription
-from schemas import TextPiece
-from schemas.request import MAX_TEXT
+from voicefleet.producer.errors import ServerRefused, VoiceFleetError
+from voicefleet.producer.server import Server
+from voicefleet.producer.subscription import Subscription
+from voicefleet.schemas import TextPiece
+from voicefleet.schemas.request import MAX_TEXT
 
 
 class TextWriter:

@@ -10,19 +10,19 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from producer.errors import (
+from voicefleet.producer.errors import (
     StreamGap,
     TurnEnded,
     UnknownModel,
     VoiceFleetError,
     raise_for_end,
 )
-from producer.position import continuity_after, first
-from producer.reader import Readers
-from producer.server import Server
-from producer.subscription import Subscription
-from producer.text import TextWriter, pump
-from schemas import AudioEntry, End, EntryId, Frame, Keys, Request, Start, TextPiece
+from voicefleet.producer.position import continuity_after, first
+from voicefleet.producer.reader import Readers
+from voicefleet.producer.server import Server
+from voicefleet.producer.subscription import Subscription
+from voicefleet.producer.text import TextWriter, pump
+from voicefleet.schemas import AudioEntry, End, EntryId, Frame, Keys, Request, Start, TextPiece
 
 FAREWELL_S = 1.0
 """How long a cancelled block may take to tell the fleet that nobody listens any more."""

@@ -1,11 +1,11 @@
 """The wire protocol as typed structs. Knows no Redis client and imports nothing of ours."""
 
-from schemas.audio import FRAME_MS, AudioEntry, End, EntryId, Frame, Reason, Start
-from schemas.control import Level, StopThrough, Wish
-from schemas.fields import FieldError
-from schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
-from schemas.records import ModelRecord, SessionRecord, WorkerRecord
-from schemas.request import InvalidRequest, Request, TextPiece
+from voicefleet.schemas.audio import FRAME_MS, AudioEntry, End, EntryId, Frame, Reason, Start
+from voicefleet.schemas.control import Level, StopThrough, Wish
+from voicefleet.schemas.fields import FieldError
+from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
+from voicefleet.schemas.records import ModelRecord, SessionRecord, WorkerRecord
+from voicefleet.schemas.request import InvalidRequest, Request, TextPiece
 
 __all__ = [
     "BACKLOG",

@@ -4,8 +4,8 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
-from schemas import fields as f
-from schemas.fields import FieldError, Fields
+from voicefleet.schemas import fields as f
+from voicefleet.schemas.fields import FieldError, Fields
 
 FRAME_MS: Final = 20
 FORMAT: Final = "s16le"

@@ -4,7 +4,7 @@ import enum
 
 import msgspec
 
-from schemas.fields import SESSION, FieldError, excerpt
+from voicefleet.schemas.fields import SESSION, FieldError, excerpt
 
 
 class Level(enum.Enum):

@@ -4,7 +4,7 @@ from typing import Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
-from schemas.fields import FieldError, Fields, excerpt
+from voicefleet.schemas.fields import FieldError, Fields, excerpt
 
 SessionState = Literal["queued", "speaking", "paused", "idle"]
 WorkerState = Literal["starting", "ready", "draining"]

@@ -6,8 +6,8 @@ from typing import Final
 
 import msgspec
 
-from schemas import fields as f
-from schemas.fields import FieldError, Fields
+from voicefleet.schemas import fields as f
+from voicefleet.schemas.fields import FieldError, Fields
 
 SAMPLE_RATES: Final = (8000, 16000, 24000, 48000)
 MODES: Final = ("zero_shot", "cross_lingual", "instruct", "sft")

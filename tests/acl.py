@@ -12,9 +12,9 @@ import msgspec
 from redis.asyncio import from_url
 
 from tests.fleet import ROOT
-from wire.embedded import EmbeddedServer
-from wire.endpoint import RedisConfig, resolve
-from wire.link import Link
+from voicefleet.wire.embedded import EmbeddedServer
+from voicefleet.wire.endpoint import RedisConfig, resolve
+from voicefleet.wire.link import Link
 
 FOLDER = ROOT / "deploy" / "redis"
 ADMIN = "admin"

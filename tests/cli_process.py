@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import Process
 
-COMMAND = [sys.executable, "-m", "producer.cli"]
+COMMAND = [sys.executable, "-m", "voicefleet"]
 REPOSITORY = Path(__file__).parent.parent
 TONE = str(REPOSITORY / "configs" / "tone.yaml")
 

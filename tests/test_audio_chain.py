@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from worker.audio.chain import AudioChain, Frame, SegmentStart
-from worker.audio.loudness import gain_for, integrated_loudness, true_peak_dbtp
-from worker.audio.resume import SETTLING_MS, ResumePoint, resume_point
-from worker.engines.protocol import Chunk, EngineError, Mark, Segment
+from voicefleet.worker.audio.chain import AudioChain, Frame, SegmentStart
+from voicefleet.worker.audio.loudness import gain_for, integrated_loudness, true_peak_dbtp
+from voicefleet.worker.audio.resume import SETTLING_MS, ResumePoint, resume_point
+from voicefleet.worker.engines.protocol import Chunk, EngineError, Mark, Segment
 
 NATIVE_RATES = (16_000, 22_050, 24_000)
 SAMPLE_RATES = (8_000, 16_000, 24_000, 48_000)

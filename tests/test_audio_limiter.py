@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.audio.interpolation import REACH, TruePeakDetector
-from worker.audio.level import linear
-from worker.audio.limiter import MEMORY_MS, TruePeakLimiter, limited
-from worker.audio.loudness import true_peak_dbtp
-from worker.audio.sliding import sliding_max, sliding_sum
+from voicefleet.worker.audio.interpolation import REACH, TruePeakDetector
+from voicefleet.worker.audio.level import linear
+from voicefleet.worker.audio.limiter import MEMORY_MS, TruePeakLimiter, limited
+from voicefleet.worker.audio.loudness import true_peak_dbtp
+from voicefleet.worker.audio.sliding import sliding_max, sliding_sum
 
 
 def noise(rate: int, seconds: float, top: float, seed: int = 0) -> np.ndarray:

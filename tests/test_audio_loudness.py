@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from worker.audio.loudness import gain_for, integrated_loudness, true_peak_dbtp
+from voicefleet.worker.audio.loudness import gain_for, integrated_loudness, true_peak_dbtp
 
 RATE = 48_000
 SECONDS = np.arange(4 * RATE) / RATE

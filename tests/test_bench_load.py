@@ -19,8 +19,8 @@ from bench.load.mix import mix
 from bench.load.sizing import Costs
 from bench.load.soaking import SoakPlan
 from bench.report import Report
-from schemas.keys import Keys
-from wire.embedded import EmbeddedServer
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.embedded import EmbeddedServer
 
 COSTS = Costs(
     worker_share=0.002,

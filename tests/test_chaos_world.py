@@ -25,13 +25,13 @@ from bench.ordeal.sabotage import SaboteurEngine
 from bench.ordeal.schedule import RECOVERY_S, Injection, Schedule, UnknownKindError
 from bench.ordeal.standalone import Standalone
 from bench.ordeal.workers import Recipe, Workers
-from schemas.keys import Keys
 from tests.fleet import HANG_S, ROOT, Orchestrator
-from wire.embedded import EmbeddedServer
-from worker import voicepacks
-from worker.config import EngineConfig
-from worker.engines.protocol import EngineError, Samples, Segment, TurnSpec
-from worker.engines.tone import RATE, ToneEngine
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.embedded import EmbeddedServer
+from voicefleet.worker import voicepacks
+from voicefleet.worker.config import EngineConfig
+from voicefleet.worker.engines.protocol import EngineError, Samples, Segment, TurnSpec
+from voicefleet.worker.engines.tone import RATE, ToneEngine
 
 pytestmark = pytest.mark.anyio
 

@@ -10,11 +10,11 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
-from producer.cli import main
-from producer.cli.checks import offset_ms
-from producer.cli.table import age
 from tests.fake_worker import MODEL, FakeWorker
-from wire.embedded import EmbeddedServer
+from voicefleet.producer.cli import main
+from voicefleet.producer.cli.checks import offset_ms
+from voicefleet.producer.cli.table import age
+from voicefleet.wire.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
 

@@ -9,11 +9,11 @@ import anyio
 import pytest
 from anyio.abc import SocketStream
 
-from producer.cli.advice import advice
-from producer.errors import ServerRefused
 from tests import tls
 from tests.cli_process import TONE, rest_of, running
-from wire.embedded import HOST, EmbeddedServer
+from voicefleet.producer.cli.advice import advice
+from voicefleet.producer.errors import ServerRefused
+from voicefleet.wire.embedded import HOST, EmbeddedServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 

@@ -8,9 +8,9 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from producer.wav import UNKNOWN
 from tests.cli_process import COMMAND, Terminal, rest_of, running
 from tests.fake_worker import FakeWorker, pcm
+from voicefleet.producer.wav import UNKNOWN
 
 pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 

@@ -97,13 +97,13 @@ async def test_a_signal_while_commands_are_imported_is_quiet(signum: signal.Sign
         process.send_signal(signum)
         assert await process.wait() == 128 + signum
         said = await rest_of(process.stderr)
-    assert "producer.cli.app" not in said, "the signal came too late to show anything"
+    assert "voicefleet.producer.cli.app" not in said, "the signal came too late to show anything"
     assert "Traceback" not in said and "KeyboardInterrupt" not in said
 
 
 def test_the_entry_point_imports_nothing_that_takes_time() -> None:
     """Until it runs, Ctrl-C would print where Python was."""
-    code = "import sys, producer.cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import sys, voicefleet.producer.cli; print(*{n.partition('.')[0] for n in sys.modules})"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     slow = {"anyio", "asyncio", "cyclopts", "msgspec", "numpy", "redis", "rich"}
-    assert "producer" in told.stdout.split() and not slow & set(told.stdout.split())
+    assert "voicefleet" in told.stdout.split() and not slow & set(told.stdout.split())

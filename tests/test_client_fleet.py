@@ -7,8 +7,8 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from producer import Frame, TurnFailed, TurnRejected, UnknownModel, VoiceFleet
 from tests.fleet import Orchestrator, serving, worker_process
+from voicefleet import Frame, TurnFailed, TurnRejected, UnknownModel, VoiceFleet
 
 pytestmark = pytest.mark.anyio
 

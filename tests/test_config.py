@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.config import Config
-from worker.configure import KEYS, SECRETS, ConfigError, load, variable
+from voicefleet.worker.config import Config
+from voicefleet.worker.configure import KEYS, SECRETS, ConfigError, load, variable
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))

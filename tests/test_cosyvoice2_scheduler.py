@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.engines.cosyvoice2.scheduler import URGENT_S, Scheduler
-from worker.engines.cosyvoice2.session import Chunking, Session, Utterance
-from worker.engines.protocol import Mark, Segment, TurnSpec
+from voicefleet.worker.engines.cosyvoice2.scheduler import URGENT_S, Scheduler
+from voicefleet.worker.engines.cosyvoice2.session import Chunking, Session, Utterance
+from voicefleet.worker.engines.protocol import Mark, Segment, TurnSpec
 
 RATE = 24_000
 TOKEN = 960
@@ -62,7 +62,7 @@ def turns(sessions: Iterable[Session]) -> list[int]:
 def test_it_needs_no_torch() -> None:
     code = (
         "import sys\n"
-        "import worker.engines.cosyvoice2.session, worker.engines.cosyvoice2.scheduler\n"
+        "from voicefleet.worker.engines.cosyvoice2 import scheduler, session\n"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

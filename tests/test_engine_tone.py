@@ -7,10 +7,10 @@ import anyio
 import numpy as np
 import pytest
 
-from worker import voicepacks
-from worker.audio.loudness import gain_for, integrated_loudness
-from worker.config import ToneConfig
-from worker.engines.protocol import (
+from voicefleet.worker import voicepacks
+from voicefleet.worker.audio.loudness import gain_for, integrated_loudness
+from voicefleet.worker.config import ToneConfig
+from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     Chunk,
     EngineError,
@@ -18,7 +18,7 @@ from worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from worker.engines.tone import RATE, ToneEngine
+from voicefleet.worker.engines.tone import RATE, ToneEngine
 
 pytestmark = pytest.mark.anyio
 

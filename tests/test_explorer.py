@@ -14,7 +14,7 @@ from tests.explorer.fleets import Faults, Fleet
 from tests.explorer.search import Found, Search
 from tests.explorer.server import Server
 from tests.explorer.world import World
-from wire.embedded import EmbeddedServer
+from voicefleet.wire.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.timeout(600)  # hangs only: two shared cores may be slow
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker import extras
+from voicefleet.worker import extras
 
 
 @pytest.mark.parametrize(

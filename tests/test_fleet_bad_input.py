@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from producer import UnknownModel, VoiceFleet
-from schemas import audio
-from schemas.audio import End
-from schemas.fields import SESSION
 from tests.fleet import HANG_S
 from tests.servers import Servers
 from tests.steady import ANSWER_S, SECRET, TEXT, Steady, module_url, steady
+from voicefleet import UnknownModel, VoiceFleet
+from voicefleet.schemas import audio
+from voicefleet.schemas.audio import End
+from voicefleet.schemas.fields import SESSION
 
 pytestmark = pytest.mark.anyio
 

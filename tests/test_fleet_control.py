@@ -5,8 +5,8 @@ import time
 import anyio
 import pytest
 
-from schemas.audio import Frame
 from tests.fleet import HANG_S, Orchestrator, serving
+from voicefleet.schemas.audio import Frame
 
 pytestmark = pytest.mark.anyio
 

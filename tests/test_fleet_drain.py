@@ -9,11 +9,11 @@ import anyio
 import pytest
 from redis.asyncio import from_url
 
-from schemas.keys import Keys
 from tests.fleet import Orchestrator, WorkerProcess, worker_process
 from tests.key_leaks import KeyLeaks
-from wire.embedded import EmbeddedServer
-from worker.drain import HURRY_S, LAST_RESORT_S, MARGIN_S, Drain
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.embedded import EmbeddedServer
+from voicefleet.worker.drain import HURRY_S, LAST_RESORT_S, MARGIN_S, Drain
 
 pytestmark = pytest.mark.anyio
 
@@ -112,7 +112,7 @@ async def test_at_once_when_it_has_not_begun(server: EmbeddedServer, leaks: KeyL
 
 HELD_UP = """
 import time, anyio
-from worker.drain import Drain, obeying_signals
+from voicefleet.worker.drain import Drain, obeying_signals
 
 async def main():
     with obeying_signals(Drain(600.0)):

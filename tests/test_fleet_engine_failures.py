@@ -7,8 +7,14 @@ import anyio
 import pytest
 
 from tests.fleet import HANG_S, Orchestrator, serving, worker_process
-from worker.engines.protocol import CannotSpeakError, Chunk, EngineError, Segment, TurnSpec
-from worker.engines.tone import ToneEngine
+from voicefleet.worker.engines.protocol import (
+    CannotSpeakError,
+    Chunk,
+    EngineError,
+    Segment,
+    TurnSpec,
+)
+from voicefleet.worker.engines.tone import ToneEngine
 
 pytestmark = pytest.mark.anyio
 

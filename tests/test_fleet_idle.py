@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis, from_url
 
 from tests.fleet import HANG_S, Orchestrator, serving, worker_process
-from wire.embedded import EmbeddedServer
+from voicefleet.wire.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
 

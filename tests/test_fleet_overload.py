@@ -6,9 +6,9 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from schemas.keys import GROUP
 from tests.fleet import HANG_S, Orchestrator, serving
-from worker.config import ToneConfig
+from voicefleet.schemas.keys import GROUP
+from voicefleet.worker.config import ToneConfig
 
 pytestmark = pytest.mark.anyio
 

@@ -10,10 +10,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
 
-from schemas.audio import End
 from tests.fleet import HANG_S, Heard, Orchestrator, serving, worker_process
 from tests.key_leaks import KeyLeaks
-from wire.embedded import EmbeddedServer
+from voicefleet.schemas.audio import End
+from voicefleet.wire.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
 

@@ -6,8 +6,8 @@ from typing import Any
 import anyio
 import pytest
 
-from producer import TurnFailed, VoiceFleet
 from tests.fleet import HANG_S, Heard, Orchestrator, WorkerProcess, serving, worker_process
+from voicefleet import TurnFailed, VoiceFleet
 
 pytestmark = pytest.mark.anyio
 

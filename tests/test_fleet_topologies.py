@@ -15,7 +15,7 @@ from redis.backoff import ConstantBackoff
 
 from tests.fleet import HANG_S, Orchestrator, serving, worker_process
 from tests.servers import start_sentinel
-from wire.embedded import EmbeddedServer, ServerTls
+from voicefleet.wire.embedded import EmbeddedServer, ServerTls
 
 pytestmark = pytest.mark.anyio
 

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from schemas.audio import Frame
 from tests.fleet import Orchestrator, serving
-from worker.config import ToneConfig
+from voicefleet.schemas.audio import Frame
+from voicefleet.worker.config import ToneConfig
 
 pytestmark = pytest.mark.anyio
 

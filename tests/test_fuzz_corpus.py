@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from wire.endpoint import BadUrlError, parse
-from wire.link import Link, LinkClosedError
-from worker import voicepacks
-from worker.config import PiperConfig
-from worker.configure import ConfigError, load
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.pack import layout, model_yaml, published_yaml
-from worker.engines.hosting import messages
-from worker.engines.hosting.messages import Alive, Audio, Logged, ProtocolError, Unpacker
-from worker.engines.hosting.process import EngineProcess
-from worker.engines.hosting.remote import RemoteCore
-from worker.engines.piper import PiperEngine
-from worker.engines.protocol import (
+from voicefleet.wire.endpoint import BadUrlError, parse
+from voicefleet.wire.link import Link, LinkClosedError
+from voicefleet.worker import voicepacks
+from voicefleet.worker.config import PiperConfig
+from voicefleet.worker.configure import ConfigError, load
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
+from voicefleet.worker.engines.cosyvoice2.pack import layout, model_yaml, published_yaml
+from voicefleet.worker.engines.hosting import messages
+from voicefleet.worker.engines.hosting.messages import Alive, Audio, Logged, ProtocolError, Unpacker
+from voicefleet.worker.engines.hosting.process import EngineProcess
+from voicefleet.worker.engines.hosting.remote import RemoteCore
+from voicefleet.worker.engines.piper import PiperEngine
+from voicefleet.worker.engines.protocol import (
     EngineError,
     EngineInfo,
     EngineLoadError,
@@ -33,10 +33,10 @@ from worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from worker.ledger import Delivery, Lease
-from worker.session_watch import SessionWatch, Verdict
-from worker.turn import Trail
-from worker.voicepacks import METADATA, Source, Voicepack, VoicepackError
+from voicefleet.worker.ledger import Delivery, Lease
+from voicefleet.worker.session_watch import SessionWatch, Verdict
+from voicefleet.worker.turn import Trail
+from voicefleet.worker.voicepacks import METADATA, Source, Voicepack, VoicepackError
 
 pytestmark = pytest.mark.anyio
 
@@ -198,8 +198,8 @@ class TestSizes:
 )
 def test_a_voice_that_says_nonsense_of_itself(tmp_path: Path, changes: dict[str, str]) -> None:
     safetensors = pytest.importorskip("safetensors.numpy", reason="needs the cosyvoice extra")
-    from worker.engines.cosyvoice2.voices import files
-    from worker.engines.cosyvoice2.voices.voice import VoiceError
+    from voicefleet.worker.engines.cosyvoice2.voices import files
+    from voicefleet.worker.engines.cosyvoice2.voices.voice import VoiceError
 
     metadata = {"format": "cosyvoice2-voice", "version": "1", "name": "x", "prompt_text": ""}
     metadata |= {"gain": "", "created": "", "source_rate": "0", "seconds": "0.0"}

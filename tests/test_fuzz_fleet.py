@@ -9,13 +9,13 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from producer import VoiceFleet, VoiceFleetError
-from schemas.keys import Keys
 from tests.fleet import HANG_S
 from tests.fuzz.live import BATCH, LIVE, Onslaught, open_files, resident_mb
 from tests.fuzz.mutators import NUMBERS, spoil_fields
 from tests.servers import Servers
 from tests.steady import TEXT, Steady, module_url, steady
+from voicefleet import VoiceFleet, VoiceFleetError
+from voicefleet.schemas.keys import Keys
 
 pytestmark = pytest.mark.anyio
 

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from tests import hosted_core
 from tests.hosted_core import BLOCK, expected
-from worker import logs, voicepacks
-from worker.config import CosyVoice2Config, EngineConfig, LoggingConfig
-from worker.engines import registry
-from worker.engines.hosting.cores import config_of
-from worker.engines.hosting.engine import HostedEngine
-from worker.engines.hosting.in_process import InProcessEngine
-from worker.engines.hosting.messages import (
+from voicefleet.worker import logs, voicepacks
+from voicefleet.worker.config import CosyVoice2Config, EngineConfig, LoggingConfig
+from voicefleet.worker.engines import registry
+from voicefleet.worker.engines.hosting.cores import config_of
+from voicefleet.worker.engines.hosting.engine import HostedEngine
+from voicefleet.worker.engines.hosting.in_process import InProcessEngine
+from voicefleet.worker.engines.hosting.messages import (
     Audio,
     Cancel,
     Changed,
@@ -44,7 +44,7 @@ from worker.engines.hosting.messages import (
     Unpacker,
     pack,
 )
-from worker.engines.protocol import (
+from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     Chunk,
     EngineError,
@@ -353,7 +353,7 @@ async def test_a_child_that_is_told_nonsense_exits(nonsense: bytes) -> None:
     with ours, theirs:
         child = subprocess.Popen(  # noqa: ASYNC220
             [
-                *(sys.executable, "-m", "worker.engines.hosting.child"),
+                *(sys.executable, "-m", "voicefleet.worker.engines.hosting.child"),
                 *(str(theirs.fileno()), str(os.getpid())),
             ],
             pass_fds=[theirs.fileno()],

@@ -11,11 +11,11 @@ import pytest
 
 from tests import hosted_core
 from tests.fleet import HANG_S, Orchestrator, serving
-from worker.config import EngineConfig
-from worker.engines import registry
-from worker.engines.hosting.engine import HostedEngine
-from worker.service import Service
-from worker.voicepacks import Voicepack
+from voicefleet.worker.config import EngineConfig
+from voicefleet.worker.engines import registry
+from voicefleet.worker.engines.hosting.engine import HostedEngine
+from voicefleet.worker.service import Service
+from voicefleet.worker.voicepacks import Voicepack
 
 pytestmark = pytest.mark.anyio
 
@@ -121,7 +121,7 @@ async def test_a_hung_engine_is_replaced_and_its_turns_go_on(
 async def test_a_text_that_kills_engines_is_given_up(
     fleet: Orchestrator, redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.residency.RELOAD_AFTER_S", (0.0,))
+    monkeypatch.setattr("voicefleet.worker.residency.RELOAD_AFTER_S", (0.0,))
     async with hosting(redis_url, prefix, monkeypatch, max_deliveries=2):
         await fleet.add("s", f"crash {TEXT}", request="r")
         heard = await fleet.hear("s")

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from producer.cli import main
 from tests import hosted_core
-from worker.config import Config, EngineConfig, ModelManagerConfig, WorkerConfig
-from worker.engines import registry
-from worker.engines.hosting.engine import HostedEngine
-from worker.engines.hosting.in_process import InProcessEngine
-from worker.engines.protocol import Engine
-from worker.engines.registry import UnknownModelError
-from worker.one_shot import one_shot
-from worker.voicepacks import Voicepack
+from voicefleet.producer.cli import main
+from voicefleet.worker.config import Config, EngineConfig, ModelManagerConfig, WorkerConfig
+from voicefleet.worker.engines import registry
+from voicefleet.worker.engines.hosting.engine import HostedEngine
+from voicefleet.worker.engines.hosting.in_process import InProcessEngine
+from voicefleet.worker.engines.protocol import Engine
+from voicefleet.worker.engines.registry import UnknownModelError
+from voicefleet.worker.one_shot import one_shot
+from voicefleet.worker.voicepacks import Voicepack
 
 ROOT = Path(__file__).parents[1]
 TONE = str(ROOT / "configs" / "tone.yaml")

@@ -14,10 +14,10 @@ import pytest
 
 pytest.importorskip("httpx2", reason="fetching needs httpx2")
 
-from producer.cli import main
-from worker.hub import HubError, HubName, Listing, Repository
-from worker.hub_fetch import Fetcher
-from worker.voicepacks import HubFile
+from voicefleet.producer.cli import main
+from voicefleet.worker.hub import HubError, HubName, Listing, Repository
+from voicefleet.worker.hub_fetch import Fetcher
+from voicefleet.worker.voicepacks import HubFile
 
 NAME = "maker/model"
 HUBS: list[HubName] = ["huggingface", "modelscope"]

@@ -7,10 +7,10 @@ import pytest
 import soxr
 from redis.asyncio import Redis
 
-from schemas.fields import excerpt
 from tests.fleet import Orchestrator, serving
-from worker.audio.loudness import integrated_loudness, true_peak_dbtp
-from worker.config import AudioConfig
+from voicefleet.schemas.fields import excerpt
+from voicefleet.worker.audio.loudness import integrated_loudness, true_peak_dbtp
+from voicefleet.worker.config import AudioConfig
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.piper, pytest.mark.timeout(300)]
 

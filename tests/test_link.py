@@ -10,9 +10,9 @@ import pytest
 from anyio.abc import SocketStream
 from redis.asyncio import Redis
 
-from wire.embedded import EmbeddedServer
-from wire.endpoint import Endpoint, RedisConfig, resolve
-from wire.link import Link, LinkClosedError, Reply, ReplyError
+from voicefleet.wire.embedded import EmbeddedServer
+from voicefleet.wire.endpoint import Endpoint, RedisConfig, resolve
+from voicefleet.wire.link import Link, LinkClosedError, Reply, ReplyError
 
 pytestmark = pytest.mark.anyio
 

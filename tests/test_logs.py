@@ -9,10 +9,10 @@ import anyio
 import pytest
 import structlog
 
-from schemas import Request
-from wire.endpoint import RedisConfig, resolve
-from worker import logs
-from worker.config import LoggingConfig
+from voicefleet.schemas import Request
+from voicefleet.wire.endpoint import RedisConfig, resolve
+from voicefleet.worker import logs
+from voicefleet.worker.config import LoggingConfig
 
 SPOKEN = "the secret plan"
 

@@ -6,7 +6,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from worker.loop_monitor import LoopMonitor
+from voicefleet.worker.loop_monitor import LoopMonitor
 
 pytestmark = pytest.mark.anyio
 

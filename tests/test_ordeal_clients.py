@@ -23,11 +23,11 @@ from bench.ordeal.recorder import recording
 from bench.ordeal.references import make_references
 from bench.ordeal.repertoire import Piece
 from bench.ordeal.stream_id import Id
-from schemas.keys import Keys
 from tests.fleet import Orchestrator, worker_process
-from wire.connect import client, connect
-from wire.embedded import EmbeddedServer
-from wire.endpoint import RedisConfig, resolve
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.connect import client, connect
+from voicefleet.wire.embedded import EmbeddedServer
+from voicefleet.wire.endpoint import RedisConfig, resolve
 
 MODELS = Models(saboteur="saboteur-test", others=("other",))
 

@@ -8,19 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.link import Argument, Command
-from worker import outbox as module
-from worker import scripts
-from worker.clock import ServerClock
-from worker.outbox import (
-    FREE_RUN_FRAMES,
-    READ_AHEAD_FRAMES,
-    Fate,
-    Opening,
-    Outbox,
-)
-from worker.retention import FASTER_KEPT_S, Retention, entries_to_keep
-from worker.turn import TurnFrame
+from voicefleet.wire.link import Argument, Command
+from voicefleet.worker import outbox as module
+from voicefleet.worker import scripts
+from voicefleet.worker.clock import ServerClock
+from voicefleet.worker.outbox import FREE_RUN_FRAMES, READ_AHEAD_FRAMES, Fate, Opening, Outbox
+from voicefleet.worker.retention import FASTER_KEPT_S, Retention, entries_to_keep
+from voicefleet.worker.turn import TurnFrame
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.pacing import TICK_S, Pacer, TickClock
+from voicefleet.worker.pacing import TICK_S, Pacer, TickClock
 
 LEADS = st.sampled_from([1, 19, 20, 21, 40, 60, 100, 399, 400, 2000])
 

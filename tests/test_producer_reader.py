@@ -9,7 +9,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
-from producer import (
+from tests.fake_worker import MODEL, FakeWorker, pcm
+from voicefleet import (
     End,
     EntryId,
     ForeignEntry,
@@ -21,9 +22,8 @@ from producer import (
     Turn,
     VoiceFleet,
 )
-from producer import reader as reader_module
-from tests.fake_worker import MODEL, FakeWorker, pcm
-from wire.embedded import EmbeddedServer
+from voicefleet.producer import reader as reader_module
+from voicefleet.wire.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
 

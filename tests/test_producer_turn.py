@@ -11,7 +11,8 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from producer import (
+from tests.fake_worker import MODEL, FakeWorker, pcm
+from voicefleet import (
     InvalidRequest,
     StreamGap,
     TurnEnded,
@@ -22,8 +23,7 @@ from producer import (
     VoiceFleet,
     WavWriter,
 )
-from schemas import Frame
-from tests.fake_worker import MODEL, FakeWorker, pcm
+from voicefleet.schemas import Frame
 
 pytestmark = pytest.mark.anyio
 

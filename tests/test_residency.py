@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from worker import voicepacks
-from worker.config import AudioConfig, EngineConfig, ModelManagerConfig
-from worker.engines import registry
-from worker.engines.protocol import (
+from voicefleet.worker import voicepacks
+from voicefleet.worker.config import AudioConfig, EngineConfig, ModelManagerConfig
+from voicefleet.worker.engines import registry
+from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     Chunk,
     Engine,
@@ -23,9 +23,9 @@ from worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from worker.engines.registry import UnknownModelError
-from worker.residency import Residency
-from worker.voicepacks import Voicepack
+from voicefleet.worker.engines.registry import UnknownModelError
+from voicefleet.worker.residency import Residency
+from voicefleet.worker.voicepacks import Voicepack
 
 pytestmark = pytest.mark.anyio
 
@@ -320,7 +320,7 @@ async def test_while_a_lost_model_is_reloaded_that_is_known(fleet: Fleet) -> Non
 async def test_a_reload_that_fails_is_tried_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.residency.RELOAD_AFTER_S", (0.0, 0.01))
+    monkeypatch.setattr("voicefleet.worker.residency.RELOAD_AFTER_S", (0.0, 0.01))
     async with running(fleet, preload_model_ids=("tone-1",)) as residency:
         fleet.failing.add("tone-1")
         fleet.engines[0].gone.set()
@@ -339,7 +339,7 @@ async def test_who_is_lost_again_and_again_waits_longer_each_time(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = (0.0, 0.02, 0.04, 1000.0)
-    monkeypatch.setattr("worker.residency.RELOAD_AFTER_S", waits)
+    monkeypatch.setattr("voicefleet.worker.residency.RELOAD_AFTER_S", waits)
     async with running(fleet, preload_model_ids=("tone-1",)) as residency:
         for losses in range(1, 5):
             while fleet.count("load tone-1") < losses or not residency.resident:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import End, EntryId, FieldError, Frame, Start
-from schemas.audio import FRAME_MS, REASONS, decode, samples_per_frame
-from schemas.request import SAMPLE_RATES
+from voicefleet.schemas import End, EntryId, FieldError, Frame, Start
+from voicefleet.schemas.audio import FRAME_MS, REASONS, decode, samples_per_frame
+from voicefleet.schemas.request import SAMPLE_RATES
 
 START = {
     b"event": b"start", b"request": b"r7", b"model": b"piper-en-joe", b"voice": b"joe",

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import FieldError, Level, StopThrough, Wish
-from schemas.control import decode, encode
+from voicefleet.schemas import FieldError, Level, StopThrough, Wish
+from voicefleet.schemas.control import decode, encode
 
 names = st.from_regex(r"[A-Za-z0-9_.:\-]{1,128}", fullmatch=True)
 

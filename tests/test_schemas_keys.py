@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from schemas import GROUP, Keys
-from schemas.fields import MODEL, SESSION
+from voicefleet.schemas import GROUP, Keys
+from voicefleet.schemas.fields import MODEL, SESSION
 
 sessions = st.from_regex(SESSION, fullmatch=True)
 models = st.from_regex(MODEL, fullmatch=True)

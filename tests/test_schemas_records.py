@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import FieldError, ModelRecord, SessionRecord, WorkerRecord
-from schemas.records import decode, encode
+from voicefleet.schemas import FieldError, ModelRecord, SessionRecord, WorkerRecord
+from voicefleet.schemas.records import decode, encode
 
 names = st.from_regex(r"[A-Za-z0-9_.@:\-]{1,20}", fullmatch=True)
 lists = st.lists(names, max_size=4).map(tuple)

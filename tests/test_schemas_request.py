@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import FieldError, InvalidRequest, Request, TextPiece
-from schemas.request import MAX_INTEGER, MODES, SAMPLE_RATES
+from voicefleet.schemas import FieldError, InvalidRequest, Request, TextPiece
+from voicefleet.schemas.request import MAX_INTEGER, MODES, SAMPLE_RATES
 
 TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich."
 NAME = "AZaz09_.:-"

@@ -8,9 +8,9 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
-from worker import scripts
-from worker.scripts import Script
+from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
+from voicefleet.worker import scripts
+from voicefleet.worker.scripts import Script
 
 pytestmark = [pytest.mark.anyio, pytest.mark.matrix]
 

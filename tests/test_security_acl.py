@@ -10,12 +10,12 @@ from urllib.parse import quote
 import anyio
 import pytest
 
-from producer.cli import main
 from tests import working_day
 from tests.acl import ADMIN, FOLDER, Guarded, guarded, password
 from tests.fleet import HANG_S, Orchestrator, serving
 from tests.key_leaks import KeyLeaks
-from wire.link import ReplyError
+from voicefleet.producer.cli import main
+from voicefleet.wire.link import ReplyError
 
 pytestmark = pytest.mark.anyio
 

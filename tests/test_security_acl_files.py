@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from producer.cli import duties
-from schemas import Keys
 from tests.acl import FOLDER, set_password
 from tests.fleet import ROOT
+from voicefleet.producer.cli import duties
+from voicefleet.schemas import Keys
 
 
 class TestPasswords:

@@ -13,7 +13,6 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
-from producer import VoiceFleet
 from tests import working_day
 from tests.acl import (
     ADMIN,
@@ -27,8 +26,9 @@ from tests.acl import (
 )
 from tests.fleet import HANG_S, Orchestrator, serving, worker_process
 from tests.topologies import start_cluster, start_sentinels
-from wire.embedded import EmbeddedServer
-from wire.link import ReplyError
+from voicefleet import VoiceFleet
+from voicefleet.wire.embedded import EmbeddedServer
+from voicefleet.wire.link import ReplyError
 
 pytestmark = pytest.mark.anyio
 

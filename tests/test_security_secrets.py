@@ -16,12 +16,12 @@ from rich.pretty import pretty_repr
 
 from tests.acl import ADMIN, Guarded, set_password, write_acl
 from tests.fleet import HANG_S, ROOT, Orchestrator
-from wire.connect import client
-from wire.embedded import EmbeddedServer
-from wire.endpoint import RedisConfig, parse, resolve
-from worker.config import Config
-from worker.configure import ConfigError, load
-from worker.engines.hosting.process import EngineProcess
+from voicefleet.wire.connect import client
+from voicefleet.wire.embedded import EmbeddedServer
+from voicefleet.wire.endpoint import RedisConfig, parse, resolve
+from voicefleet.worker.config import Config
+from voicefleet.worker.configure import ConfigError, load
+from voicefleet.worker.engines.hosting.process import EngineProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +40,7 @@ async def running(*args: str, **environ: str) -> AsyncGenerator[Process]:
     """A command, with the secret where the caller puts it and nowhere else."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("VOICEFLEET_")}
     process = await anyio.open_process(
-        [sys.executable, "-m", "producer.cli", *args],
+        [sys.executable, "-m", "voicefleet", *args],
         env=clean | environ,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,

@@ -17,15 +17,15 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
-from producer import ServerUnreachable, VoiceFleet
 from tests import tls, working_day
 from tests.fleet import HANG_S, ROOT, Orchestrator, worker_process
 from tests.tls import Authority
 from tests.topologies import start_cluster, start_sentinels
-from wire.connect import connect
-from wire.embedded import EmbeddedServer, ServerTls
-from wire.endpoint import RedisConfig, resolve
-from wire.link import Link, LinkClosedError
+from voicefleet import ServerUnreachable, VoiceFleet
+from voicefleet.wire.connect import connect
+from voicefleet.wire.embedded import EmbeddedServer, ServerTls
+from voicefleet.wire.endpoint import RedisConfig, resolve
+from voicefleet.wire.link import Link, LinkClosedError
 
 pytestmark = pytest.mark.anyio
 
@@ -80,7 +80,7 @@ async def test_the_command_line_takes_certificates_from_the_environment(
 ) -> None:
     environ = {f"VOICEFLEET_REDIS_{k.upper()}": v for k, v in tls.settings(parties.client).items()}
     done = await anyio.run_process(
-        [sys.executable, "-m", "producer.cli", "doctor"],
+        [sys.executable, "-m", "voicefleet", "doctor"],
         env={**os.environ, **environ, "VOICEFLEET_REDIS_URL": f"rediss://127.0.0.1:{server.port}"},
         cwd=ROOT,
         check=False,
@@ -215,7 +215,7 @@ async def test_a_plain_client_and_a_tls_server_do_not_meet(
 
 async def _worker(*args: str) -> anyio.abc.Process:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("VOICEFLEET_")}
-    command = [sys.executable, "-m", "producer.cli", "worker", "--config", "configs/tone.yaml"]
+    command = [sys.executable, "-m", "voicefleet", "worker", "--config", "configs/tone.yaml"]
     return await anyio.open_process(
         [*command, *args], cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )

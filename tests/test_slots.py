@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.slots import Slot, Slots
+from voicefleet.worker.slots import Slot, Slots
 
 pytestmark = pytest.mark.anyio
 

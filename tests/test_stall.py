@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from tests.fleet import HANG_S
-from worker.engines.protocol import Segment
-from worker.stall import EngineStalledError, Stall
+from voicefleet.worker.engines.protocol import Segment
+from voicefleet.worker.stall import EngineStalledError, Stall
 
 pytestmark = pytest.mark.anyio
 

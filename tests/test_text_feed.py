@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.request import TextPiece
-from worker.engines.protocol import Segment, SegmentLimits
-from worker.text import feed as feeding
-from worker.text.feed import TEXT_TIMEOUT, TextFeed
-from worker.text_stream import TextLog
+from voicefleet.schemas.request import TextPiece
+from voicefleet.worker.engines.protocol import Segment, SegmentLimits
+from voicefleet.worker.text import feed as feeding
+from voicefleet.worker.text.feed import TEXT_TIMEOUT, TextFeed
+from voicefleet.worker.text_stream import TextLog
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.text.normalise import normalise, speakable
+from voicefleet.worker.text.normalise import normalise, speakable
 
 CASES = [
     ("plain text.", "plain text."),

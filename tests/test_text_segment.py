@@ -4,9 +4,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.engines.protocol import Segment, SegmentLimits
-from worker.text.normalise import normalise, speakable
-from worker.text.segment import Segmenter
+from voicefleet.worker.engines.protocol import Segment, SegmentLimits
+from voicefleet.worker.text.normalise import normalise, speakable
+from voicefleet.worker.text.segment import Segmenter
 
 WIDE = SegmentLimits(first_chars=200, max_chars=400)
 

@@ -7,9 +7,9 @@ import anyio
 import numpy as np
 import pytest
 
-from worker.audio.chain import AudioChain, SegmentStart
-from worker.audio.resume import ResumePoint
-from worker.engines.protocol import (
+from voicefleet.worker.audio.chain import AudioChain, SegmentStart
+from voicefleet.worker.audio.resume import ResumePoint
+from voicefleet.worker.engines.protocol import (
     Chunk,
     EngineError,
     EngineInfo,
@@ -17,7 +17,7 @@ from worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from worker.turn import (
+from voicefleet.worker.turn import (
     TRANSITIONS,
     InvalidTransitionError,
     Trail,

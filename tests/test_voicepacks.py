@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from worker import voicepacks
-from worker.voicepacks import VoicepackError
+from voicefleet.worker import voicepacks
+from voicefleet.worker.voicepacks import VoicepackError
 
 SHIPPED = Path(__file__).parents[1] / "voicepacks"
 

@@ -8,11 +8,11 @@ import pytest
 from redis.asyncio import Redis, from_url
 from redis.asyncio.cluster import RedisCluster
 
-from wire.connect import connect
-from wire.embedded import EmbeddedServer
-from wire.endpoint import RedisConfig, resolve
-from wire.link import Reply, ReplyError
-from worker.watch import KeyWatch, Subscription
+from voicefleet.wire.connect import connect
+from voicefleet.wire.embedded import EmbeddedServer
+from voicefleet.wire.endpoint import RedisConfig, resolve
+from voicefleet.wire.link import Reply, ReplyError
+from voicefleet.worker.watch import KeyWatch, Subscription
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme
 
-from wire.embedded import HOST, EmbeddedServer, ServerTls
+from voicefleet.wire.embedded import HOST, EmbeddedServer, ServerTls
 
 MUTUAL = ("tls-auth-clients yes",)
 

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from tests.servers import SLOTS
-from wire.embedded import HOST, EmbeddedServer, ServerTls
+from voicefleet.wire.embedded import HOST, EmbeddedServer, ServerTls
 
 START_S = 20.0
 

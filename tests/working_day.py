@@ -5,9 +5,9 @@ from typing import Any
 
 import anyio
 
-from producer import VoiceFleet
-from schemas import Level, Start
 from tests.fleet import HANG_S, Orchestrator, WorkerProcess, serving, worker_process
+from voicefleet import VoiceFleet
+from voicefleet.schemas import Level, Start
 
 TEXT = "One two three four five six seven. Eight nine ten eleven twelve. Thirteen fourteen."
 MODEL = "tone-test"

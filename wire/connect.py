@@ -16,9 +16,9 @@ from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import AuthenticationError, RedisError
 
-from wire.endpoint import Endpoint
-from wire.greeting import greet
-from wire.link import Link, LinkClosedError, Reply
+from voicefleet.wire.endpoint import Endpoint
+from voicefleet.wire.greeting import greet
+from voicefleet.wire.link import Link, LinkClosedError, Reply
 
 Address = tuple[str, int]
 Client: TypeAlias = Redis | RedisCluster

@@ -10,8 +10,8 @@ from typing import Final
 
 from redis.exceptions import AuthenticationError
 
-from wire.endpoint import Endpoint
-from wire.link import LinkClosedError
+from voicefleet.wire.endpoint import Endpoint
+from voicefleet.wire.link import LinkClosedError
 
 PATIENCE_S: Final = 1.0
 """A server that says nothing for so long is asked whether it speaks the other way."""

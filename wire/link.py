@@ -11,7 +11,7 @@ from typing import Final, Self, TypeAlias, cast
 
 import hiredis
 
-from wire.endpoint import Endpoint
+from voicefleet.wire.endpoint import Endpoint
 
 Argument: TypeAlias = bytes | str | int
 Command: TypeAlias = Sequence[Argument]

@@ -10,8 +10,8 @@ from typing import Final
 import anyio
 import structlog
 
-from wire.connect import Address, Topology
-from wire.link import Argument, Command, Link, LinkClosedError, Reply, ReplyError
+from voicefleet.wire.connect import Address, Topology
+from voicefleet.wire.link import Argument, Command, Link, LinkClosedError, Reply, ReplyError
 
 log = structlog.stdlib.get_logger(__name__)
 

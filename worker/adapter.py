@@ -4,8 +4,8 @@
     import wave
     from collections.abc import AsyncIterator
 
-    from worker.adapter import VoiceAdapter
-    from worker.config import Config
+    from voicefleet.worker.adapter import VoiceAdapter
+    from voicefleet.worker.config import Config
 
     async def words() -> AsyncIterator[str]:
         yield "Text may arrive in pieces, "
@@ -36,18 +36,18 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from schemas.control import Level
-from schemas.request import Request, TextPiece
-from worker import voicepacks
-from worker.config import Config
-from worker.engines import registry
-from worker.engines.registry import EngineFactory, UnknownModelError
-from worker.engines.resident import Resident
-from worker.frame_queue import FrameQueue
-from worker.rendition import prepare
-from worker.residency import Residency
-from worker.text.feed import TextFeed
-from worker.turn import Turn, TurnState
+from voicefleet.schemas.control import Level
+from voicefleet.schemas.request import Request, TextPiece
+from voicefleet.worker import voicepacks
+from voicefleet.worker.config import Config
+from voicefleet.worker.engines import registry
+from voicefleet.worker.engines.registry import EngineFactory, UnknownModelError
+from voicefleet.worker.engines.resident import Resident
+from voicefleet.worker.frame_queue import FrameQueue
+from voicefleet.worker.rendition import prepare
+from voicefleet.worker.residency import Residency
+from voicefleet.worker.text.feed import TextFeed
+from voicefleet.worker.turn import Turn, TurnState
 
 
 class AdapterError(RuntimeError):

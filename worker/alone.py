@@ -5,13 +5,13 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from worker import voicepacks
-from worker.config import Config
-from worker.engines import registry
-from worker.engines.protocol import Engine
-from worker.engines.registry import UnknownModelError
-from worker.engines.resident import Resident
-from worker.voicepacks import Voicepack
+from voicefleet.worker import voicepacks
+from voicefleet.worker.config import Config
+from voicefleet.worker.engines import registry
+from voicefleet.worker.engines.protocol import Engine
+from voicefleet.worker.engines.registry import UnknownModelError
+from voicefleet.worker.engines.resident import Resident
+from voicefleet.worker.voicepacks import Voicepack
 
 
 def pack_of(config: Config) -> Voicepack:

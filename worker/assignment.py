@@ -10,18 +10,18 @@ from enum import Enum
 import anyio
 import structlog
 
-from schemas.audio import Reason
-from schemas.request import InvalidRequest, Request
-from wire.link import ReplyError
-from worker.ledger import Acquired, Claim, Delivery, Waiter
-from worker.outbox import Fate
-from worker.performance import ENDINGS, Performance
-from worker.place import Place
-from worker.rooms import Rooms
-from worker.session_watch import SessionWatch
-from worker.slots import Slot
-from worker.text_stream import TextLog
-from worker.watch import RECONCILE_S
+from voicefleet.schemas.audio import Reason
+from voicefleet.schemas.request import InvalidRequest, Request
+from voicefleet.wire.link import ReplyError
+from voicefleet.worker.ledger import Acquired, Claim, Delivery, Waiter
+from voicefleet.worker.outbox import Fate
+from voicefleet.worker.performance import ENDINGS, Performance
+from voicefleet.worker.place import Place
+from voicefleet.worker.rooms import Rooms
+from voicefleet.worker.session_watch import SessionWatch
+from voicefleet.worker.slots import Slot
+from voicefleet.worker.text_stream import TextLog
+from voicefleet.worker.watch import RECONCILE_S
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -7,13 +7,13 @@ They are in the name of a pseudo consumer: ``backlog`` (they came while no slot 
 from collections.abc import Collection, Sequence
 from typing import cast
 
-from schemas.fields import paired
-from schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
-from wire.link import Argument, Reply, ReplyError
-from wire.switchboard import Switchboard
-from worker import scripts
-from worker.ledger import Claim, Delivery
-from worker.scripts import Script
+from voicefleet.schemas.fields import paired
+from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
+from voicefleet.wire.link import Argument, Reply, ReplyError
+from voicefleet.wire.switchboard import Switchboard
+from voicefleet.worker import scripts
+from voicefleet.worker.ledger import Claim, Delivery
+from voicefleet.worker.scripts import Script
 
 MOST_LISTED = 10_000
 """So many requests of a backlog are looked after; those behind them wait unseen."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from wire.endpoint import RedisConfig
+from voicefleet.wire.endpoint import RedisConfig
 
 Millis = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]

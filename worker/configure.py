@@ -23,12 +23,12 @@ import msgspec
 import yaml
 from msgspec import inspect
 
-from schemas.fields import MODEL, excerpt
-from schemas.keys import BACKLOG, ORPHANS
-from wire.endpoint import BadUrlError, parse
-from worker import plain_yaml
-from worker.config import Config, CosyVoice2Config
-from worker.plain_yaml import PlainLoader
+from voicefleet.schemas.fields import MODEL, excerpt
+from voicefleet.schemas.keys import BACKLOG, ORPHANS
+from voicefleet.wire.endpoint import BadUrlError, parse
+from voicefleet.worker import plain_yaml
+from voicefleet.worker.config import Config, CosyVoice2Config
+from voicefleet.worker.plain_yaml import PlainLoader
 
 ENVIRONMENT_PREFIX: Final = "VOICEFLEET_"
 TEST_PREFIX: Final = "VOICEFLEET_TEST_"

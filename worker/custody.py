@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 import structlog
 
-from worker.assignment import Assignment
-from worker.ledger import Ledger
+from voicefleet.worker.assignment import Assignment
+from voicefleet.worker.ledger import Ledger
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import anyio
 
-from worker.pacing import Pacer, TickClock
-from worker.turn import TurnFrame
+from voicefleet.worker.pacing import Pacer, TickClock
+from voicefleet.worker.turn import TurnFrame
 
 MADE_AHEAD_FRAMES: Final = 100
 """So many frames wait for the consumer before the engine does: 2 s, or the lead if it is more."""

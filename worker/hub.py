@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from worker.voicepacks import is_inside
+from voicefleet.worker.voicepacks import is_inside
 
 HubName = Literal["huggingface", "modelscope"]
 

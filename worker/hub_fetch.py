@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from worker.extras import install
-from worker.hub import HubError, Listing, Repository
-from worker.voicepacks import HubFile
+from voicefleet.worker.extras import install
+from voicefleet.worker.hub import HubError, Listing, Repository
+from voicefleet.worker.voicepacks import HubFile
 
 if TYPE_CHECKING:
     from httpx2 import Client, Response

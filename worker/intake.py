@@ -7,13 +7,13 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from wire.connect import Topology
-from worker.assignment import Assignment
-from worker.keeper import BacklogKeeper
-from worker.ledger import Delivery
-from worker.queue_reader import QueueReader
-from worker.rooms import Rooms
-from worker.slots import Slot
+from voicefleet.wire.connect import Topology
+from voicefleet.worker.assignment import Assignment
+from voicefleet.worker.keeper import BacklogKeeper
+from voicefleet.worker.ledger import Delivery
+from voicefleet.worker.queue_reader import QueueReader
+from voicefleet.worker.rooms import Rooms
+from voicefleet.worker.slots import Slot
 
 log = structlog.stdlib.get_logger(__name__)
 

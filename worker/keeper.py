@@ -12,12 +12,12 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from schemas.request import InvalidRequest, Request
-from wire.link import ReplyError
-from worker.ledger import Claim, Delivery
-from worker.performance import ENDINGS
-from worker.rooms import Rooms
-from worker.session_watch import SessionWatch
+from voicefleet.schemas.request import InvalidRequest, Request
+from voicefleet.wire.link import ReplyError
+from voicefleet.worker.ledger import Claim, Delivery
+from voicefleet.worker.performance import ENDINGS
+from voicefleet.worker.rooms import Rooms
+from voicefleet.worker.session_watch import SessionWatch
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -13,13 +13,13 @@ import anyio
 import msgspec
 import structlog
 
-from schemas.fields import Fields
-from schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
-from schemas.request import Request, TextPiece
-from wire.link import Argument, Reply, ReplyError
-from wire.switchboard import Switchboard
-from worker import scripts
-from worker.scripts import Script
+from voicefleet.schemas.fields import Fields
+from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
+from voicefleet.schemas.request import Request, TextPiece
+from voicefleet.wire.link import Argument, Reply, ReplyError
+from voicefleet.wire.switchboard import Switchboard
+from voicefleet.worker import scripts
+from voicefleet.worker.scripts import Script
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -8,10 +8,10 @@ from typing import Final
 import anyio
 import msgspec
 
-from schemas.request import TextPiece
-from worker.config import WorkerConfig
-from worker.engines.protocol import Engine, Segment, TurnSpec
-from worker.text.feed import TextFeed
+from voicefleet.schemas.request import TextPiece
+from voicefleet.worker.config import WorkerConfig
+from voicefleet.worker.engines.protocol import Engine, Segment, TurnSpec
+from voicefleet.worker.text.feed import TextFeed
 
 TEXT: Final = (
     "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background. "

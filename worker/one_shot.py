@@ -7,13 +7,13 @@ from contextlib import aclosing
 import msgspec
 import numpy as np
 
-from schemas.request import TextPiece
-from worker import alone
-from worker.config import Config
-from worker.engines.hosting.engine import HostedEngine
-from worker.engines.hosting.in_process import InProcessEngine
-from worker.engines.protocol import Samples, TurnSpec
-from worker.text.feed import TextFeed
+from voicefleet.schemas.request import TextPiece
+from voicefleet.worker import alone
+from voicefleet.worker.config import Config
+from voicefleet.worker.engines.hosting.engine import HostedEngine
+from voicefleet.worker.engines.hosting.in_process import InProcessEngine
+from voicefleet.worker.engines.protocol import Samples, TurnSpec
+from voicefleet.worker.text.feed import TextFeed
 
 SEED = 0
 

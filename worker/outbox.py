@@ -13,14 +13,14 @@ from enum import Enum
 import anyio
 import msgspec
 
-from schemas.audio import Reason
-from schemas.records import SessionState
-from wire.link import Argument, Command
-from worker import scripts
-from worker.clock import ServerClock
-from worker.pacing import Pacer
-from worker.retention import FRAMES_PER_S, Retention, Window
-from worker.turn import TurnFrame
+from voicefleet.schemas.audio import Reason
+from voicefleet.schemas.records import SessionState
+from voicefleet.wire.link import Argument, Command
+from voicefleet.worker import scripts
+from voicefleet.worker.clock import ServerClock
+from voicefleet.worker.pacing import Pacer
+from voicefleet.worker.retention import FRAMES_PER_S, Retention, Window
+from voicefleet.worker.turn import TurnFrame
 
 FREE_RUN_FRAMES = 100
 """Frames made ahead of publishing where the lead sets no limit."""

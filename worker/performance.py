@@ -11,18 +11,18 @@ from functools import partial
 import anyio
 import structlog
 
-from schemas.audio import CHANNELS, FORMAT, FRAME_MS, Reason
-from schemas.request import Request, TextPiece
-from worker.engines.protocol import CannotSpeakError
-from worker.ledger import Acquired, Delivery
-from worker.outbox import Fate, Opening, Outbox, Retention
-from worker.rendition import prepare
-from worker.residency import Resident
-from worker.rooms import Rooms
-from worker.session_watch import SessionWatch, Verdict
-from worker.text.feed import TextFeed
-from worker.text_stream import TextLog, stream_text
-from worker.turn import Trail, Turn
+from voicefleet.schemas.audio import CHANNELS, FORMAT, FRAME_MS, Reason
+from voicefleet.schemas.request import Request, TextPiece
+from voicefleet.worker.engines.protocol import CannotSpeakError
+from voicefleet.worker.ledger import Acquired, Delivery
+from voicefleet.worker.outbox import Fate, Opening, Outbox, Retention
+from voicefleet.worker.rendition import prepare
+from voicefleet.worker.residency import Resident
+from voicefleet.worker.rooms import Rooms
+from voicefleet.worker.session_watch import SessionWatch, Verdict
+from voicefleet.worker.text.feed import TextFeed
+from voicefleet.worker.text_stream import TextLog, stream_text
+from voicefleet.worker.turn import Trail, Turn
 
 log = structlog.stdlib.get_logger(__name__)
 

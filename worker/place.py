@@ -5,8 +5,8 @@ import time
 import anyio
 import structlog
 
-from worker.ledger import Delivery, Lease, Ledger
-from worker.watch import RECONCILE_S
+from voicefleet.worker.ledger import Delivery, Lease, Ledger
+from voicefleet.worker.watch import RECONCILE_S
 
 log = structlog.stdlib.get_logger(__name__)
 

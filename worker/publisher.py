@@ -15,11 +15,11 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
-from wire.connect import Address, Topology
-from wire.link import Command, Link, LinkClosedError, Reply, ReplyError
-from worker import scripts
-from worker.outbox import Fate, Outbox
-from worker.pacing import TickClock
+from voicefleet.wire.connect import Address, Topology
+from voicefleet.wire.link import Command, Link, LinkClosedError, Reply, ReplyError
+from voicefleet.worker import scripts
+from voicefleet.worker.outbox import Fate, Outbox
+from voicefleet.worker.pacing import TickClock
 
 log = structlog.stdlib.get_logger(__name__)
 

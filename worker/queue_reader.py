@@ -8,12 +8,12 @@ from typing import cast
 import anyio
 import structlog
 
-from schemas.fields import paired
-from schemas.keys import GROUP
-from wire.connect import Address, Topology
-from wire.link import Link, LinkClosedError, Reply, ReplyError
-from worker.ledger import Delivery
-from worker.rooms import Rooms
+from voicefleet.schemas.fields import paired
+from voicefleet.schemas.keys import GROUP
+from voicefleet.wire.connect import Address, Topology
+from voicefleet.wire.link import Link, LinkClosedError, Reply, ReplyError
+from voicefleet.worker.ledger import Delivery
+from voicefleet.worker.rooms import Rooms
 
 log = structlog.stdlib.get_logger(__name__)
 

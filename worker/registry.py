@@ -14,16 +14,16 @@ import anyio
 import structlog
 from anyio.abc import TaskStatus
 
-from schemas import records
-from schemas.keys import Keys
-from schemas.records import ModelRecord, WorkerRecord
-from wire.link import Command, ReplyError
-from wire.switchboard import Switchboard
-from worker import scripts
-from worker.clock import ServerClock
-from worker.config import WorkerConfig
-from worker.ledger import Ledger
-from worker.queue_reader import BLOCK_MS
+from voicefleet.schemas import records
+from voicefleet.schemas.keys import Keys
+from voicefleet.schemas.records import ModelRecord, WorkerRecord
+from voicefleet.wire.link import Command, ReplyError
+from voicefleet.wire.switchboard import Switchboard
+from voicefleet.worker import scripts
+from voicefleet.worker.clock import ServerClock
+from voicefleet.worker.config import WorkerConfig
+from voicefleet.worker.ledger import Ledger
+from voicefleet.worker.queue_reader import BLOCK_MS
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -9,14 +9,14 @@ from functools import partial
 import msgspec
 from anyio import to_thread
 
-from schemas.fields import FieldError, Fields, excerpt
-from schemas.request import InvalidRequest, Request
-from worker.audio.chain import AudioChain
-from worker.audio.resume import ResumePoint, resume_point
-from worker.engines.protocol import CannotSpeakError, EngineInfo, TurnSpec
-from worker.engines.resident import Resident
-from worker.text.feed import TextFeed
-from worker.turn import Turn
+from voicefleet.schemas.fields import FieldError, Fields, excerpt
+from voicefleet.schemas.request import InvalidRequest, Request
+from voicefleet.worker.audio.chain import AudioChain
+from voicefleet.worker.audio.resume import ResumePoint, resume_point
+from voicefleet.worker.engines.protocol import CannotSpeakError, EngineInfo, TurnSpec
+from voicefleet.worker.engines.resident import Resident
+from voicefleet.worker.text.feed import TextFeed
+from voicefleet.worker.turn import Turn
 
 
 class Rendition(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,12 +16,12 @@ import structlog
 from anyio import TASK_STATUS_IGNORED, CancelScope, CapacityLimiter, Event
 from anyio.abc import TaskGroup, TaskStatus
 
-from worker.config import AudioConfig, EngineConfig, ModelManagerConfig
-from worker.engines import registry
-from worker.engines.protocol import EngineError, EngineInfo, EngineLoadError
-from worker.engines.registry import EngineFactory, UnknownModelError
-from worker.engines.resident import Resident
-from worker.voicepacks import Voicepack
+from voicefleet.worker.config import AudioConfig, EngineConfig, ModelManagerConfig
+from voicefleet.worker.engines import registry
+from voicefleet.worker.engines.protocol import EngineError, EngineInfo, EngineLoadError
+from voicefleet.worker.engines.registry import EngineFactory, UnknownModelError
+from voicefleet.worker.engines.resident import Resident
+from voicefleet.worker.voicepacks import Voicepack
 
 log = structlog.get_logger()
 

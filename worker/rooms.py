@@ -4,19 +4,19 @@ from collections.abc import Mapping
 
 import msgspec
 
-from schemas.keys import Keys
-from schemas.request import Request
-from worker.backlog import Backlog
-from worker.clock import ServerClock
-from worker.config import AudioConfig, WorkerConfig
-from worker.ledger import Delivery, Ledger
-from worker.loop_monitor import LoopMonitor
-from worker.publisher import Publisher
-from worker.rendition import read_request
-from worker.residency import Residency
-from worker.slots import Slots
-from worker.stats import Stats
-from worker.watch import KeyWatch
+from voicefleet.schemas.keys import Keys
+from voicefleet.schemas.request import Request
+from voicefleet.worker.backlog import Backlog
+from voicefleet.worker.clock import ServerClock
+from voicefleet.worker.config import AudioConfig, WorkerConfig
+from voicefleet.worker.ledger import Delivery, Ledger
+from voicefleet.worker.loop_monitor import LoopMonitor
+from voicefleet.worker.publisher import Publisher
+from voicefleet.worker.rendition import read_request
+from voicefleet.worker.residency import Residency
+from voicefleet.worker.slots import Slots
+from voicefleet.worker.stats import Stats
+from voicefleet.worker.watch import KeyWatch
 
 
 class Rooms(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,8 @@ import hashlib
 from collections.abc import Sequence
 from importlib import resources
 
-from wire.link import Argument, Command, Reply, ReplyError
-from wire.switchboard import Switchboard
+from voicefleet.wire.link import Argument, Command, Reply, ReplyError
+from voicefleet.wire.switchboard import Switchboard
 
 
 class Script:
@@ -20,7 +20,7 @@ class Script:
 
     def __init__(self, name: str, *, after: Sequence[str] = ()) -> None:
         self.name = name
-        folder = resources.files("worker").joinpath("lua")
+        folder = resources.files("voicefleet.worker").joinpath("lua")
         parts = (folder.joinpath(f"{part}.lua") for part in (*after, name))
         self.source = "".join(part.read_text("utf-8") for part in parts)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()

@@ -12,31 +12,32 @@ from typing import NamedTuple, cast
 import anyio
 import structlog
 
-from schemas.keys import Keys
-from schemas.records import ModelRecord, WorkerRecord, WorkerState
-from schemas.request import SAMPLE_RATES
-from wire.connect import Topology, connect
-from wire.endpoint import Endpoint, resolve
-from wire.link import LinkClosedError
-from wire.switchboard import Switchboard
-from worker import __version__, voicepacks
-from worker.backlog import Backlog
-from worker.clock import ServerClock
-from worker.config import Config
-from worker.custody import Custody
-from worker.drain import Drain, obeying_signals
-from worker.engines.protocol import EngineInfo
-from worker.engines.registry import slots_of
-from worker.intake import Intake
-from worker.ledger import Ledger
-from worker.loop_monitor import LoopMonitor
-from worker.publisher import Publisher
-from worker.registry import Registry
-from worker.residency import Residency
-from worker.rooms import Rooms
-from worker.slots import Slots
-from worker.stats import Stats
-from worker.watch import KeyWatch
+from voicefleet import __version__
+from voicefleet.schemas.keys import Keys
+from voicefleet.schemas.records import ModelRecord, WorkerRecord, WorkerState
+from voicefleet.schemas.request import SAMPLE_RATES
+from voicefleet.wire.connect import Topology, connect
+from voicefleet.wire.endpoint import Endpoint, resolve
+from voicefleet.wire.link import LinkClosedError
+from voicefleet.wire.switchboard import Switchboard
+from voicefleet.worker import voicepacks
+from voicefleet.worker.backlog import Backlog
+from voicefleet.worker.clock import ServerClock
+from voicefleet.worker.config import Config
+from voicefleet.worker.custody import Custody
+from voicefleet.worker.drain import Drain, obeying_signals
+from voicefleet.worker.engines.protocol import EngineInfo
+from voicefleet.worker.engines.registry import slots_of
+from voicefleet.worker.intake import Intake
+from voicefleet.worker.ledger import Ledger
+from voicefleet.worker.loop_monitor import LoopMonitor
+from voicefleet.worker.publisher import Publisher
+from voicefleet.worker.registry import Registry
+from voicefleet.worker.residency import Residency
+from voicefleet.worker.rooms import Rooms
+from voicefleet.worker.slots import Slots
+from voicefleet.worker.stats import Stats
+from voicefleet.worker.watch import KeyWatch
 
 log = structlog.stdlib.get_logger(__name__)
 

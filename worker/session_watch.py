@@ -8,13 +8,13 @@ from typing import cast
 import anyio
 import structlog
 
-from schemas import control
-from schemas.control import Level, StopThrough, Wish
-from schemas.fields import FieldError
-from schemas.keys import Keys
-from wire.link import Reply, ReplyError
-from worker.ledger import Delivery, Lease, Waiter
-from worker.watch import KeyWatch
+from voicefleet.schemas import control
+from voicefleet.schemas.control import Level, StopThrough, Wish
+from voicefleet.schemas.fields import FieldError
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.link import Reply, ReplyError
+from voicefleet.worker.ledger import Delivery, Lease, Waiter
+from voicefleet.worker.watch import KeyWatch
 
 log = structlog.stdlib.get_logger(__name__)
 

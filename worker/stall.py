@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import anyio
 
-from worker.engines.protocol import EngineError, Segment
+from voicefleet.worker.engines.protocol import EngineError, Segment
 
 
 class EngineStalledError(EngineError):

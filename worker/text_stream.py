@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
-from schemas.fields import FieldError, paired
-from schemas.request import TextPiece
-from wire.link import Command, Reply, ReplyError
-from worker.text.feed import TextFeed
-from worker.watch import KeyWatch, Subscription
+from voicefleet.schemas.fields import FieldError, paired
+from voicefleet.schemas.request import TextPiece
+from voicefleet.wire.link import Command, Reply, ReplyError
+from voicefleet.worker.text.feed import TextFeed
+from voicefleet.worker.watch import KeyWatch, Subscription
 
 PAGE = 256
 PAGE_GAP_S = 0.02

@@ -14,10 +14,10 @@ import anyio
 import msgspec
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from worker.audio.chain import AudioChain, Frame, SegmentStart
-from worker.audio.resume import ResumePoint
-from worker.engines.protocol import Engine, Segment, TurnSpec
-from worker.stall import Stall
+from voicefleet.worker.audio.chain import AudioChain, Frame, SegmentStart
+from voicefleet.worker.audio.resume import ResumePoint
+from voicefleet.worker.engines.protocol import Engine, Segment, TurnSpec
+from voicefleet.worker.stall import Stall
 
 
 class TurnState(Enum):

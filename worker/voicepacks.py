@@ -14,9 +14,9 @@ import msgspec
 import yaml
 from msgspec import Meta
 
-from schemas.fields import excerpt
-from worker import plain_yaml
-from worker.plain_yaml import PlainLoader
+from voicefleet.schemas.fields import excerpt
+from voicefleet.worker import plain_yaml, shipped
+from voicefleet.worker.plain_yaml import PlainLoader
 
 METADATA = "metadata.yaml"
 
@@ -212,7 +212,9 @@ def check(pack: Voicepack) -> list[str]:
         if not (pack.directory / prompt.audio).is_file():
             findings.append(f"{pack.model_id}: there is no recording for the prompt {name!r}")
     if pack.family == "cosyvoice2":
-        from worker.engines.cosyvoice2.pack import check as pack_check  # noqa: PLC0415 packs know no engine
+        from voicefleet.worker.engines.cosyvoice2.pack import (  # noqa: PLC0415 packs know no engine
+            check as pack_check,
+        )
 
         findings += pack_check.check(pack.directory, pack.native_rate)
     return findings
@@ -236,10 +238,8 @@ def default_directory(configured: str = "") -> Path:
     if configured:
         return Path(configured).expanduser()
     here = Path.cwd()
-    package = Path(__file__).resolve().parent
-    candidates = [*(folder / "voicepacks" for folder in (here, *here.parents))]
-    candidates += [package / "share" / "voicepacks", package.parent / "voicepacks"]
-    for candidate in candidates:
+    around = (folder / "voicepacks" for folder in (here, *here.parents))
+    for candidate in (*around, shipped.folder("voicepacks")):
         if folders(candidate):
             return candidate
     raise VoicepackError("there is no folder of voicepacks: set model_manager.voicepacks_dir")

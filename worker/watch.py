@@ -21,9 +21,9 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
-from wire.connect import Address, Topology
-from wire.link import Command, Link, LinkClosedError, Reply, ReplyError
-from wire.switchboard import is_passing
+from voicefleet.wire.connect import Address, Topology
+from voicefleet.wire.link import Command, Link, LinkClosedError, Reply, ReplyError
+from voicefleet.wire.switchboard import is_passing
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 
 from bench.cosyvoice.operations import Operations, count
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2 import budget
-from worker.engines.cosyvoice2.devices import DTYPES
-from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
-from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.lm import sampling
-from worker.engines.cosyvoice2.lm.decoding import Decoder
-from worker.engines.cosyvoice2.pack import checkpoint, model_yaml
-from worker.engines.cosyvoice2.rendering import BlockStage
-from worker.engines.cosyvoice2.vocoding import WINDOW_LENGTHS, VocoderStage
-from worker.voicepacks import Voicepack
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2 import budget
+from voicefleet.worker.engines.cosyvoice2.devices import DTYPES
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2.lm import sampling
+from voicefleet.worker.engines.cosyvoice2.lm.decoding import Decoder
+from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, model_yaml
+from voicefleet.worker.engines.cosyvoice2.rendering import BlockStage
+from voicefleet.worker.engines.cosyvoice2.vocoding import WINDOW_LENGTHS, VocoderStage
+from voicefleet.worker.voicepacks import Voicepack
 
 PROMPT: Final = 120
 """Positions in front of the measured steps: prompt and text."""

@@ -9,10 +9,10 @@ import torch
 
 from bench.cosyvoice.listening import Heard, Playback
 from bench.cosyvoice.load import Ask, Load
-from worker.engines.hosting.core import Core
-from worker.engines.hosting.messages import Audio, Failed, Spoken
-from worker.engines.protocol import Segment, TurnSpec
-from worker.text.segment import Segmenter
+from voicefleet.worker.engines.hosting.core import Core
+from voicefleet.worker.engines.hosting.messages import Audio, Failed, Spoken
+from voicefleet.worker.engines.protocol import Segment, TurnSpec
+from voicefleet.worker.text.segment import Segmenter
 
 IDLE_S: Final = 0.0005
 """Where there is nothing to do; a command comes as soon as that in a fleet too."""

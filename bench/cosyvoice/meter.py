@@ -8,8 +8,8 @@ from typing import Any, Final
 import msgspec
 import torch
 
-from worker.engines.cosyvoice2.rendering import BlockStage
-from worker.engines.cosyvoice2.transfer import Transfer
+from voicefleet.worker.engines.cosyvoice2.rendering import BlockStage
+from voicefleet.worker.engines.cosyvoice2.transfer import Transfer
 
 STAGES: Final = ("prefill", "decode", "flow", "recompute", "vocoder", "wait")
 """``wait``: for what the device has not finished. What of a step is none of these is ``host``."""

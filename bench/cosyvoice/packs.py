@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Final, Literal
 
-from worker import voicepacks
-from worker.voicepacks import Voicepack
+from voicefleet.worker import voicepacks
+from voicefleet.worker.voicepacks import Voicepack
 
 PackName = Literal["tiny", "full"]
 
@@ -14,7 +14,9 @@ KEPT: Final = Path(tempfile.gettempdir()) / "voicefleet-bench-packs"
 
 def pack_of(name: PackName, directory: Path = KEPT) -> Voicepack:
     """The pack ``cosyvoice2-<name>`` below ``directory``, written where it is missing."""
-    from worker.engines.cosyvoice2.pack import random_pack  # noqa: PLC0415  torch, for a pack only
+    from voicefleet.worker.engines.cosyvoice2.pack import (  # noqa: PLC0415  torch, for a pack only
+        random_pack,
+    )
 
     model = f"cosyvoice2-{name}"
     folder = directory / "cosyvoice2" / name

@@ -29,8 +29,8 @@ from bench.cosyvoice.load import Closed
 from bench.cosyvoice.operations import count
 from bench.cosyvoice.packs import pack_of
 from bench.cosyvoice.trace import device_events
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2 import devices
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2 import devices
 
 PACKAGES: Final = (
     *("torch", "triton", "numpy", "transformers", "tokenizers", "safetensors", "onnx"),
@@ -92,7 +92,7 @@ def speak(smoke: Smoke, pack_name: Any, packs: Path) -> None:
     """A whole engine, once: its phases, a turn alone, and a few at once."""
     # It wraps parts of the engine's core, whose extra a machine with no GPU may lack.
     from bench.cosyvoice.drive import Drive  # noqa: PLC0415
-    from worker.engines.hosting.cores import factory_of  # noqa: PLC0415
+    from voicefleet.worker.engines.hosting.cores import factory_of  # noqa: PLC0415
 
     begun = time.monotonic()
     pack = pack_of(pack_name, packs)

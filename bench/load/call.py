@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 
 from bench.resp import Argument
-from schemas.audio import FRAME_MS
-from schemas.keys import Keys
+from voicefleet.schemas.audio import FRAME_MS
+from voicefleet.schemas.keys import Keys
 
 GAP_MS: Final = 1.0
 """A frame that comes later than it should be played by less than this is no gap."""

@@ -24,7 +24,7 @@ import numpy as np
 from bench.audio_stream import Kind, entries
 from bench.load.call import Answer, Call, Step, gaps_ms, off_grid_ms
 from bench.resp import Argument, pack
-from schemas.keys import Keys
+from voicefleet.schemas.keys import Keys
 
 Script = Callable[[], Iterable[Call]]
 """Makes a caller's calls; it is called in the callers' process."""

@@ -16,7 +16,7 @@ from bench.load.callers import Callers, Script
 from bench.load.crowd import crowd
 from bench.load.fleet import MODEL, Fleet, fleet, worker_record
 from bench.load.hearing import Hearing, hearing
-from schemas.keys import GROUP, Keys
+from voicefleet.schemas.keys import GROUP, Keys
 
 TEXT: Final = "Is anybody there?"
 PROBE_TEXT: Final = "Hi."

@@ -8,7 +8,7 @@ from typing import Final
 from bench.live_sessions import long_text
 from bench.load.call import Call, Kind, Step, asking
 from bench.load.fleet import MODEL
-from schemas.keys import Keys
+from voicefleet.schemas.keys import Keys
 
 CONTROL_S: Final = 10
 """A control key is kept for this long."""

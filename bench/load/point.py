@@ -14,8 +14,8 @@ from bench.load.crowd import crowd
 from bench.load.fleet import MODEL, Fleet, fleet, server_info
 from bench.load.hearing import Hearing, hearing
 from bench.percentiles import Percentiles
-from schemas.audio import FRAME_MS
-from schemas.keys import Keys
+from voicefleet.schemas.audio import FRAME_MS
+from voicefleet.schemas.keys import Keys
 
 PROBES_PER_S: Final = 8
 PROBE_TEXT: Final = "Hi."

@@ -10,12 +10,12 @@ import psutil
 from bench.cpu_time import CpuMark
 from bench.load.point import Point
 from bench.resp import Connection, pack
-from schemas.audio import FRAME_MS
-from schemas.keys import GROUP, Keys
-from wire.embedded import EmbeddedServer
-from worker.config import WorkerConfig
-from worker.registry import LOOK_AROUND_BEATS
-from worker.retention import entries_to_keep
+from voicefleet.schemas.audio import FRAME_MS
+from voicefleet.schemas.keys import GROUP, Keys
+from voicefleet.wire.embedded import EmbeddedServer
+from voicefleet.worker.config import WorkerConfig
+from voicefleet.worker.registry import LOOK_AROUND_BEATS
+from voicefleet.worker.retention import entries_to_keep
 
 SIZES: Final = (1_000, 10_000, 100_000)
 

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from bench.ordeal.kinds import Topology
 from bench.ordeal.node import Node
 from bench.ordeal.servers import until
-from wire.embedded import HOST
+from voicefleet.wire.embedded import HOST
 
 PRIMARIES: Final = 3
 SLOTS: Final = 16384

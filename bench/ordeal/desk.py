@@ -23,8 +23,8 @@ from redis.exceptions import (
 from bench.ordeal.journal import Asked, Journal, Wished, Wrote
 from bench.ordeal.repertoire import Piece, Utterance
 from bench.ordeal.script import Ask
-from schemas.keys import Keys
-from wire.connect import Client
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.connect import Client
 
 KEY_TTL_S: Final = 120
 """Of each key that a client writes."""

@@ -17,7 +17,7 @@ from bench.ordeal.plan import Course
 from bench.ordeal.recorder import digest
 from bench.ordeal.repertoire import Utterance
 from bench.ordeal.script import Add, Ask, Hear, Move, Rest, Until, Wish
-from producer import (
+from voicefleet import (
     Frame,
     Session,
     SpeakOptions,

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from wire.embedded import HOST, EmbeddedServer
+from voicefleet.wire.embedded import HOST, EmbeddedServer
 
 ADMIN: Final = "chaos"
 """Our connections' name: faults leave them alone."""

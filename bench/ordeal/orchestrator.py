@@ -11,10 +11,10 @@ from bench.ordeal.journal import Journal
 from bench.ordeal.library import LibraryConversation
 from bench.ordeal.plan import Course, Orchestrator, Plan
 from bench.ordeal.reading import Reading
-from producer import VoiceFleet
-from schemas.keys import Keys
-from wire.connect import connect
-from wire.endpoint import RedisConfig, resolve
+from voicefleet import VoiceFleet
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.connect import connect
+from voicefleet.wire.endpoint import RedisConfig, resolve
 
 MEETING_S: Final = 3.0
 """How long a session waits for others to add requests together."""

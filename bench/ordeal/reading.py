@@ -14,9 +14,9 @@ import anyio
 import msgspec
 
 from bench.ordeal.stream_id import NOWHERE, Id
-from schemas.keys import Keys
-from wire.connect import Address, Topology
-from wire.link import Argument, Command, Link, LinkClosedError, Reply, ReplyError
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.connect import Address, Topology
+from voicefleet.wire.link import Argument, Command, Link, LinkClosedError, Reply, ReplyError
 
 ROUND_S: Final = 0.02
 """No lane reads more often than that."""

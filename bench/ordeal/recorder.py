@@ -19,9 +19,9 @@ from anyio import to_thread
 from bench.ordeal.journal import Deaf, Heard, Journal, Shrank
 from bench.ordeal.reading import Entry, Reading
 from bench.ordeal.stream_id import Id
-from schemas.keys import Keys
-from wire.connect import connect
-from wire.endpoint import RedisConfig, resolve
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.connect import connect
+from voicefleet.wire.endpoint import RedisConfig, resolve
 
 READER: Final = "recorder"
 

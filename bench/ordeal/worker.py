@@ -6,6 +6,6 @@ from bench.ordeal import sabotage
 
 if __name__ == "__main__":
     sabotage.register()
-    from producer.cli import main  # after what it is to know
+    from voicefleet.producer.cli import main  # after what it is to know
 
     sys.exit(main(["worker", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from producer.cli import signals
+from voicefleet.producer.cli import signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,7 +13,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         that ended it.
     """
     signals.end_at_once()
-    from producer.cli.app import run  # noqa: PLC0415 takes a moment, in which Ctrl-C is quiet
+    from voicefleet.producer.cli.app import (  # noqa: PLC0415 takes a moment, in which Ctrl-C is quiet
+        run,
+    )
 
     signals.end_in_order()
     try:

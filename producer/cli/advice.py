@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from redis.exceptions import AuthenticationError
 
-from producer.errors import ServerRefused, ServerUnreachable
-from wire.greeting import UnfitServerError
+from voicefleet.producer.errors import ServerRefused, ServerUnreachable
+from voicefleet.wire.greeting import UnfitServerError
 
 
 def advice(error: BaseException) -> str:

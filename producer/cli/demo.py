@@ -9,15 +9,15 @@ from typing import Final
 
 import anyio
 
-from producer.cli.configs import locate
-from producer.cli.failure import Failure
-from producer.cli.meter import Meter
-from producer.cli.up import default_model, redis_cli
-from producer.cli.worker_process import WorkerProcess
-from producer.client import VoiceFleet
-from producer.errors import VoiceFleetError
-from producer.wav import WavWriter
-from wire.embedded import EmbeddedServer, ServerStartError
+from voicefleet.producer.cli.configs import locate
+from voicefleet.producer.cli.failure import Failure
+from voicefleet.producer.cli.meter import Meter
+from voicefleet.producer.cli.up import default_model, redis_cli
+from voicefleet.producer.cli.worker_process import WorkerProcess
+from voicefleet.producer.client import VoiceFleet
+from voicefleet.producer.errors import VoiceFleetError
+from voicefleet.producer.wav import WavWriter
+from voicefleet.wire.embedded import EmbeddedServer, ServerStartError
 
 TEXT: Final = (
     "Hello from the fleet. One command put this text into Redis, "

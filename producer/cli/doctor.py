@@ -8,13 +8,13 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
-from producer.cli import checks
-from producer.cli.advice import advice
-from producer.cli.finding import Finding, Findings
-from producer.cli.rights import rights
-from producer.cli.table import print_json
-from producer.cli.target import DEFAULT, Target
-from producer.errors import ServerRefused, VoiceFleetError
+from voicefleet.producer.cli import checks
+from voicefleet.producer.cli.advice import advice
+from voicefleet.producer.cli.finding import Finding, Findings
+from voicefleet.producer.cli.rights import rights
+from voicefleet.producer.cli.table import print_json
+from voicefleet.producer.cli.target import DEFAULT, Target
+from voicefleet.producer.errors import ServerRefused, VoiceFleetError
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _OF_SERVER = (

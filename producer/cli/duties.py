@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from schemas import Keys
+from voicefleet.schemas import Keys
 
 _CONTAINERS: Final = ("ACL", "CLIENT", "CLUSTER", "SCRIPT", "XGROUP", "XINFO")
 

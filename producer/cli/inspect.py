@@ -4,9 +4,9 @@ from contextlib import aclosing
 
 import msgspec
 
-from producer.cli.table import Json, age, milliseconds, print_json, print_table
-from producer.cli.target import DEFAULT, Target
-from producer.client import VoiceFleet
+from voicefleet.producer.cli.table import Json, age, milliseconds, print_json, print_table
+from voicefleet.producer.cli.target import DEFAULT, Target
+from voicefleet.producer.client import VoiceFleet
 
 
 async def now_ms(fleet: VoiceFleet) -> int:

@@ -5,9 +5,9 @@ import time
 from types import TracebackType
 from typing import Self
 
-from producer.cli.status_line import StatusLine
-from producer.turn import Turn
-from schemas import FRAME_MS, Frame
+from voicefleet.producer.cli.status_line import StatusLine
+from voicefleet.producer.turn import Turn
+from voicefleet.schemas import FRAME_MS, Frame
 
 
 class Meter:

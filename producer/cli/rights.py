@@ -3,12 +3,12 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from producer.cli import duties
-from producer.cli.duties import Attempt
-from producer.cli.finding import Finding, Findings
-from producer.client import VoiceFleet
-from producer.errors import ServerRefused, VoiceFleetError, translated
-from wire.link import Argument, Link, ReplyError
+from voicefleet.producer.cli import duties
+from voicefleet.producer.cli.duties import Attempt
+from voicefleet.producer.cli.finding import Finding, Findings
+from voicefleet.producer.client import VoiceFleet
+from voicefleet.producer.errors import ServerRefused, VoiceFleetError, translated
+from voicefleet.wire.link import Argument, Link, ReplyError
 
 
 async def rights(fleet: VoiceFleet) -> Findings:

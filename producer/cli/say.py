@@ -13,14 +13,14 @@ from typing import Annotated, Final
 import anyio
 from cyclopts import Parameter
 
-from producer.cli import descriptor
-from producer.cli.failure import Failure
-from producer.cli.meter import Meter
-from producer.cli.target import DEFAULT, Target
-from producer.client import VoiceFleet
-from producer.session import SpeakOptions
-from producer.turn import StreamedTurn, Turn
-from producer.wav import WavWriter, header
+from voicefleet.producer.cli import descriptor
+from voicefleet.producer.cli.failure import Failure
+from voicefleet.producer.cli.meter import Meter
+from voicefleet.producer.cli.target import DEFAULT, Target
+from voicefleet.producer.client import VoiceFleet
+from voicefleet.producer.session import SpeakOptions
+from voicefleet.producer.turn import StreamedTurn, Turn
+from voicefleet.producer.wav import WavWriter, header
 
 PAUSE_S: Final = 0.03
 """When input pauses this long, what has come is spoken without waiting for more."""

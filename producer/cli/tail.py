@@ -1,8 +1,8 @@
 """``tail``: what a session's audio stream says, as it says it."""
 
-from producer.cli.status_line import StatusLine
-from producer.cli.target import DEFAULT, Target
-from schemas import FRAME_MS, AudioEntry, End, Frame, Start
+from voicefleet.producer.cli.status_line import StatusLine
+from voicefleet.producer.cli.target import DEFAULT, Target
+from voicefleet.schemas import FRAME_MS, AudioEntry, End, Frame, Start
 
 
 def line(entry: AudioEntry) -> str | None:

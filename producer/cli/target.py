@@ -8,9 +8,9 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from producer.cli.failure import Failure
-from producer.client import VoiceFleet
-from wire.endpoint import RedisConfig
+from voicefleet.producer.cli.failure import Failure
+from voicefleet.producer.client import VoiceFleet
+from voicefleet.wire.endpoint import RedisConfig
 
 
 @Parameter(name="*")

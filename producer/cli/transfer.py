@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from worker import hub_fetch
+    from voicefleet.worker import hub_fetch
 
 
 @contextmanager

@@ -6,16 +6,18 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from producer.cli.configs import locate
-from producer.cli.failure import Failure
-from producer.cli.worker_process import WorkerProcess
-from producer.client import VoiceFleet
-from wire.embedded import EmbeddedServer, PortInUseError, ServerStartError
+from voicefleet.producer.cli.configs import locate
+from voicefleet.producer.cli.failure import Failure
+from voicefleet.producer.cli.worker_process import WorkerProcess
+from voicefleet.producer.client import VoiceFleet
+from voicefleet.wire.embedded import EmbeddedServer, PortInUseError, ServerStartError
 
 
 def default_model(config: Path) -> str:
     """The model that a worker of this configuration speaks by default."""
-    from worker.configure import load  # noqa: PLC0415 the client does without the worker's side
+    from voicefleet.worker.configure import (  # noqa: PLC0415 the client does without the worker's side
+        load,
+    )
 
     read = load(config, environ={})
     models = [read.model_manager.default_model_id, *read.worker.models]

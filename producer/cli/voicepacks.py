@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from producer.cli.failure import Failure
-from producer.cli.table import Json, print_json, print_table
+from voicefleet.producer.cli.failure import Failure
+from voicefleet.producer.cli.table import Json, print_json, print_table
 
 if TYPE_CHECKING:
-    from worker.voicepacks import Voicepack
+    from voicefleet.worker.voicepacks import Voicepack
 
 app = App(name="voicepacks", help="The voices on this machine.")
 
@@ -21,7 +21,9 @@ Former = Annotated[str, Parameter(show=False, help="What --dir was called here."
 @app.command(name="list")
 def list_(*, directory: Directory = "", as_json: Json = False) -> None:
     """List them."""
-    from worker import voicepacks  # noqa: PLC0415 the client does without the worker's side
+    from voicefleet.worker import (  # noqa: PLC0415 the client does without the worker's side
+        voicepacks,
+    )
 
     packs = voicepacks.discover(voicepacks.default_directory(directory))
     if as_json:
@@ -58,7 +60,7 @@ def list_(*, directory: Directory = "", as_json: Json = False) -> None:
 @app.command
 def check(*, directory: Directory = "", as_json: Json = False) -> int:
     """Say what stands in the way of loading each of them; exit status 1 where anything does."""
-    from worker import voicepacks  # noqa: PLC0415
+    from voicefleet.worker import voicepacks  # noqa: PLC0415
 
     folder = voicepacks.default_directory(directory)
     checked: list[dict[str, object]] = []
@@ -101,9 +103,9 @@ def fetch(
         directory: The folder of voicepacks to put the model in. Where it does not know the model,
             the default folder does. Default: the folder that a worker started here would use.
     """
-    from producer.cli.transfer import shown  # noqa: PLC0415
-    from worker import hub_fetch, voicepacks  # noqa: PLC0415
-    from worker.hub import Repository  # noqa: PLC0415
+    from voicefleet.producer.cli.transfer import shown  # noqa: PLC0415
+    from voicefleet.worker import hub_fetch, voicepacks  # noqa: PLC0415
+    from voicefleet.worker.hub import Repository  # noqa: PLC0415
 
     here = voicepacks.default_directory(directory)
     root = Path(dest) if dest else here
@@ -144,13 +146,13 @@ def convert(
         dtype: What the copies hold. One in 16 bit serves that type only. The vocoder stays fp32.
         directory: The folder of voicepacks that the model is looked for in.
     """
-    from worker import voicepacks  # noqa: PLC0415
+    from voicefleet.worker import voicepacks  # noqa: PLC0415
 
     pack = _pack(model, voicepacks.default_directory(directory))
     if pack.family != "cosyvoice2":
         raise Failure(f"{model} is of family {pack.family}: only cosyvoice2 is converted")
     try:
-        from worker.engines.cosyvoice2.pack import convert as conversion  # noqa: PLC0415
+        from voicefleet.worker.engines.cosyvoice2.pack import convert as conversion  # noqa: PLC0415
     except ImportError as error:
         raise _needs_extra(error) from None
     for path in conversion.convert(pack.directory, conversion.DTYPES[dtype]):
@@ -172,10 +174,10 @@ def random(
         seed: Other seeds give other weights.
         directory: The folder of voicepacks to put it in. Default: the one a worker here would use.
     """
-    from worker import voicepacks  # noqa: PLC0415
+    from voicefleet.worker import voicepacks  # noqa: PLC0415
 
     try:
-        from worker.engines.cosyvoice2.pack import random_pack  # noqa: PLC0415
+        from voicefleet.worker.engines.cosyvoice2.pack import random_pack  # noqa: PLC0415
     except ImportError as error:
         raise _needs_extra(error) from None
     root = voicepacks.default_directory(directory or out)
@@ -189,7 +191,7 @@ def random(
 
 def _pack(model: str, *folders: Path) -> "Voicepack":
     """The model's pack, from the first of the folders that has it."""
-    from worker import voicepacks  # noqa: PLC0415
+    from voicefleet.worker import voicepacks  # noqa: PLC0415
 
     known: list[str] = []
     for folder in dict.fromkeys(folders):
@@ -201,6 +203,6 @@ def _pack(model: str, *folders: Path) -> "Voicepack":
 
 
 def _needs_extra(error: ImportError) -> Failure:
-    from worker.extras import install  # noqa: PLC0415
+    from voicefleet.worker.extras import install  # noqa: PLC0415
 
     return Failure(f"this needs the cosyvoice extra: {install('cosyvoice')} ({error})")

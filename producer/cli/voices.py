@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import App, Parameter
 
-from producer.cli.configs import locate
-from producer.cli.failure import Failure
-from producer.cli.table import Json, print_json, print_table
+from voicefleet.producer.cli.configs import locate
+from voicefleet.producer.cli.failure import Failure
+from voicefleet.producer.cli.table import Json, print_json, print_table
 
 if TYPE_CHECKING:
-    from worker.voicepacks import Voicepack
+    from voicefleet.worker.voicepacks import Voicepack
 
 app = App(name="voices", help="The voices of a model that speaks in any voice it is shown.")
 
@@ -58,10 +58,10 @@ async def add(
         Of a worker, to measure with. Default: the shipped one of the model's family.
     """
     pack = _pack(model, directory)
-    from worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
-    from worker.engines.cosyvoice2.voices.enrol import enrol  # noqa: PLC0415
-    from worker.engines.cosyvoice2.voices.prompt import RecordingError  # noqa: PLC0415
-    from worker.engines.protocol import EngineError  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.voices.enrol import enrol  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.voices.prompt import RecordingError  # noqa: PLC0415
+    from voicefleet.worker.engines.protocol import EngineError  # noqa: PLC0415
 
     path = _free(pack, name, force=force)
     if not text.strip():
@@ -82,9 +82,9 @@ async def add(
 
 async def _gain(pack: "Voicepack", name: str, config: Path | None) -> float:
     """What brings the voice to the loudness of all others."""
-    from worker import alone  # noqa: PLC0415
-    from worker.config import AudioConfig  # noqa: PLC0415
-    from worker.configure import load  # noqa: PLC0415
+    from voicefleet.worker import alone  # noqa: PLC0415
+    from voicefleet.worker.config import AudioConfig  # noqa: PLC0415
+    from voicefleet.worker.configure import load  # noqa: PLC0415
 
     settings = load(locate(config, f"{FAMILY}.yaml"), environ=os.environ, overrides=())
     return await alone.gain_of(name, pack, msgspec.structs.replace(settings, audio=AudioConfig()))
@@ -94,8 +94,8 @@ async def _gain(pack: "Voicepack", name: str, config: Path | None) -> float:
 def list_(*, model: Model = DEFAULT_MODEL, directory: Directory = "", as_json: Json = False) -> int:
     """List them; exit status 1 where one cannot be read."""
     pack = _pack(model, directory)
-    from worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
-    from worker.engines.cosyvoice2.voices.voice import VoiceError  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.voices.voice import VoiceError  # noqa: PLC0415
 
     rows: list[tuple[object, ...]] = []
     said: list[dict[str, object]] = []
@@ -159,8 +159,8 @@ def mix(
         From 0, all of the first voice, to 1, all of the second.
     """
     pack = _pack(model, directory)
-    from worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
-    from worker.engines.cosyvoice2.voices import voice as voices  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.voices import voice as voices  # noqa: PLC0415
 
     path = _free(pack, name, force=force)
     a, b = (voice_files.load(_existing(pack, part)) for part in (first, second))
@@ -169,7 +169,9 @@ def mix(
 
 
 def _pack(model: str, directory: str) -> "Voicepack":
-    from worker import voicepacks  # noqa: PLC0415 the client does without the worker's side
+    from voicefleet.worker import (  # noqa: PLC0415 the client does without the worker's side
+        voicepacks,
+    )
 
     folder = voicepacks.default_directory(directory)
     packs = voicepacks.discover(folder)
@@ -187,7 +189,7 @@ def _known(packs: "dict[str, Voicepack]") -> str:
 
 
 def _need_extra() -> None:
-    from worker.extras import install  # noqa: PLC0415
+    from voicefleet.worker.extras import install  # noqa: PLC0415
 
     try:
         import safetensors  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport]
@@ -197,7 +199,7 @@ def _need_extra() -> None:
 
 def _free(pack: "Voicepack", name: str, *, force: bool) -> Path:
     """Where the new voice goes."""
-    from worker.engines.cosyvoice2.voices.voice import path_of  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.voices.voice import path_of  # noqa: PLC0415
 
     path = path_of(pack.directory, name)
     if path.exists() and not force:
@@ -207,8 +209,8 @@ def _free(pack: "Voicepack", name: str, *, force: bool) -> Path:
 
 def _existing(pack: "Voicepack", name: str) -> Path:
     """Where the voice lies."""
-    from worker.engines.cosyvoice2.voices.files import files  # noqa: PLC0415
-    from worker.engines.cosyvoice2.voices.voice import path_of  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.voices.files import files  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.voices.voice import path_of  # noqa: PLC0415
 
     path = path_of(pack.directory, name)
     if not path.is_file():

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from producer.cli.configs import locate
-from producer.cli.failure import Failure
-from producer.wav import WavWriter
+from voicefleet.producer.cli.configs import locate
+from voicefleet.producer.cli.failure import Failure
+from voicefleet.producer.wav import WavWriter
 
 if TYPE_CHECKING:
-    from worker.config import Config
-    from worker.one_shot import OneShot
+    from voicefleet.worker.config import Config
+    from voicefleet.worker.one_shot import OneShot
 
 
 async def worker(
@@ -50,9 +50,9 @@ async def worker(
         Show a traceback of errors.
     """
     # The client's commands do without the worker's side, and start faster so.
-    from worker.configure import load  # noqa: PLC0415
-    from worker.logs import configure  # noqa: PLC0415
-    from worker.service import run, worker_name  # noqa: PLC0415
+    from voicefleet.worker.configure import load  # noqa: PLC0415
+    from voicefleet.worker.logs import configure  # noqa: PLC0415
+    from voicefleet.worker.service import run, worker_name  # noqa: PLC0415
 
     flags = {"redis.url": redis_url, "worker.name": name, "logging.level": log_level}
     said = [f"{key}={value}" for key, value in flags.items() if value is not None]
@@ -67,7 +67,7 @@ async def worker(
 
 
 async def _speak_once(settings: "Config", text: str, out: str, *, in_process: bool) -> int:
-    import worker.one_shot as alone  # noqa: PLC0415
+    from voicefleet.worker import one_shot as alone  # noqa: PLC0415
 
     spoken = await alone.one_shot(settings, text, in_process=in_process)
     if out != "-":

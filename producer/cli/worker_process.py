@@ -11,8 +11,8 @@ from typing import IO, Final, Self
 import anyio
 from anyio.abc import Process
 
-from producer.cli.failure import Failure
-from producer.client import VoiceFleet
+from voicefleet.producer.cli.failure import Failure
+from voicefleet.producer.client import VoiceFleet
 
 READY_TIMEOUT_S: Final = 120.0
 DRAIN_TIMEOUT_S: Final = 1.0
@@ -45,7 +45,7 @@ class WorkerProcess:
 
         Its lines go to the file ``log``, by default to our stderr.
         """
-        command = [sys.executable, "-m", "producer.cli", "worker", "--config", str(config)]
+        command = [sys.executable, "-m", "voicefleet", "worker", "--config", str(config)]
         command += ["--name", name, "--set", f"worker.drain_timeout_s={DRAIN_TIMEOUT_S}"]
         if sys.platform == "linux":
             tie = [sys.executable, "-I", "-S", "-c", _TIE_TO_PARENT, str(os.getpid())]

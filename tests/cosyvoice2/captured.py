@@ -14,8 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from worker.engines.cosyvoice2 import graphs
-from worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2 import graphs
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
 
 
 class Captured(Graphs):

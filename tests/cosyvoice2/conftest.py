@@ -11,8 +11,8 @@ def tiny_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack of random weights in the official layout, small enough for a test."""
     pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
     pytest.importorskip("onnx", reason="needs onnx, to write a pack's stand-ins")
-    from worker.engines.cosyvoice2.hyperparameters import TINY
-    from worker.engines.cosyvoice2.pack import random_pack
+    from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
+    from voicefleet.worker.engines.cosyvoice2.pack import random_pack
 
     directory = tmp_path_factory.mktemp("packs") / "cosyvoice2" / "tiny"
     random_pack.write(directory, TINY, 0, "cosyvoice2-tiny")

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from worker import voicepacks
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2.core import CosyVoice2Core
-from worker.engines.hosting.messages import Audio, Failed, Spoken
-from worker.engines.protocol import Mark, Segment, TurnSpec
+from voicefleet.worker import voicepacks
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2.core import CosyVoice2Core
+from voicefleet.worker.engines.hosting.messages import Audio, Failed, Spoken
+from voicefleet.worker.engines.protocol import Mark, Segment, TurnSpec
 
 SENTENCES = (
     "The birch canoe slid on the smooth planks.",

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from worker.engines.cosyvoice2.flow.blocks import BlockRenderer, Prompt, Rendering
-from worker.engines.cosyvoice2.flow.model import Flow
-from worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer, Prompt, Rendering
+from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
 
 
 @dataclass(frozen=True)

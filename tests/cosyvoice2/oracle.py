@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from worker.engines.cosyvoice2.hyperparameters import Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import Hyperparameters
 
 
 def _stub(name: str, **names: object) -> None:

@@ -22,9 +22,9 @@ import msgspec
 
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
 from tests.cosyvoice2.flow_cases import case, load, random_flow, relative, speak
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2 import loading
-from worker.engines.cosyvoice2.backends import (
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2 import loading
+from voicefleet.worker.engines.cosyvoice2.backends import (
     compiling,
     estimator_onnx,
     requirements,
@@ -32,16 +32,19 @@ from worker.engines.cosyvoice2.backends import (
     vllm_decoder,
     vllm_model,
 )
-from worker.engines.cosyvoice2.backends.recomputing import WholeRenderer, WholeStage
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError, CosyVoiceSynthesisError
-from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
-from worker.engines.cosyvoice2.flow.past import whole
-from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.lm import sampling
-from worker.engines.cosyvoice2.lm.decoding import Decoder
-from worker.engines.cosyvoice2.lm.language_model import LanguageModel
-from worker.engines.cosyvoice2.pack import checkpoint, model_yaml
+from voicefleet.worker.engines.cosyvoice2.backends.recomputing import WholeRenderer, WholeStage
+from voicefleet.worker.engines.cosyvoice2.errors import (
+    CosyVoiceInitializationError,
+    CosyVoiceSynthesisError,
+)
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from voicefleet.worker.engines.cosyvoice2.flow.past import whole
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
+from voicefleet.worker.engines.cosyvoice2.lm import sampling
+from voicefleet.worker.engines.cosyvoice2.lm.decoding import Decoder
+from voicefleet.worker.engines.cosyvoice2.lm.language_model import LanguageModel
+from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, model_yaml
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 BF16, FP32 = torch.bfloat16, torch.float32

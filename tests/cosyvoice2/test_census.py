@@ -18,13 +18,13 @@ torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 
 from tests.cosyvoice2.captured import ATTENTION, CONVOLUTION, PRODUCT, Captured, Census
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
-from worker.engines.cosyvoice2 import graphs, loading
-from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
-from worker.engines.cosyvoice2.session import Utterance
-from worker.engines.cosyvoice2.voices import files as voice_files
-from worker.engines.cosyvoice2.voices.voice import Voice
-from worker.engines.hosting.messages import Spoken
-from worker.engines.protocol import Segment
+from voicefleet.worker.engines.cosyvoice2 import graphs, loading
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from voicefleet.worker.engines.cosyvoice2.session import Utterance
+from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files
+from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
+from voicefleet.worker.engines.hosting.messages import Spoken
+from voicefleet.worker.engines.protocol import Segment
 
 pytestmark = pytest.mark.timeout(400)
 

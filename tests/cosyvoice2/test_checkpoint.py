@@ -14,11 +14,11 @@ safetensors = pytest.importorskip("safetensors.torch", reason="needs the cosyvoi
 
 from torch import Tensor
 
-from worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceInitializationError
-from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.pack import checkpoint, random_weights, weights
-from worker.engines.cosyvoice2.pack.checkpoint import Model
-from worker.engines.cosyvoice2.pack.convert import convert
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
+from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, random_weights, weights
+from voicefleet.worker.engines.cosyvoice2.pack.checkpoint import Model
+from voicefleet.worker.engines.cosyvoice2.pack.convert import convert
 
 CPU = torch.device("cpu")
 States = dict[str, dict[str, Tensor]]

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
 from tests.cosyvoice2.recordings import speechlike
-from worker.engines.hosting.messages import Audio, Failed, Spoken
-from worker.engines.protocol import CannotSpeakError, EngineError
+from voicefleet.worker.engines.hosting.messages import Audio, Failed, Spoken
+from voicefleet.worker.engines.protocol import CannotSpeakError, EngineError
 
 
 @pytest.fixture(scope="module")

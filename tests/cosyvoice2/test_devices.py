@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.cosyvoice2.driving import Driver
-from worker.engines.cosyvoice2 import devices
-from worker.engines.cosyvoice2.attention import AttentionCensus
+from voicefleet.worker.engines.cosyvoice2 import devices
+from voicefleet.worker.engines.cosyvoice2.attention import AttentionCensus
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 
 from tests.cosyvoice2 import oracle
 from tests.cosyvoice2.flow_cases import Case, case, load, relative
-from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
-from worker.engines.cosyvoice2.flow.estimator import moments
-from worker.engines.cosyvoice2.flow.model import Flow
-from worker.engines.cosyvoice2.flow.past import FlowPast
-from worker.engines.cosyvoice2.flow.past import whole as whole_past
-from worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from voicefleet.worker.engines.cosyvoice2.flow.estimator import moments
+from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
+from voicefleet.worker.engines.cosyvoice2.flow.past import FlowPast
+from voicefleet.worker.engines.cosyvoice2.flow.past import whole as whole_past
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
 
 SIZES = [pytest.param(TINY, id="tiny")]
 if os.environ.get("VOICEFLEET_FULL_SIZE") == "1":

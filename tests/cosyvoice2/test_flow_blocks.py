@@ -10,14 +10,14 @@ torch = pytest.importorskip("torch", reason="the cosyvoice2 engine needs torch")
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.cosyvoice2.flow_cases import case, load, random_flow, relative, speak, whole
-from worker.engines.cosyvoice2.flow.blocks import (
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import (
     BlockRenderer,
     CacheFullError,
     page_bytes,
     state_bytes,
 )
-from worker.engines.cosyvoice2.flow.model import Flow
-from worker.engines.cosyvoice2.hyperparameters import TINY, FlowSizes
+from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, FlowSizes
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.cosyvoice2.recordings import speechlike
-from worker.engines.cosyvoice2.voices import features
+from voicefleet.worker.engines.cosyvoice2.voices import features
 
 TOLERANCE = 1e-5
 

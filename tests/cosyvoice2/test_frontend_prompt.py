@@ -12,9 +12,9 @@ for package in ("onnx", "onnxruntime", "tokenizers", "soundfile"):
 
 from tests.cosyvoice2.onnx_stand_ins import write_front, write_speaker_encoder
 from tests.cosyvoice2.recordings import speechlike
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.voices import features
-from worker.engines.cosyvoice2.voices.prompt import (
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.voices import features
+from voicefleet.worker.engines.cosyvoice2.voices.prompt import (
     PromptReader,
     RecordingError,
     conditioned,
@@ -186,6 +186,6 @@ def test_stand_ins_are_the_same_each_time(tmp_path: Path, model: Path) -> None:
 def test_reading_needs_no_torch() -> None:
     voices = ("prompt", "voice", "files", "features", "enrol", "speaker")
     modules = [f"voices.{name}" for name in voices] + ["text.frontend", "text.tokenizer"]
-    imports = "; ".join(f"import worker.engines.cosyvoice2.{name}" for name in modules)
+    imports = "; ".join(f"import voicefleet.worker.engines.cosyvoice2.{name}" for name in modules)
     code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,10 +12,10 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.cosyvoice2.onnx_stand_ins import write_text_tokenizer
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.text import numerals
-from worker.engines.cosyvoice2.text.frontend import TextFrontend, is_silent, split
-from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.text import numerals
+from voicefleet.worker.engines.cosyvoice2.text.frontend import TextFrontend, is_silent, split
+from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
 
 
 @pytest.fixture(scope="module")

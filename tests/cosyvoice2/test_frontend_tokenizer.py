@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cosyvoice2.onnx_stand_ins import write_text_tokenizer
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.text.tokenizer import CONTROL, MARKUP, TextTokenizer
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.text.tokenizer import CONTROL, MARKUP, TextTokenizer
 
 UPSTREAM_TOKENS = {
     "eos_token": "<|endoftext|>",

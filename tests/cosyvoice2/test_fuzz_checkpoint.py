@@ -13,10 +13,10 @@ pytest.importorskip("safetensors", reason="needs the cosyvoice extra")
 
 from tests.fuzz.campaign import GROWTH_MB, hunt
 from tests.fuzz.targets import TARGETS, TORCH
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.pack import weights
-from worker.engines.cosyvoice2.voices.files import sft_speakers
-from worker.engines.cosyvoice2.voices.voice import VoiceError
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.pack import weights
+from voicefleet.worker.engines.cosyvoice2.voices.files import sft_speakers
+from voicefleet.worker.engines.cosyvoice2.voices.voice import VoiceError
 
 SEED = int(os.environ.get("VOICEFLEET_TEST_FUZZ_SEED", "1"))
 

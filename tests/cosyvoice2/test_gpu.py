@@ -12,15 +12,15 @@ torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
 from tests.cosyvoice2.flow_cases import relative
-from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
-from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.lm import sampling
-from worker.engines.cosyvoice2.lm.decoding import Decoder
-from worker.engines.cosyvoice2.pack import checkpoint
-from worker.engines.cosyvoice2.pack.checkpoint import Model
-from worker.engines.cosyvoice2.rendering import BlockStage
-from worker.engines.cosyvoice2.vocoding import WINDOW_LENGTHS, VocoderStage
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
+from voicefleet.worker.engines.cosyvoice2.lm import sampling
+from voicefleet.worker.engines.cosyvoice2.lm.decoding import Decoder
+from voicefleet.worker.engines.cosyvoice2.pack import checkpoint
+from voicefleet.worker.engines.cosyvoice2.pack.checkpoint import Model
+from voicefleet.worker.engines.cosyvoice2.rendering import BlockStage
+from voicefleet.worker.engines.cosyvoice2.vocoding import WINDOW_LENGTHS, VocoderStage
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cosyvoice2.driving import Driver
-from worker.engines.cosyvoice2.lm.interleave import Interleave, Kind, Reading
-from worker.engines.protocol import Segment, SegmentLimits
-from worker.text.segment import Segmenter
+from voicefleet.worker.engines.cosyvoice2.lm.interleave import Interleave, Kind, Reading
+from voicefleet.worker.engines.protocol import Segment, SegmentLimits
+from voicefleet.worker.text.segment import Segmenter
 
 MIX = (5, 15)
 
@@ -211,7 +211,7 @@ def test_decoding_continues_the_trained_sequence(tiny_pack: Path) -> None:
     """The logits after each reading are those of the whole interleaved sequence in one pass."""
     oracle = pytest.importorskip("tests.cosyvoice2.oracle")
     pytest.importorskip("cosyvoice", reason="needs the parity group (cosyvoice2-eu)")
-    from worker.engines.cosyvoice2.hyperparameters import TINY
+    from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
 
     driver = Driver(tiny_pack, slots=2, text_streaming=True)
     reference: Any = oracle.language_model(TINY)

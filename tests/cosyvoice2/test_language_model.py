@@ -8,11 +8,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 
 from tests.cosyvoice2 import oracle
-from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.lm import sampling
-from worker.engines.cosyvoice2.lm.decoding import Decoder
-from worker.engines.cosyvoice2.lm.language_model import LanguageModel
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
+from voicefleet.worker.engines.cosyvoice2.lm import sampling
+from voicefleet.worker.engines.cosyvoice2.lm.decoding import Decoder
+from voicefleet.worker.engines.cosyvoice2.lm.language_model import LanguageModel
 
 SIZES = TINY.language_model
 

@@ -19,21 +19,21 @@ from torch.utils._pytree import tree_leaves
 
 from tests.cosyvoice2.captured import Captured
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
-from worker.engines.cosyvoice2 import loading
-from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
-from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.lm import sampling
-from worker.engines.cosyvoice2.lm.decoding import Decoder
-from worker.engines.cosyvoice2.pack import checkpoint
-from worker.engines.cosyvoice2.pack.checkpoint import Model
-from worker.engines.cosyvoice2.rendering import BlockStage
-from worker.engines.cosyvoice2.session import Session, Utterance
-from worker.engines.cosyvoice2.vocoding import VocoderStage
-from worker.engines.cosyvoice2.voices import files as voice_files
-from worker.engines.cosyvoice2.voices import voice
-from worker.engines.cosyvoice2.voices.speaker import Conditioning, Speaker
-from worker.engines.protocol import TurnSpec
+from voicefleet.worker.engines.cosyvoice2 import loading
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
+from voicefleet.worker.engines.cosyvoice2.lm import sampling
+from voicefleet.worker.engines.cosyvoice2.lm.decoding import Decoder
+from voicefleet.worker.engines.cosyvoice2.pack import checkpoint
+from voicefleet.worker.engines.cosyvoice2.pack.checkpoint import Model
+from voicefleet.worker.engines.cosyvoice2.rendering import BlockStage
+from voicefleet.worker.engines.cosyvoice2.session import Session, Utterance
+from voicefleet.worker.engines.cosyvoice2.vocoding import VocoderStage
+from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files
+from voicefleet.worker.engines.cosyvoice2.voices import voice
+from voicefleet.worker.engines.cosyvoice2.voices.speaker import Conditioning, Speaker
+from voicefleet.worker.engines.protocol import TurnSpec
 
 TEXT = TINY.language_model.vocabulary
 CODES = TINY.language_model.speech_tokens

@@ -17,9 +17,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
-from worker.engines.cosyvoice2.budget import BLOCKS_PER_SLOT
-from worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
-from worker.engines.hosting.messages import Failed
+from voicefleet.worker.engines.cosyvoice2.budget import BLOCKS_PER_SLOT
+from voicefleet.worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
+from voicefleet.worker.engines.hosting.messages import Failed
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
@@ -87,9 +87,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
-from worker.engines.cosyvoice2 import devices
-from worker.engines.cosyvoice2.lm import decoding
-from worker.engines.hosting.messages import Changed, Failed
+from voicefleet.worker.engines.cosyvoice2 import devices
+from voicefleet.worker.engines.cosyvoice2.lm import decoding
+from voicefleet.worker.engines.hosting.messages import Changed, Failed
 
 def digest(turn):
     return hashlib.sha256(driver.heard(turn).tobytes()).hexdigest()

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.hyperparameters import (
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import (
     TINY,
     EncoderSizes,
     EstimatorSizes,
@@ -23,8 +23,8 @@ from worker.engines.cosyvoice2.hyperparameters import (
     Sampling,
     VocoderSizes,
 )
-from worker.engines.cosyvoice2.pack import hyper_yaml, model_yaml, published_yaml
-from worker.engines.protocol import EngineLoadError
+from voicefleet.worker.engines.cosyvoice2.pack import hyper_yaml, model_yaml, published_yaml
+from voicefleet.worker.engines.protocol import EngineLoadError
 
 FULL = Hyperparameters()
 

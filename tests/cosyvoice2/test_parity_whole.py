@@ -17,17 +17,17 @@ torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import worker.engines.cosyvoice2
 from tests.cosyvoice2 import oracle
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
-from worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
-from worker.engines.cosyvoice2.lm import sampling
-from worker.engines.cosyvoice2.pack import checkpoint, model_yaml, random_pack
-from worker.engines.cosyvoice2.session import Utterance
-from worker.engines.cosyvoice2.vocoder.noise import noise_offset, read_noise
-from worker.engines.cosyvoice2.voices import files as voice_files
-from worker.engines.cosyvoice2.voices import voice
-from worker.engines.hosting.messages import Spoken
+from voicefleet.worker.engines import cosyvoice2
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.lm import sampling
+from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, model_yaml, random_pack
+from voicefleet.worker.engines.cosyvoice2.session import Utterance
+from voicefleet.worker.engines.cosyvoice2.vocoder.noise import noise_offset, read_noise
+from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files
+from voicefleet.worker.engines.cosyvoice2.voices import voice
+from voicefleet.worker.engines.hosting.messages import Spoken
 
 LONG = "The sun had long since set when they came to the old house by the river at last."
 SEED = 7
@@ -437,7 +437,7 @@ def test_the_phase_does_not_drift(tiny: checkpoint.Model) -> None:
     """After minutes it is what exact arithmetic says; in float32 it would be off by a quarter."""
     source = tiny.vocoder.m_source
     frames, rate, hop = 5 * 60 * 50, TINY.sample_rate, TINY.vocoder.hop
-    from worker.engines.cosyvoice2.vocoder.source import Cursor
+    from voicefleet.worker.engines.cosyvoice2.vocoder.source import Cursor
 
     f0 = torch.full((1, frames), 210.123456789, dtype=torch.float64)
     zero = torch.zeros(1, dtype=torch.int64)
@@ -452,7 +452,7 @@ def test_the_phase_does_not_drift(tiny: checkpoint.Model) -> None:
 def test_nothing_in_the_engine_polls_or_empties_caches_for_a_request() -> None:
     """No sleeping; the allocator's cache is emptied where memory ran out and nowhere else."""
     emptied: list[str] = []
-    for path in Path(worker.engines.cosyvoice2.__path__[0]).glob("*.py"):
+    for path in Path(cosyvoice2.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 calls = {

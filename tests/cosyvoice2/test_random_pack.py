@@ -15,14 +15,14 @@ ort = pytest.importorskip("onnxruntime", reason="the engine needs the cosyvoice 
 
 import numpy as np
 
-from producer.cli import main
 from tests.fleet import ROOT
-from worker import voicepacks
-from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.pack import checkpoint, layout, model_yaml, random_pack
-from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
-from worker.engines.cosyvoice2.voices import files as voice_files
-from worker.extras import install
+from voicefleet.producer.cli import main
+from voicefleet.worker import voicepacks
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
+from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, layout, model_yaml, random_pack
+from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
+from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files
+from voicefleet.worker.extras import install
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_a_failed_pack_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_without_onnx_the_command_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
-    pack = "worker.engines.cosyvoice2.pack"
+    pack = "voicefleet.worker.engines.cosyvoice2.pack"
     for module in ("random_pack", "stand_ins"):
         monkeypatch.delitem(sys.modules, f"{pack}.{module}", raising=False)
         monkeypatch.delattr(sys.modules[pack], module, raising=False)
@@ -194,7 +194,7 @@ def test_the_extra_brings_what_the_engine_imports() -> None:
                 names = [alias.name for alias in node.names]
             for name in names:
                 top = (name or "").partition(".")[0]
-                if top in sys.stdlib_module_names or top in ("worker", "schemas", "wetext"):
+                if top in sys.stdlib_module_names or top in ("voicefleet", "wetext"):
                     continue  # wetext: an option, which says itself that it is missing
                 offered = {found.lower() for found in distributions.get(top, [top])}
                 assert offered & brought, f"{path} imports {top}, which no requirement brings"

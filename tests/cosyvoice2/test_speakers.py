@@ -5,10 +5,10 @@ import pytest
 
 pytest.importorskip("tokenizers", reason="needs the cosyvoice extra")
 
-from worker.engines.cosyvoice2.errors import CosyVoiceOOMError
-from worker.engines.cosyvoice2.voices.speaker import Speakers
-from worker.engines.cosyvoice2.voices.voice import Voice
-from worker.engines.protocol import CannotSpeakError
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceOOMError
+from voicefleet.worker.engines.cosyvoice2.voices.speaker import Speakers
+from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
+from voicefleet.worker.engines.protocol import CannotSpeakError
 
 
 class Room:

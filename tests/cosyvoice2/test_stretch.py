@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch.nn.functional import interpolate
 
-from worker.engines.cosyvoice2.vocoder.stretch import Stretch, stretched_frames
+from voicefleet.worker.engines.cosyvoice2.vocoder.stretch import Stretch, stretched_frames
 
 SPEEDS = [0.5, 0.8, 0.93, 1.0, 1.1, 1.25, 1.7, 2.0, 3.3]
 

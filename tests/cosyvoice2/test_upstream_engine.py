@@ -17,16 +17,26 @@ torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 pytest.importorskip("cosyvoice", reason="needs upstream's package (the parity group)")
 
 from tests.cosyvoice2.driving import SENTENCES, Driver, segments
-from worker import voicepacks
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.voices.speaker import Conditioning, condition
-from worker.engines.cosyvoice2_upstream import core as core_module
-from worker.engines.cosyvoice2_upstream import loading, mending, package
-from worker.engines.cosyvoice2_upstream.core import CosyVoice2UpstreamCore, seed_of
-from worker.engines.cosyvoice2_upstream.request import CancelledError, Request, working_on
-from worker.engines.hosting.messages import Audio, Failed, Spoken
-from worker.engines.protocol import CannotSpeakError, EngineError, Mark, Segment, TurnSpec
+from voicefleet.worker import voicepacks
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.voices.speaker import Conditioning, condition
+from voicefleet.worker.engines.cosyvoice2_upstream import core as core_module
+from voicefleet.worker.engines.cosyvoice2_upstream import loading, mending, package
+from voicefleet.worker.engines.cosyvoice2_upstream.core import CosyVoice2UpstreamCore, seed_of
+from voicefleet.worker.engines.cosyvoice2_upstream.request import (
+    CancelledError,
+    Request,
+    working_on,
+)
+from voicefleet.worker.engines.hosting.messages import Audio, Failed, Spoken
+from voicefleet.worker.engines.protocol import (
+    CannotSpeakError,
+    EngineError,
+    Mark,
+    Segment,
+    TurnSpec,
+)
 
 MEND = {mend.name: mend for mend in mending.MENDS}
 LONG = " ".join(SENTENCES)
@@ -419,9 +429,9 @@ class Finder(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 
-from worker import voicepacks
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2_upstream.core import build
+from voicefleet.worker import voicepacks
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2_upstream.core import build
 
 core = build(voicepacks.read(Path(sys.argv[1])), CosyVoice2Config(), print)
 core.load()

@@ -10,10 +10,10 @@ from typing import Any
 
 from tests.cosyvoice2 import oracle
 from tests.cosyvoice2.vocoder_cases import cursor, relative
-from worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
-from worker.engines.cosyvoice2.vocoder.model import Vocoder
-from worker.engines.cosyvoice2.vocoder.spectrum import InverseSpectrum, Spectrum
-from worker.engines.cosyvoice2.vocoder.weight_norm import fold_weight_norm
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.vocoder.model import Vocoder
+from voicefleet.worker.engines.cosyvoice2.vocoder.spectrum import InverseSpectrum, Spectrum
+from voicefleet.worker.engines.cosyvoice2.vocoder.weight_norm import fold_weight_norm
 
 FULL_SIZE = pytest.param(
     Hyperparameters(),

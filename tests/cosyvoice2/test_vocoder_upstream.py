@@ -11,11 +11,11 @@ import numpy as np
 
 from tests.cosyvoice2 import oracle
 from tests.cosyvoice2 import vocoder_cases as cases
-from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.vocoder.model import Vocoder
-from worker.engines.cosyvoice2.vocoder.upstream import UpstreamStreaming
-from worker.engines.cosyvoice2.vocoder.weight_norm import fold_weight_norm
-from worker.engines.cosyvoice2.vocoder.windows import Windows
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
+from voicefleet.worker.engines.cosyvoice2.vocoder.model import Vocoder
+from voicefleet.worker.engines.cosyvoice2.vocoder.upstream import UpstreamStreaming
+from voicefleet.worker.engines.cosyvoice2.vocoder.weight_norm import fold_weight_norm
+from voicefleet.worker.engines.cosyvoice2.vocoder.windows import Windows
 
 HOP = cases.HOP
 CHUNKS = [50, 50, 100, 37]

@@ -11,10 +11,10 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.cosyvoice2 import vocoder_cases as cases
-from worker.engines.cosyvoice2.vocoder.model import Vocoder
-from worker.engines.cosyvoice2.vocoder.noise import noise_offset, noise_table, read_noise
-from worker.engines.cosyvoice2.vocoder.source import Cursor
-from worker.engines.cosyvoice2.vocoder.windows import Window, Windows, reach
+from voicefleet.worker.engines.cosyvoice2.vocoder.model import Vocoder
+from voicefleet.worker.engines.cosyvoice2.vocoder.noise import noise_offset, noise_table, read_noise
+from voicefleet.worker.engines.cosyvoice2.vocoder.source import Cursor
+from voicefleet.worker.engines.cosyvoice2.vocoder.windows import Window, Windows, reach
 
 HOP = cases.HOP
 OFFSET = noise_offset(seed=7, segment=3)

@@ -11,8 +11,14 @@ pytest.importorskip("safetensors", reason="needs the cosyvoice extra")
 
 from safetensors.numpy import load_file, save_file
 
-from worker.engines.cosyvoice2.voices.files import load, save, sft_speakers, voices_of
-from worker.engines.cosyvoice2.voices.voice import Voice, VoiceError, aligned, mix, path_of
+from voicefleet.worker.engines.cosyvoice2.voices.files import load, save, sft_speakers, voices_of
+from voicefleet.worker.engines.cosyvoice2.voices.voice import (
+    Voice,
+    VoiceError,
+    aligned,
+    mix,
+    path_of,
+)
 
 
 def voice(name: str = "anna", tokens: int = 80, seed: int = 0, **changes: Any) -> Voice:

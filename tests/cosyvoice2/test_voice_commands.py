@@ -14,11 +14,11 @@ for package in ("onnx", "onnxruntime", "tokenizers", "safetensors", "soundfile")
 
 import soundfile
 
-from producer.cli import main
 from tests.cosyvoice2.onnx_stand_ins import write_front
 from tests.cosyvoice2.recordings import speechlike
-from worker.engines.cosyvoice2.voices.files import load, voices_of
-from worker.engines.cosyvoice2.voices.voice import path_of
+from voicefleet.producer.cli import main
+from voicefleet.worker.engines.cosyvoice2.voices.files import load, voices_of
+from voicefleet.worker.engines.cosyvoice2.voices.voice import path_of
 
 MODEL = "cosyvoice2-en-base"
 TEXT = "The words that are said."

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.hyperparameters import TINY
-from worker.engines.cosyvoice2.vocoder.model import Vocoder
-from worker.engines.cosyvoice2.vocoder.noise import read_noise
-from worker.engines.cosyvoice2.vocoder.source import Cursor
-from worker.engines.cosyvoice2.vocoder.windows import Windows
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
+from voicefleet.worker.engines.cosyvoice2.vocoder.model import Vocoder
+from voicefleet.worker.engines.cosyvoice2.vocoder.noise import read_noise
+from voicefleet.worker.engines.cosyvoice2.vocoder.source import Cursor
+from voicefleet.worker.engines.cosyvoice2.vocoder.windows import Windows
 
 SIZES = TINY.vocoder
 HOP = SIZES.hop

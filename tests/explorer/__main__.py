@@ -8,7 +8,7 @@ from tests.explorer.fleets import Ask, Faults, Fleet
 from tests.explorer.search import Search
 from tests.explorer.server import Server
 from tests.explorer.world import World
-from wire.embedded import EmbeddedServer
+from voicefleet.wire.embedded import EmbeddedServer
 
 ASKS = {
     name.lower(): value

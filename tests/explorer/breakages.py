@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from tests.explorer import fleets
 from tests.explorer.fleets import Faults, Fleet
-from worker import scripts
-from worker.scripts import Script
+from voicefleet.worker import scripts
+from voicefleet.worker.scripts import Script
 
 
 class Breakage(NamedTuple):

@@ -5,10 +5,10 @@ Follows ``worker.ledger``, ``worker.backlog`` and ``worker.queue_reader``.
 
 from typing import NamedTuple, cast
 
-from schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
-from wire.link import Command
-from worker import scripts
-from worker.outbox import Outbox
+from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
+from voicefleet.wire.link import Command
+from voicefleet.worker import scripts
+from voicefleet.worker.outbox import Outbox
 
 KEYS = Keys("x")
 MODEL = "m"

@@ -2,7 +2,6 @@
 
 from typing import Any, cast
 
-from schemas.keys import GROUP
 from tests.explorer import calls
 from tests.explorer.calls import KEYS, QUEUE, Call
 from tests.explorer.fleets import Fleet
@@ -28,6 +27,7 @@ from tests.explorer.state import (
     short,
 )
 from tests.explorer.tasks import LEAVING, Script
+from voicefleet.schemas.keys import GROUP
 
 LATE = ("deadline_ms", "1")
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from schemas.keys import BACKLOG, ORPHANS
 from tests.explorer import calls
 from tests.explorer.calls import KEYS, MODEL
 from tests.explorer.ground import Ground
@@ -13,6 +12,7 @@ from tests.explorer.state import (
     put,
     short,
 )
+from voicefleet.schemas.keys import BACKLOG, ORPHANS
 
 
 class Intake:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Coroutine
 from math import inf
 from typing import Any, NamedTuple
 
-from schemas.audio import Reason
 from tests.explorer import calls
 from tests.explorer.calls import Call
-from worker.clock import ServerClock
-from worker.outbox import Fate, Opening, Outbox, Retention
-from worker.turn import TurnFrame
+from voicefleet.schemas.audio import Reason
+from voicefleet.worker.clock import ServerClock
+from voicefleet.worker.outbox import Fate, Opening, Outbox, Retention
+from voicefleet.worker.turn import TurnFrame
 
 RETENTION = Retention(audio_ttl_s=3600, audio_window_s=60, resend_window_s=5)
 CLOCKS = {"_clock", "_housekeeping_at", "_window", "_pacer", "_retention", "first_audio_ms"}

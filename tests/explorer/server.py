@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Self
 
 import hiredis
 
-from schemas.keys import GROUP
 from tests.explorer.calls import KEYS, Call
-from worker import scripts
-from worker.scripts import Script
+from voicefleet.schemas.keys import GROUP
+from voicefleet.worker import scripts
+from voicefleet.worker.scripts import Script
 
 ABSENT = 0
 TTL_MS = 3_600_000

@@ -6,7 +6,7 @@ from tests.explorer import calls
 from tests.explorer.calls import Call
 from tests.explorer.fleets import Ask, Fleet
 from tests.explorer.outboxes import Outboxes
-from worker.outbox import Fate
+from voicefleet.worker.outbox import Fate
 
 CANCELLABLE = ("acquire", "enqueue", "waiting", "free")
 """Where a drain takes a request from: it does not hold its session's lease."""

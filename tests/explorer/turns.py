@@ -19,7 +19,7 @@ from tests.explorer.state import (
     short,
 )
 from tests.explorer.tasks import CANCELLABLE, Task
-from worker.outbox import Fate
+from voicefleet.worker.outbox import Fate
 
 
 class Turns:

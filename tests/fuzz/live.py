@@ -21,14 +21,14 @@ from typing import Any, Final
 import anyio
 from redis.exceptions import ResponseError
 
-from schemas.audio import End, decode
-from schemas.fields import SESSION
 from tests.fleet import HANG_S
 from tests.fuzz.campaign import Find, Report
 from tests.fuzz.mutators import BROKEN_UTF8, NUMBERS, spoil, spoil_fields
 from tests.fuzz.of_protocol import REQUESTS, WORDS
 from tests.steady import SECRET, Steady, steady
-from wire.embedded import EmbeddedServer
+from voicefleet.schemas.audio import End, decode
+from voicefleet.schemas.fields import SESSION
+from voicefleet.wire.embedded import EmbeddedServer
 
 LIVE: Final[dict[str, Any]] = {"text_timeout_s": 0.2, "audio_ttl_s": 5.0, "slots": 8}
 """Beside ``tests.steady.TIMES``: everything is over soon."""

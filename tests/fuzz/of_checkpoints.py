@@ -18,10 +18,10 @@ from tests.fuzz.campaign import CANARY
 from tests.fuzz.mutators import NUMBERS, spoil
 from tests.fuzz.of_voices import draw_safetensors
 from tests.fuzz.target import Target, ensure
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.pack import checkpoint, weights
-from worker.engines.cosyvoice2.voices import files
-from worker.engines.cosyvoice2.voices.voice import VoiceError
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, weights
+from voicefleet.worker.engines.cosyvoice2.voices import files
+from voicefleet.worker.engines.cosyvoice2.voices.voice import VoiceError
 
 ERRORS: Final = (CosyVoiceInitializationError,)
 ROOM: Final = 6 * 2**30

@@ -10,9 +10,9 @@ import structlog
 
 from tests.fuzz.mutators import NUMBERS, spoil, stray
 from tests.fuzz.target import Target, ensure
-from wire.link import Link, LinkClosedError, Reply
-from worker.engines.hosting import messages
-from worker.engines.hosting.messages import (
+from voicefleet.wire.link import Link, LinkClosedError, Reply
+from voicefleet.worker.engines.hosting import messages
+from voicefleet.worker.engines.hosting.messages import (
     LARGEST,
     Alive,
     Audio,
@@ -26,9 +26,9 @@ from worker.engines.hosting.messages import (
     Unpacker,
     Warm,
 )
-from worker.engines.hosting.process import EngineProcess
-from worker.engines.hosting.remote import RemoteCore, RemoteTurn
-from worker.engines.protocol import (
+from voicefleet.worker.engines.hosting.process import EngineProcess
+from voicefleet.worker.engines.hosting.remote import RemoteCore, RemoteTurn
+from voicefleet.worker.engines.protocol import (
     EngineError,
     EngineInfo,
     EngineMemory,

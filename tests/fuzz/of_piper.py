@@ -13,10 +13,10 @@ import onnx
 from tests import tiny_vits
 from tests.fuzz.mutators import NUMBERS, spoil, spoil_tree
 from tests.fuzz.target import Target, ensure
-from worker.config import PiperConfig
-from worker.engines.piper import PiperEngine
-from worker.engines.protocol import EngineError, Segment, TurnSpec
-from worker.voicepacks import Source, Voicepack
+from voicefleet.worker.config import PiperConfig
+from voicefleet.worker.engines.piper import PiperEngine
+from voicefleet.worker.engines.protocol import EngineError, Segment, TurnSpec
+from voicefleet.worker.voicepacks import Source, Voicepack
 
 _MOST_SAMPLES: Final = 10_000_000
 

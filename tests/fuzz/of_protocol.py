@@ -6,18 +6,18 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from schemas import audio, records
-from schemas import control as wishes
-from schemas.audio import End, Frame, Start
-from schemas.fields import SESSION, FieldError
-from schemas.records import ModelRecord, SessionRecord, WorkerRecord
-from schemas.request import MAX_TEXT, InvalidRequest, Request, TextPiece
 from tests.fuzz.mutators import BROKEN_UTF8, NUMBERS, spoil, spoil_fields, spoil_tree
 from tests.fuzz.target import Target, ensure
-from worker.audio.resume import resume_point
-from worker.ledger import Delivery
-from worker.session_watch import SessionWatch
-from worker.turn import Trail
+from voicefleet.schemas import audio, records
+from voicefleet.schemas import control as wishes
+from voicefleet.schemas.audio import End, Frame, Start
+from voicefleet.schemas.fields import SESSION, FieldError
+from voicefleet.schemas.records import ModelRecord, SessionRecord, WorkerRecord
+from voicefleet.schemas.request import MAX_TEXT, InvalidRequest, Request, TextPiece
+from voicefleet.worker.audio.resume import resume_point
+from voicefleet.worker.ledger import Delivery
+from voicefleet.worker.session_watch import SessionWatch
+from voicefleet.worker.turn import Trail
 
 Fields = dict[bytes, bytes]
 

@@ -10,8 +10,12 @@ import numpy as np
 
 from tests.fuzz.mutators import spoil
 from tests.fuzz.target import Target, ensure
-from worker.engines.cosyvoice2.voices import features, prompt
-from worker.engines.cosyvoice2.voices.prompt import PromptReader, RecordingError, read_recording
+from voicefleet.worker.engines.cosyvoice2.voices import features, prompt
+from voicefleet.worker.engines.cosyvoice2.voices.prompt import (
+    PromptReader,
+    RecordingError,
+    read_recording,
+)
 
 _RATES: Final = (0, 1, 7999, 8000, 16000, 44100, 192000, 192001, 2**31 - 1, 2**32 - 1)
 _FORMATS: Final = (0, 1, 2, 3, 6, 7, 17, 49, 80, 85, 0xFFFE, 0xFFFF)

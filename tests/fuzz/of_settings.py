@@ -10,10 +10,10 @@ import yaml
 from tests.fuzz.campaign import CANARY
 from tests.fuzz.mutators import BROKEN_UTF8, NUMBERS, spoil, spoil_tree
 from tests.fuzz.target import Target, ensure
-from wire.endpoint import BadUrlError, parse
-from worker import voicepacks
-from worker.configure import KEYS, ConfigError, load, variable
-from worker.voicepacks import METADATA, VoicepackError, is_inside
+from voicefleet.wire.endpoint import BadUrlError, parse
+from voicefleet.worker import voicepacks
+from voicefleet.worker.configure import KEYS, ConfigError, load, variable
+from voicefleet.worker.voicepacks import METADATA, VoicepackError, is_inside
 
 ROOT: Final = Path(__file__).parents[2]
 PASSWORD: Final = "tr0ub4dor&3"

@@ -11,9 +11,9 @@ import yaml
 from tests.fuzz.mutators import spoil, spoil_tree
 from tests.fuzz.of_settings import yaml_words
 from tests.fuzz.target import Target, ensure
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
-from worker.engines.cosyvoice2.pack import check, layout, model_yaml, published_yaml
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.pack import check, layout, model_yaml, published_yaml
 
 ERRORS: Final = (CosyVoiceInitializationError,)
 LOADED_MB: Final = 8192

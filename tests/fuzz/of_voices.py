@@ -10,14 +10,14 @@ import numpy as np
 
 from tests.fuzz.mutators import NUMBERS, spoil, spoil_tree
 from tests.fuzz.target import Target, ensure
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 
 _DTYPES: Final = ("F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "C64", "X")
 
 
 def safetensors_seed(path: Path) -> bytes:
-    from worker.engines.cosyvoice2.voices.files import save
-    from worker.engines.cosyvoice2.voices.voice import Voice
+    from voicefleet.worker.engines.cosyvoice2.voices.files import save
+    from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
 
     rng = np.random.Generator(np.random.PCG64(0))
     tokens = rng.integers(0, 6561, 5)
@@ -53,8 +53,8 @@ def draw_safetensors(rng: Random, seed: bytes) -> bytes:
 
 
 def voice_file(scratch: Path) -> Target:
-    from worker.engines.cosyvoice2.voices import files
-    from worker.engines.cosyvoice2.voices.voice import VoiceError, path_of
+    from voicefleet.worker.engines.cosyvoice2.voices import files
+    from voicefleet.worker.engines.cosyvoice2.voices.voice import VoiceError, path_of
 
     path = path_of(scratch, "anna")
     seed = safetensors_seed(path)
@@ -72,7 +72,7 @@ def voice_file(scratch: Path) -> Target:
 
 
 def tokenizer(scratch: Path) -> Target:
-    from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
+    from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
 
     vocabulary = {chr(33 + i): i for i in range(90)} | {"Ġ": 90, "ab": 91, "<|endoftext|>": 92}
     seeds: dict[str, list[bytes]] = {

@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.audio import samples_per_frame
-from worker.audio.limiter import TruePeakLimiter
-from worker.audio.resample import StreamResampler
-from worker.audio.resume import ResumePoint
-from worker.engines.protocol import Chunk, EngineError, Segment
+from voicefleet.schemas.audio import samples_per_frame
+from voicefleet.worker.audio.limiter import TruePeakLimiter
+from voicefleet.worker.audio.resample import StreamResampler
+from voicefleet.worker.audio.resume import ResumePoint
+from voicefleet.worker.engines.protocol import Chunk, EngineError, Segment
 
 DEFAULT_CEILING_DBTP = -1.0
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.audio.sliding import sliding_max
+from voicefleet.worker.audio.sliding import sliding_max
 
 Signal = NDArray[np.float64]
 

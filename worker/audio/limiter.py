@@ -17,9 +17,9 @@ Three steps lead from signal to gain:
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.audio.interpolation import REACH, TruePeakDetector
-from worker.audio.level import linear
-from worker.audio.sliding import sliding_max, sliding_sum
+from voicefleet.worker.audio.interpolation import REACH, TruePeakDetector
+from voicefleet.worker.audio.level import linear
+from voicefleet.worker.audio.sliding import sliding_max, sliding_sum
 
 Signal = NDArray[np.float64]
 

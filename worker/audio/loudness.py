@@ -11,8 +11,8 @@ import pyloudnorm  # pyright: ignore[reportMissingTypeStubs]
 import soxr
 from numpy.typing import NDArray
 
-from worker.audio.level import decibels, linear
-from worker.audio.limiter import limited
+from voicefleet.worker.audio.level import decibels, linear
+from voicefleet.worker.audio.limiter import limited
 
 Signal = NDArray[np.floating]
 """Mono audio, shape ``[n]``, full scale at 1."""

@@ -6,8 +6,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from schemas.audio import FRAME_MS
-from worker.audio import limiter, resample
+from voicefleet.schemas.audio import FRAME_MS
+from voicefleet.worker.audio import limiter, resample
 
 SETTLING_MS = resample.SETTLING_MS + limiter.MEMORY_MS
 """A chain started in mid-turn is, from this much later on, the same as one started with it."""

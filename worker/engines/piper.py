@@ -14,11 +14,11 @@ import anyio
 import numpy as np
 from anyio import to_thread
 
-from worker.config import PiperConfig
-from worker.engines import memory
-from worker.engines.inference import InferencePool, Interrupt
-from worker.engines.piper_edges import SentenceEdges, pause_after
-from worker.engines.protocol import (
+from voicefleet.worker.config import PiperConfig
+from voicefleet.worker.engines import memory
+from voicefleet.worker.engines.inference import InferencePool, Interrupt
+from voicefleet.worker.engines.piper_edges import SentenceEdges, pause_after
+from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     Chunk,
     EngineError,
@@ -30,11 +30,11 @@ from worker.engines.protocol import (
     SegmentLimits,
     TurnSpec,
 )
-from worker.extras import install
-from worker.voicepacks import Voicepack, VoicepackError
+from voicefleet.worker.extras import install
+from voicefleet.worker.voicepacks import Voicepack, VoicepackError
 
 if TYPE_CHECKING:
-    from worker.engines.piper_model import PiperModel
+    from voicefleet.worker.engines.piper_model import PiperModel
 
 T = TypeVar("T")
 
@@ -204,7 +204,7 @@ class PiperEngine:
 
     async def _step(self, work: "Callable[[PiperModel, Interrupt], T]", needed_at: float) -> T:
         """One step of a turn in a thread. Errors never carry the text."""
-        from worker.engines.piper_model import new_run  # noqa: PLC0415  (the extra)
+        from voicefleet.worker.engines.piper_model import new_run  # noqa: PLC0415  (the extra)
 
         model = self._loaded()
         run = new_run()
@@ -256,7 +256,7 @@ def _position(model: "PiperModel") -> int:
 
 def _load(pack: Voicepack) -> "PiperModel":
     try:
-        from worker.engines.piper_model import PiperModel  # noqa: PLC0415  (the extra)
+        from voicefleet.worker.engines.piper_model import PiperModel  # noqa: PLC0415  (the extra)
     except ImportError as error:
         raise EngineLoadError(
             f"{pack.model_id} needs the piper extra: {install('piper')} "

@@ -6,7 +6,7 @@ for the first, and the second makes pauses that depend on chance.
 
 import numpy as np
 
-from worker.engines.protocol import Samples
+from voicefleet.worker.engines.protocol import Samples
 
 AUDIBLE = 0.004
 """What counts as sound: an amplitude of -48 dBFS."""

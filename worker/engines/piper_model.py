@@ -20,10 +20,10 @@ from piper import PiperVoice
 from piper.config import PhonemeType
 from piper.config import PiperConfig as VoiceConfig
 
-from worker.engines import piper_graph
-from worker.engines.inference import Interrupt
-from worker.engines.piper_graph import Stage
-from worker.engines.protocol import Samples
+from voicefleet.worker.engines import piper_graph
+from voicefleet.worker.engines.inference import Interrupt
+from voicefleet.worker.engines.piper_graph import Stage
+from voicefleet.worker.engines.protocol import Samples
 
 RATES: Final = (8_000, 192_000)
 """Sample rates that are taken, in Hz."""

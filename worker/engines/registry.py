@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from worker.config import CosyVoice2Config, EngineConfig
-from worker.engines.protocol import CannotSpeakError, Engine
-from worker.voicepacks import Voicepack
+from voicefleet.worker.config import CosyVoice2Config, EngineConfig
+from voicefleet.worker.engines.protocol import CannotSpeakError, Engine
+from voicefleet.worker.voicepacks import Voicepack
 
 
 class UnknownModelError(CannotSpeakError):
@@ -16,19 +16,19 @@ EngineFactory = Callable[[Voicepack, EngineConfig], Engine]
 
 
 def _tone(pack: Voicepack, config: EngineConfig) -> Engine:
-    from worker.engines.tone import ToneEngine  # noqa: PLC0415
+    from voicefleet.worker.engines.tone import ToneEngine  # noqa: PLC0415
 
     return ToneEngine(pack, config.tone)
 
 
 def _piper(pack: Voicepack, config: EngineConfig) -> Engine:
-    from worker.engines.piper import PiperEngine  # noqa: PLC0415
+    from voicefleet.worker.engines.piper import PiperEngine  # noqa: PLC0415
 
     return PiperEngine(pack, config.piper)
 
 
 def _cosyvoice2(pack: Voicepack, config: EngineConfig) -> Engine:
-    from worker.engines.hosting.engine import HostedEngine  # noqa: PLC0415
+    from voicefleet.worker.engines.hosting.engine import HostedEngine  # noqa: PLC0415
 
     section = config.cosyvoice2
     return HostedEngine(
@@ -68,7 +68,7 @@ def build(pack: Voicepack, config: EngineConfig) -> Engine:
 
 def build_in_process(pack: Voicepack, config: EngineConfig) -> Engine:
     """``build``, but in no other process than this, where profilers see it. Not for a worker."""
-    from worker.engines.hosting.in_process import InProcessEngine  # noqa: PLC0415
+    from voicefleet.worker.engines.hosting.in_process import InProcessEngine  # noqa: PLC0415
 
     if pack.family == "cosyvoice2":
         return InProcessEngine(pack, cosyvoice2_core(config.cosyvoice2), config.cosyvoice2)

@@ -9,9 +9,9 @@ import anyio
 import numpy as np
 from anyio import to_thread
 
-from worker.audio.loudness import gain_for
-from worker.config import AudioConfig
-from worker.engines.protocol import (
+from voicefleet.worker.audio.loudness import gain_for
+from voicefleet.worker.config import AudioConfig
+from voicefleet.worker.engines.protocol import (
     GAIN_LUFS,
     CannotSpeakError,
     Engine,
@@ -20,7 +20,7 @@ from worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks import Voicepack
 
 _CALIBRATION_SEED = 0
 

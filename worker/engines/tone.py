@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import anyio
 import numpy as np
 
-from worker.config import ToneConfig
-from worker.engines.protocol import (
+from voicefleet.worker.config import ToneConfig
+from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     Chunk,
     EngineError,
@@ -24,7 +24,7 @@ from worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks import Voicepack
 
 RATE = 24_000
 """Native rate in Hz."""

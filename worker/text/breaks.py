@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from worker.text.sentences import CLOSERS
+from voicefleet.worker.text.sentences import CLOSERS
 
 _CLAUSE_END = re.compile(
     rf"(?:[,;:!?…)\]]|(?<=\s)[–-])[{CLOSERS}]*(?=\s)"  # noqa: RUF001 (dashes on purpose)

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import anyio
 
-from schemas.request import TextPiece
-from worker.engines.protocol import Segment, SegmentLimits
-from worker.text.segment import Segmenter
+from voicefleet.schemas.request import TextPiece
+from voicefleet.worker.engines.protocol import Segment, SegmentLimits
+from voicefleet.worker.text.segment import Segmenter
 
 TEXT_TIMEOUT = "text_timeout"
 """Streamed text stopped arriving before its end."""

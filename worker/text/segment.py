@@ -1,9 +1,9 @@
 """Cutting a stream of text into the pieces that an engine speaks one after another."""
 
-from worker.engines.protocol import Segment, SegmentLimits
-from worker.text.breaks import clause_ends, last_word_end, within_word
-from worker.text.normalise import normalise, speakable
-from worker.text.sentences import NeedsMoreTextError, reads_complete, sentence_end
+from voicefleet.worker.engines.protocol import Segment, SegmentLimits
+from voicefleet.worker.text.breaks import clause_ends, last_word_end, within_word
+from voicefleet.worker.text.normalise import normalise, speakable
+from voicefleet.worker.text.sentences import NeedsMoreTextError, reads_complete, sentence_end
 
 
 class Segmenter:

@@ -7,7 +7,7 @@ have not arrived, so it never depends on how a stream of text was cut into piece
 
 import re
 
-from worker.text.normalise import EMOJI, speakable
+from voicefleet.worker.text.normalise import EMOJI, speakable
 
 LOOKAHEAD = 64
 

@@ -11,7 +11,7 @@ from bench.ordeal.done import Done
 from bench.ordeal.node import Node
 from bench.ordeal.schedule import Injection
 from bench.ordeal.world import CannotInjectError, World
-from wire.embedded import HOST
+from voicefleet.wire.embedded import HOST
 
 MOVED: Final = 8
 _PAGE: Final = 10

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2.flow.blocks import page_bytes, state_bytes
-from worker.engines.cosyvoice2.hyperparameters import Hyperparameters
-from worker.engines.cosyvoice2.lm.qwen2 import KVCache
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import page_bytes, state_bytes
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.lm.qwen2 import KVCache
 
 MIB = 2**20
 

@@ -12,19 +12,19 @@ import msgspec
 import numpy as np
 import torch
 
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceOOMError
-from worker.engines.cosyvoice2.lm.decoding import LARGEST_BURST
-from worker.engines.cosyvoice2.loading import Loaded, load
-from worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
-from worker.engines.cosyvoice2.rendering import Piece
-from worker.engines.cosyvoice2.scheduler import Scheduler
-from worker.engines.cosyvoice2.session import Session, Utterance
-from worker.engines.cosyvoice2.utterances import PAUSE_S, Composer
-from worker.engines.cosyvoice2.voices.speaker import condition
-from worker.engines.hosting.core import Emit
-from worker.engines.hosting.messages import Audio, Changed, Event, Failed, Spoken
-from worker.engines.protocol import (
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceOOMError
+from voicefleet.worker.engines.cosyvoice2.lm.decoding import LARGEST_BURST
+from voicefleet.worker.engines.cosyvoice2.loading import Loaded, load
+from voicefleet.worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
+from voicefleet.worker.engines.cosyvoice2.rendering import Piece
+from voicefleet.worker.engines.cosyvoice2.scheduler import Scheduler
+from voicefleet.worker.engines.cosyvoice2.session import Session, Utterance
+from voicefleet.worker.engines.cosyvoice2.utterances import PAUSE_S, Composer
+from voicefleet.worker.engines.cosyvoice2.voices.speaker import condition
+from voicefleet.worker.engines.hosting.core import Emit
+from voicefleet.worker.engines.hosting.messages import Audio, Changed, Event, Failed, Spoken
+from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     EngineError,
     EngineInfo,
@@ -33,7 +33,7 @@ from worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks import Voicepack
 
 BURST_S = 0.015
 """A burst of decoding takes about this long: commands wait for it."""

@@ -5,8 +5,8 @@ import resource
 
 import torch
 
-from worker.engines.cosyvoice2 import budget
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2 import budget
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -1,6 +1,6 @@
 """What can go wrong with a CosyVoice 2 model. No message carries the text that was to be spoken."""
 
-from worker.engines.protocol import EngineError, EngineLoadError
+from voicefleet.worker.engines.protocol import EngineError, EngineLoadError
 
 
 class CosyVoiceError(EngineError):

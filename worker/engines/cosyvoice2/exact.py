@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from worker.engines.cosyvoice2.flow.model import Flow
-from worker.engines.cosyvoice2.rendering import Piece
-from worker.engines.cosyvoice2.session import Chunking, Session, Utterance
-from worker.engines.cosyvoice2.vocoder.model import Vocoder
-from worker.engines.cosyvoice2.vocoder.noise import noise_offset
-from worker.engines.cosyvoice2.vocoder.upstream import Noise, UpstreamStreaming
-from worker.engines.cosyvoice2.voices.speaker import Speaker
-from worker.engines.cosyvoice2.voices.voice import Voice
-from worker.engines.protocol import CannotSpeakError
+from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
+from voicefleet.worker.engines.cosyvoice2.rendering import Piece
+from voicefleet.worker.engines.cosyvoice2.session import Chunking, Session, Utterance
+from voicefleet.worker.engines.cosyvoice2.vocoder.model import Vocoder
+from voicefleet.worker.engines.cosyvoice2.vocoder.noise import noise_offset
+from voicefleet.worker.engines.cosyvoice2.vocoder.upstream import Noise, UpstreamStreaming
+from voicefleet.worker.engines.cosyvoice2.voices.speaker import Speaker
+from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
+from voicefleet.worker.engines.protocol import CannotSpeakError
 
 HOPS = (50, 100)
 """Tokens of the chunks after the first, as upstream's hop of 25 doubles; the last repeats."""

@@ -10,31 +10,35 @@ import structlog
 import torch
 from torch import Tensor
 
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2 import budget, devices
-from worker.engines.cosyvoice2.attention import AttentionCensus
-from worker.engines.cosyvoice2.backends import requirements, tensorrt_estimator, vllm_decoder
-from worker.engines.cosyvoice2.backends.compiling import CompiledGraphs
-from worker.engines.cosyvoice2.backends.interfaces import TokenSource
-from worker.engines.cosyvoice2.backends.recomputing import WholeRenderer, WholeStage
-from worker.engines.cosyvoice2.budget import MIB, Budget, Speed
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.exact import ExactStage
-from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
-from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.hyperparameters import Hyperparameters
-from worker.engines.cosyvoice2.lm import sampling
-from worker.engines.cosyvoice2.lm.decoding import Decoder
-from worker.engines.cosyvoice2.lm.interleave import Interleave, Kind
-from worker.engines.cosyvoice2.pack import checkpoint, model_yaml
-from worker.engines.cosyvoice2.rendering import BlockStage
-from worker.engines.cosyvoice2.session import Session, Utterance
-from worker.engines.cosyvoice2.text.frontend import TextFrontend
-from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
-from worker.engines.cosyvoice2.transfer import to_device
-from worker.engines.cosyvoice2.vocoding import VocoderStage
-from worker.engines.cosyvoice2.voices import catalogue
-from worker.engines.cosyvoice2.voices.speaker import (
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2 import budget, devices
+from voicefleet.worker.engines.cosyvoice2.attention import AttentionCensus
+from voicefleet.worker.engines.cosyvoice2.backends import (
+    requirements,
+    tensorrt_estimator,
+    vllm_decoder,
+)
+from voicefleet.worker.engines.cosyvoice2.backends.compiling import CompiledGraphs
+from voicefleet.worker.engines.cosyvoice2.backends.interfaces import TokenSource
+from voicefleet.worker.engines.cosyvoice2.backends.recomputing import WholeRenderer, WholeStage
+from voicefleet.worker.engines.cosyvoice2.budget import MIB, Budget, Speed
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.exact import ExactStage
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.lm import sampling
+from voicefleet.worker.engines.cosyvoice2.lm.decoding import Decoder
+from voicefleet.worker.engines.cosyvoice2.lm.interleave import Interleave, Kind
+from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, model_yaml
+from voicefleet.worker.engines.cosyvoice2.rendering import BlockStage
+from voicefleet.worker.engines.cosyvoice2.session import Session, Utterance
+from voicefleet.worker.engines.cosyvoice2.text.frontend import TextFrontend
+from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
+from voicefleet.worker.engines.cosyvoice2.transfer import to_device
+from voicefleet.worker.engines.cosyvoice2.vocoding import VocoderStage
+from voicefleet.worker.engines.cosyvoice2.voices import catalogue
+from voicefleet.worker.engines.cosyvoice2.voices.speaker import (
     CROSS_LINGUAL,
     INSTRUCT,
     SFT,
@@ -42,9 +46,9 @@ from worker.engines.cosyvoice2.voices.speaker import (
     Speakers,
     modes_of,
 )
-from worker.engines.cosyvoice2.voices.voice import Voice, aligned
-from worker.engines.protocol import EngineInfo, EngineMemory, SegmentLimits
-from worker.voicepacks import Voicepack
+from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice, aligned
+from voicefleet.worker.engines.protocol import EngineInfo, EngineMemory, SegmentLimits
+from voicefleet.worker.voicepacks import Voicepack
 
 log = structlog.get_logger()
 

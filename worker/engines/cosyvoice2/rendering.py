@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.errors import CosyVoiceOOMError
-from worker.engines.cosyvoice2.flow.blocks import BlockRenderer, CacheFullError
-from worker.engines.cosyvoice2.flow.cache import StepInputs
-from worker.engines.cosyvoice2.flow.utterance import Block, Prompt, Rendering
-from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.hyperparameters import FlowSizes
-from worker.engines.cosyvoice2.session import Chunking, Session, Utterance
-from worker.engines.cosyvoice2.vocoding import Rendered, Track, VocoderStage
-from worker.engines.cosyvoice2.voices.speaker import Speaker
-from worker.engines.cosyvoice2.voices.voice import Voice
-from worker.engines.protocol import Samples
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceOOMError
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer, CacheFullError
+from voicefleet.worker.engines.cosyvoice2.flow.cache import StepInputs
+from voicefleet.worker.engines.cosyvoice2.flow.utterance import Block, Prompt, Rendering
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
+from voicefleet.worker.engines.cosyvoice2.session import Chunking, Session, Utterance
+from voicefleet.worker.engines.cosyvoice2.vocoding import Rendered, Track, VocoderStage
+from voicefleet.worker.engines.cosyvoice2.voices.speaker import Speaker
+from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
+from voicefleet.worker.engines.protocol import Samples
 
 LONGEST_SPAN = 4
 """Blocks at once of an utterance that is computed anew each time: 4 s of audio."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from worker.engines.cosyvoice2.session import Session, Utterance
+from voicefleet.worker.engines.cosyvoice2.session import Session, Utterance
 
 RIDE_TOKENS = 50
 """Tokens that a session decodes ahead of its next block where others need the step anyway."""

@@ -4,11 +4,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from worker.engines.cosyvoice2.lm.interleave import Interleave
-from worker.engines.protocol import Mark, TurnSpec
+from voicefleet.worker.engines.cosyvoice2.lm.interleave import Interleave
+from voicefleet.worker.engines.protocol import Mark, TurnSpec
 
 if TYPE_CHECKING:
-    from worker.engines.cosyvoice2.voices.speaker import Conditioning, Speaker
+    from voicefleet.worker.engines.cosyvoice2.voices.speaker import Conditioning, Speaker
 
 SPEAKING_AT_ONCE = 2
 """Utterances of one turn in work: while one is rendered, the next is decoded."""

@@ -1,10 +1,10 @@
 """A turn's segments to the utterances that the model speaks."""
 
-from worker.engines.cosyvoice2.budget import MAX_TOKENS
-from worker.engines.cosyvoice2.loading import Loaded
-from worker.engines.cosyvoice2.session import Session, StreamedText, Utterance
-from worker.engines.cosyvoice2.text.frontend import LONGEST
-from worker.engines.protocol import CannotSpeakError, Mark, Segment
+from voicefleet.worker.engines.cosyvoice2.budget import MAX_TOKENS
+from voicefleet.worker.engines.cosyvoice2.loading import Loaded
+from voicefleet.worker.engines.cosyvoice2.session import Session, StreamedText, Utterance
+from voicefleet.worker.engines.cosyvoice2.text.frontend import LONGEST
+from voicefleet.worker.engines.protocol import CannotSpeakError, Mark, Segment
 
 PIECES_PER_SEGMENT = 1000
 """Utterances are numbered by segment, so that each is the same wherever a turn is taken up."""

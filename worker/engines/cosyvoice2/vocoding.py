@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.transfer import Transfer, to_device
-from worker.engines.cosyvoice2.vocoder.model import Vocoder
-from worker.engines.cosyvoice2.vocoder.noise import noise_offset
-from worker.engines.cosyvoice2.vocoder.source import Cursor
-from worker.engines.cosyvoice2.vocoder.stretch import Stretch, stretched_frames
-from worker.engines.cosyvoice2.vocoder.windows import Window, Windows
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2.transfer import Transfer, to_device
+from voicefleet.worker.engines.cosyvoice2.vocoder.model import Vocoder
+from voicefleet.worker.engines.cosyvoice2.vocoder.noise import noise_offset
+from voicefleet.worker.engines.cosyvoice2.vocoder.source import Cursor
+from voicefleet.worker.engines.cosyvoice2.vocoder.stretch import Stretch, stretched_frames
+from voicefleet.worker.engines.cosyvoice2.vocoder.windows import Window, Windows
 
 WINDOW_LENGTHS = (56, 96)
 """Frames. The shorter serves an utterance's first block, the longer all that follow."""

@@ -14,18 +14,18 @@ from contextlib import contextmanager
 import structlog
 import torch
 
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2 import budget
-from worker.engines.cosyvoice2.errors import CosyVoiceError
-from worker.engines.cosyvoice2.text.frontend import TextFrontend
-from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
-from worker.engines.cosyvoice2.utterances import (
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2 import budget
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceError
+from voicefleet.worker.engines.cosyvoice2.text.frontend import TextFrontend
+from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
+from voicefleet.worker.engines.cosyvoice2.utterances import (
     PAUSE_S,
     PIECES_PER_SEGMENT,
     SPEECH_PER_CHAR,
 )
-from worker.engines.cosyvoice2.voices import catalogue
-from worker.engines.cosyvoice2.voices.speaker import (
+from voicefleet.worker.engines.cosyvoice2.voices import catalogue
+from voicefleet.worker.engines.cosyvoice2.voices.speaker import (
     CROSS_LINGUAL,
     INSTRUCT,
     SFT,
@@ -35,13 +35,13 @@ from worker.engines.cosyvoice2.voices.speaker import (
     find,
     modes_of,
 )
-from worker.engines.cosyvoice2.voices.voice import Voice
-from worker.engines.cosyvoice2_upstream.loading import Upstream, load
-from worker.engines.cosyvoice2_upstream.request import Request
-from worker.engines.cosyvoice2_upstream.turns import Report, TurnThread, Utterance, Work
-from worker.engines.hosting.core import Emit
-from worker.engines.hosting.messages import Audio, Failed
-from worker.engines.protocol import (
+from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
+from voicefleet.worker.engines.cosyvoice2_upstream.loading import Upstream, load
+from voicefleet.worker.engines.cosyvoice2_upstream.request import Request
+from voicefleet.worker.engines.cosyvoice2_upstream.turns import Report, TurnThread, Utterance, Work
+from voicefleet.worker.engines.hosting.core import Emit
+from voicefleet.worker.engines.hosting.messages import Audio, Failed
+from voicefleet.worker.engines.protocol import (
     EngineError,
     EngineInfo,
     EngineMemory,
@@ -51,7 +51,7 @@ from worker.engines.protocol import (
     SegmentLimits,
     TurnSpec,
 )
-from worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks import Voicepack
 
 STEP_S = 0.01
 """A step waits so long for audio, and commands for a step."""

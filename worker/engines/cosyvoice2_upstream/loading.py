@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.voices.speaker import Conditioning
-from worker.engines.cosyvoice2.voices.voice import Voice
-from worker.engines.cosyvoice2_upstream import mending
-from worker.engines.cosyvoice2_upstream.package import import_model_class, stand_ins
-from worker.engines.cosyvoice2_upstream.request import Request, current, working_on
-from worker.engines.protocol import Samples
-from worker.voicepacks import Voicepack
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.voices.speaker import Conditioning
+from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
+from voicefleet.worker.engines.cosyvoice2_upstream import mending
+from voicefleet.worker.engines.cosyvoice2_upstream.package import import_model_class, stand_ins
+from voicefleet.worker.engines.cosyvoice2_upstream.request import Request, current, working_on
+from voicefleet.worker.engines.protocol import Samples
+from voicefleet.worker.voicepacks import Voicepack
 
 Timed = Callable[[str], AbstractContextManager[None]]
 

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 import torch
 
-from worker.engines.cosyvoice2_upstream.request import current, working_on
+from voicefleet.worker.engines.cosyvoice2_upstream.request import current, working_on
 
 Model = Any
 """Upstream's ``CosyVoice2Model``."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from worker.engines.cosyvoice2.errors import CosyVoiceOOMError, CosyVoiceSynthesisError
-from worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
-from worker.engines.cosyvoice2_upstream.request import CancelledError, Request
-from worker.engines.hosting.messages import Audio, Failed, Spoken
-from worker.engines.protocol import EngineError, Mark, Samples
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceOOMError, CosyVoiceSynthesisError
+from voicefleet.worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
+from voicefleet.worker.engines.cosyvoice2_upstream.request import CancelledError, Request
+from voicefleet.worker.engines.hosting.messages import Audio, Failed, Spoken
+from voicefleet.worker.engines.protocol import EngineError, Mark, Samples
 
 Report = Audio | Spoken | Failed
 Work = tuple[Request, Callable[[Request], Iterator[Samples]]]

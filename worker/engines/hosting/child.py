@@ -22,10 +22,10 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from worker import voicepacks
-from worker.engines.hosting.core import Core, Emit
-from worker.engines.hosting.cores import config_of, factory_of
-from worker.engines.hosting.messages import (
+from voicefleet.worker import voicepacks
+from voicefleet.worker.engines.hosting.core import Core, Emit
+from voicefleet.worker.engines.hosting.cores import config_of, factory_of
+from voicefleet.worker.engines.hosting.messages import (
     Alive,
     Cancel,
     Command,
@@ -48,7 +48,7 @@ from worker.engines.hosting.messages import (
     WarmUp,
     pack,
 )
-from worker.engines.protocol import CannotSpeakError, EngineError
+from voicefleet.worker.engines.protocol import CannotSpeakError, EngineError
 
 ALIVE_S: Final = 0.5
 UNSENT_MESSAGES: Final = 1024

@@ -8,9 +8,9 @@ HostedEngine -- Open Push Consumed ... --> reader thread -> loop: commands, then
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
-from worker.engines.hosting.messages import Event
-from worker.engines.protocol import EngineInfo, Segment, TurnSpec
-from worker.voicepacks import Voicepack
+from voicefleet.worker.engines.hosting.messages import Event
+from voicefleet.worker.engines.protocol import EngineInfo, Segment, TurnSpec
+from voicefleet.worker.voicepacks import Voicepack
 
 Emit: TypeAlias = Callable[[Event], None]
 """Says something to the worker. May be called from any method of a core; does not call back."""

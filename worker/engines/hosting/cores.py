@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from worker.config import CosyVoice2Config
-from worker.engines.hosting.core import CoreFactory
-from worker.engines.protocol import EngineLoadError
-from worker.extras import install
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.hosting.core import CoreFactory
+from voicefleet.worker.engines.protocol import EngineLoadError
+from voicefleet.worker.extras import install
 
 
 class CoreSource(NamedTuple):
@@ -23,9 +23,9 @@ class CoreSource(NamedTuple):
 
 
 CORES: Final[Mapping[str, CoreSource]] = {
-    "cosyvoice2": CoreSource("worker.engines.cosyvoice2.core:build", CosyVoice2Config),
+    "cosyvoice2": CoreSource("voicefleet.worker.engines.cosyvoice2.core:build", CosyVoice2Config),
     "cosyvoice2-upstream": CoreSource(
-        "worker.engines.cosyvoice2_upstream.core:build", CosyVoice2Config
+        "voicefleet.worker.engines.cosyvoice2_upstream.core:build", CosyVoice2Config
     ),
 }
 

@@ -8,16 +8,10 @@ import anyio
 import msgspec
 import structlog
 
-from worker.engines.hosting.messages import End, Push, Start
-from worker.engines.hosting.remote import RemoteCore, RemoteTurn
-from worker.engines.protocol import (
-    Chunk,
-    EngineError,
-    EngineInfo,
-    Segment,
-    TurnSpec,
-)
-from worker.voicepacks import Voicepack
+from voicefleet.worker.engines.hosting.messages import End, Push, Start
+from voicefleet.worker.engines.hosting.remote import RemoteCore, RemoteTurn
+from voicefleet.worker.engines.protocol import Chunk, EngineError, EngineInfo, Segment, TurnSpec
+from voicefleet.worker.voicepacks import Voicepack
 
 log = structlog.get_logger()
 

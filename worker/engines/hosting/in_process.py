@@ -8,17 +8,11 @@ import anyio
 import msgspec
 from anyio.lowlevel import checkpoint
 
-from worker.engines.hosting.core import Core
-from worker.engines.hosting.cores import factory_of
-from worker.engines.hosting.messages import Audio, Event, Failed, Spoken
-from worker.engines.protocol import (
-    Chunk,
-    EngineError,
-    EngineInfo,
-    Segment,
-    TurnSpec,
-)
-from worker.voicepacks import Voicepack
+from voicefleet.worker.engines.hosting.core import Core
+from voicefleet.worker.engines.hosting.cores import factory_of
+from voicefleet.worker.engines.hosting.messages import Audio, Event, Failed, Spoken
+from voicefleet.worker.engines.protocol import Chunk, EngineError, EngineInfo, Segment, TurnSpec
+from voicefleet.worker.voicepacks import Voicepack
 
 
 class InProcessEngine:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 import msgspec
 import numpy as np
 
-from worker.engines.protocol import (
+from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     EngineError,
     EngineInfo,

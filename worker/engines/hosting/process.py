@@ -14,9 +14,18 @@ import anyio
 import structlog
 from anyio.abc import Process
 
-from worker.engines.hosting.messages import Logged, Message, ProtocolError, Report, Unpacker, pack
+from voicefleet.worker.engines.hosting.messages import (
+    Logged,
+    Message,
+    ProtocolError,
+    Report,
+    Unpacker,
+    pack,
+)
 
 log = structlog.get_logger()
+
+CHILD: Final = "voicefleet.worker.engines.hosting.child"
 
 STOP_GRACE_S: Final = 2.0
 STATUS_GRACE_S: Final = 1.0
@@ -63,7 +72,7 @@ class EngineProcess(asyncio.Protocol):
                 # It imports what we would, and nothing from the directory it happens to run in.
                 paths = os.pathsep.join(path for path in sys.path if path)
                 made._process = await anyio.open_process(
-                    [sys.executable, "-P", "-m", "worker.engines.hosting.child", *arguments],
+                    [sys.executable, "-P", "-m", CHILD, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=None,
                     stderr=None,

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final, Self
 
-from worker.engines.hosting.messages import (
+from voicefleet.worker.engines.hosting.messages import (
     Alive,
     Audio,
     Cancel,
@@ -24,13 +24,8 @@ from worker.engines.hosting.messages import (
     Warm,
     WarmUp,
 )
-from worker.engines.hosting.process import EngineProcess
-from worker.engines.protocol import (
-    EngineError,
-    EngineInfo,
-    EngineLoadError,
-    TurnSpec,
-)
+from voicefleet.worker.engines.hosting.process import EngineProcess
+from voicefleet.worker.engines.protocol import EngineError, EngineInfo, EngineLoadError, TurnSpec
 
 LOOKS: Final = 4
 """The watchdog looks so often within its time: silence counts only while we could have heard."""

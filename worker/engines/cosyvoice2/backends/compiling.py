@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
 
 T = TypeVar("T")
 

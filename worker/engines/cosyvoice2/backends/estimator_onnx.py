@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, Estimator
-from worker.engines.cosyvoice2.flow.past import NoPast
+from voicefleet.worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, Estimator
+from voicefleet.worker.engines.cosyvoice2.flow.past import NoPast
 
 INPUTS = ("x", "constants", "step", "mask")
 OUTPUT = "velocity"

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.engines.cosyvoice2.flow.past import LeftPast, Past
-from worker.engines.cosyvoice2.lm.language_model import LanguageModel
+from voicefleet.worker.engines.cosyvoice2.flow.past import LeftPast, Past
+from voicefleet.worker.engines.cosyvoice2.lm.language_model import LanguageModel
 
 
 class TokenSource(Protocol):

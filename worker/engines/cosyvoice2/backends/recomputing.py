@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.flow.blocks import BlockRenderer
-from worker.engines.cosyvoice2.flow.cache import SPARE_PAGE, SPARE_STATE
-from worker.engines.cosyvoice2.flow.model import Flow
-from worker.engines.cosyvoice2.flow.utterance import Prompt, Rendering
-from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.rendering import USUAL_BLOCKS, BlockStage
-from worker.engines.cosyvoice2.vocoding import VocoderStage
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from voicefleet.worker.engines.cosyvoice2.flow.cache import SPARE_PAGE, SPARE_STATE
+from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
+from voicefleet.worker.engines.cosyvoice2.flow.utterance import Prompt, Rendering
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2.rendering import USUAL_BLOCKS, BlockStage
+from voicefleet.worker.engines.cosyvoice2.vocoding import VocoderStage
 
 
 class WholeRenderer(BlockRenderer):

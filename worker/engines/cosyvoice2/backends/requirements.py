@@ -6,8 +6,8 @@ from types import ModuleType
 
 import torch
 
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 
 VLLM = (0, 11)
 """The first with the engine that upstream's documentation names, and nothing but it."""

@@ -22,10 +22,13 @@ import structlog
 import torch
 from torch import Tensor, nn
 
-from worker.engines.cosyvoice2.backends import estimator_onnx, requirements
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError, CosyVoiceSynthesisError
-from worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, Estimator
-from worker.engines.cosyvoice2.flow.past import LeftPast, NoPast, Past
+from voicefleet.worker.engines.cosyvoice2.backends import estimator_onnx, requirements
+from voicefleet.worker.engines.cosyvoice2.errors import (
+    CosyVoiceInitializationError,
+    CosyVoiceSynthesisError,
+)
+from voicefleet.worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, Estimator
+from voicefleet.worker.engines.cosyvoice2.flow.past import LeftPast, NoPast, Past
 
 log = structlog.get_logger()
 

@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.config import CosyVoice2Config
-from worker.engines.cosyvoice2 import budget
-from worker.engines.cosyvoice2.backends import requirements, vllm_model
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.lm.language_model import CONTROL_TOKENS, LanguageModel
-from worker.engines.cosyvoice2.lm.qwen2 import KVCache
+from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2 import budget
+from voicefleet.worker.engines.cosyvoice2.backends import requirements, vllm_model
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.lm.language_model import CONTROL_TOKENS, LanguageModel
+from voicefleet.worker.engines.cosyvoice2.lm.qwen2 import KVCache
 
 WORKING_BYTES = 3 * 2**30
 """For vLLM's activations and graphs, beside weights and cache."""

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from worker.engines.cosyvoice2.hyperparameters import LanguageModelSizes
-from worker.engines.cosyvoice2.lm.language_model import CONTROL_TOKENS
-from worker.engines.cosyvoice2.pack import weights
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import LanguageModelSizes
+from voicefleet.worker.engines.cosyvoice2.lm.language_model import CONTROL_TOKENS
+from voicefleet.worker.engines.cosyvoice2.pack import weights
 
 ARCHITECTURE = "VoicefleetSpeechLM"
 

@@ -20,16 +20,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.flow.cache import (
+from voicefleet.worker.engines.cosyvoice2.flow.cache import (
     SPARE_PAGE,
     SPARE_STATE,
     START_STATE,
     FlowCache,
     StepInputs,
 )
-from worker.engines.cosyvoice2.flow.model import NOISE_FRAMES, Flow
-from worker.engines.cosyvoice2.flow.utterance import Block, Prompt, Rendering
-from worker.engines.cosyvoice2.hyperparameters import FlowSizes
+from voicefleet.worker.engines.cosyvoice2.flow.model import NOISE_FRAMES, Flow
+from voicefleet.worker.engines.cosyvoice2.flow.utterance import Block, Prompt, Rendering
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 
 class CacheFullError(RuntimeError):

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS
-from worker.engines.cosyvoice2.flow.past import CONTEXT, FlowPast, additive
-from worker.engines.cosyvoice2.hyperparameters import FlowSizes
+from voicefleet.worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS
+from voicefleet.worker.engines.cosyvoice2.flow.past import CONTEXT, FlowPast, additive
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 SPARE_PAGE = 0
 """Stands where a row has no page, and takes what rows without an utterance write."""

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.engines.cosyvoice2.flow.layers import (
+from voicefleet.worker.engines.cosyvoice2.flow.layers import (
     WindowConv1d,
     attend,
     split_heads,
     window_weight,
     windows,
 )
-from worker.engines.cosyvoice2.flow.past import Past
-from worker.engines.cosyvoice2.hyperparameters import EncoderSizes
+from voicefleet.worker.engines.cosyvoice2.flow.past import Past
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import EncoderSizes
 
 
 def distances(queries: int, keys: int, device: torch.device) -> Tensor:

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.engines.cosyvoice2.flow.layers import (
+from voicefleet.worker.engines.cosyvoice2.flow.layers import (
     WindowConv1d,
     attend,
     split_heads,
     window_weight,
     windows,
 )
-from worker.engines.cosyvoice2.flow.past import LeftPast, Past
-from worker.engines.cosyvoice2.hyperparameters import FlowSizes
+from voicefleet.worker.engines.cosyvoice2.flow.past import LeftPast, Past
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 GUIDANCE_ROWS = 2
 """Rows of an utterance: with its conditions, without them."""

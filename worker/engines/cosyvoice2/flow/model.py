@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.engines.cosyvoice2.flow.encoder import Encoder
-from worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, Estimator, moments
-from worker.engines.cosyvoice2.flow.past import FlowPast, whole
-from worker.engines.cosyvoice2.hyperparameters import FlowSizes
+from voicefleet.worker.engines.cosyvoice2.flow.encoder import Encoder
+from voicefleet.worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, Estimator, moments
+from voicefleet.worker.engines.cosyvoice2.flow.past import FlowPast, whole
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 NOISE_FRAMES = 15_000
 """The noise is a fixed table: no utterance is longer, its prompt included (300 s)."""

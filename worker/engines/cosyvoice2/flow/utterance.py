@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from worker.engines.cosyvoice2.hyperparameters import FlowSizes
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 
 @dataclass(eq=False)

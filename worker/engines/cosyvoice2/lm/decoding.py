@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.engines.cosyvoice2.graphs import Graphs
-from worker.engines.cosyvoice2.lm import sampling
-from worker.engines.cosyvoice2.lm.language_model import CONTROL_TOKENS, LanguageModel
-from worker.engines.cosyvoice2.lm.qwen2 import KVCache
-from worker.engines.cosyvoice2.transfer import Transfer, to_device
+from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
+from voicefleet.worker.engines.cosyvoice2.lm import sampling
+from voicefleet.worker.engines.cosyvoice2.lm.language_model import CONTROL_TOKENS, LanguageModel
+from voicefleet.worker.engines.cosyvoice2.lm.qwen2 import KVCache
+from voicefleet.worker.engines.cosyvoice2.transfer import Transfer, to_device
 
 REACH = 256
 """The shortest stretch of the cache that attention looks at; it doubles as sequences grow."""

@@ -7,8 +7,8 @@ text is streamed, text and speech are interleaved instead (``interleave``).
 import torch
 from torch import Tensor, nn
 
-from worker.engines.cosyvoice2.hyperparameters import LanguageModelSizes
-from worker.engines.cosyvoice2.lm.qwen2 import Qwen2
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import LanguageModelSizes
+from voicefleet.worker.engines.cosyvoice2.lm.qwen2 import Qwen2
 
 CONTROL_TOKENS = 3
 _START, _TASK = 0, 1

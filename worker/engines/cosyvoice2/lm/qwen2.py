@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worker.engines.cosyvoice2.hyperparameters import LanguageModelSizes
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import LanguageModelSizes
 
 
 class KVCache:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.engines.cosyvoice2.hyperparameters import Sampling
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import Sampling
 
 DRAWS = 2
 """Uniform numbers that one token takes: one for the nucleus, one for drawing again."""

@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from schemas.fields import excerpt
-from worker.engines.cosyvoice2.pack.hyper_yaml import (
+from voicefleet.schemas.fields import excerpt
+from voicefleet.worker.engines.cosyvoice2.pack.hyper_yaml import (
     Component,
     HyperYamlError,
     Value,

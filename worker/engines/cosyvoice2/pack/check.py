@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.pack import layout, model_yaml
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.pack import layout, model_yaml
 
 
 def check(directory: Path, native_rate: int) -> list[str]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.flow.model import Flow
-from worker.engines.cosyvoice2.hyperparameters import Hyperparameters
-from worker.engines.cosyvoice2.lm.language_model import LanguageModel
-from worker.engines.cosyvoice2.pack import layout, weights
-from worker.engines.cosyvoice2.vocoder.model import Vocoder
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.lm.language_model import LanguageModel
+from voicefleet.worker.engines.cosyvoice2.pack import layout, weights
+from voicefleet.worker.engines.cosyvoice2.vocoder.model import Vocoder
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -15,8 +15,8 @@ from typing import Any, Final, TypeAlias, cast
 import msgspec
 import yaml
 
-from schemas.fields import excerpt
-from worker.plain_yaml import PlainLoader
+from voicefleet.schemas.fields import excerpt
+from voicefleet.worker.plain_yaml import PlainLoader
 
 Value: TypeAlias = Any
 """A scalar, a list, a dict, or one of the two below."""

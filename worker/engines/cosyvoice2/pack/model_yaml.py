@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from worker import plain_yaml
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.hyperparameters import (
+from voicefleet.worker import plain_yaml
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import (
     EncoderSizes,
     EstimatorSizes,
     FlowSizes,
@@ -22,9 +22,9 @@ from worker.engines.cosyvoice2.hyperparameters import (
     Sampling,
     VocoderSizes,
 )
-from worker.engines.cosyvoice2.pack import layout, qwen_config
-from worker.engines.cosyvoice2.pack.arguments import Arguments
-from worker.engines.cosyvoice2.pack.hyper_yaml import HyperYamlError, parse
+from voicefleet.worker.engines.cosyvoice2.pack import layout, qwen_config
+from voicefleet.worker.engines.cosyvoice2.pack.arguments import Arguments
+from voicefleet.worker.engines.cosyvoice2.pack.hyper_yaml import HyperYamlError, parse
 
 _FEATURES = {"n_fft": 1920, "num_mels": 80, "hop_size": 480, "win_size": 1920, "fmin": 0}
 """The mel spectrogram of prompts, which the engine computes with these values only."""

@@ -5,7 +5,7 @@ Upstream's own loader reads them too.
 
 import json
 
-from worker.engines.cosyvoice2.hyperparameters import Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import Hyperparameters
 
 
 def model_yaml(sizes: Hyperparameters) -> str:

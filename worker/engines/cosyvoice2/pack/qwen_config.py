@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.hyperparameters import LanguageModelSizes
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import LanguageModelSizes
 
 
 class _Qwen(msgspec.Struct, frozen=True, kw_only=True):

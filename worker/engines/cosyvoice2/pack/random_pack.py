@@ -15,16 +15,16 @@ import torch
 import yaml
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
-from worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
-from worker.engines.cosyvoice2.pack import (
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.pack import (
     checkpoint,
     layout,
     published_yaml,
     random_weights,
     stand_ins,
 )
-from worker.engines.cosyvoice2.voices import files as voice_files
-from worker.engines.cosyvoice2.voices import voice
+from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files
+from voicefleet.worker.engines.cosyvoice2.voices import voice
 
 MODELS: Final = {"cosyvoice2-tiny": TINY, "cosyvoice2-full": Hyperparameters()}
 """The packs that can be asked for, by model id."""

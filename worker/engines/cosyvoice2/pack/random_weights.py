@@ -13,8 +13,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.hyperparameters import Hyperparameters
-from worker.engines.cosyvoice2.pack import checkpoint, layout
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import Hyperparameters
+from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, layout
 
 F0_HZ: Final = 150.0
 """The pitch of a random voice: an untouched predictor says unvoiced."""

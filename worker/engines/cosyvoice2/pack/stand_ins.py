@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import onnx
 
-from worker.engines.cosyvoice2.text.tokenizer import CONTROL
+from voicefleet.worker.engines.cosyvoice2.text.tokenizer import CONTROL
 
 SPEECH_TOKENS = 6561
 _OPSET = 17

@@ -15,11 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from schemas.fields import excerpt
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.pack import layout
-from worker.engines.cosyvoice2.pack.tensors import is_plain
-from worker.engines.cosyvoice2.vocoder.weight_norm import fold_weight_norm
+from voicefleet.schemas.fields import excerpt
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.pack import layout
+from voicefleet.worker.engines.cosyvoice2.pack.tensors import is_plain
+from voicefleet.worker.engines.cosyvoice2.vocoder.weight_norm import fold_weight_norm
 
 UNUSED: Final = re.compile(
     r"llm\.model\.lm_head\.weight"  # predicts text, which nobody asks for

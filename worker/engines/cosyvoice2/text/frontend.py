@@ -9,9 +9,9 @@ import unicodedata
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.text import numerals
-from worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.text import numerals
+from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
 
 Normaliser = Literal["builtin", "wetext", "none"]
 

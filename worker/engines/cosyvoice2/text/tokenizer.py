@@ -11,7 +11,7 @@ from typing import cast
 import msgspec
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 
 END_OF_PROMPT = "<|endofprompt|>"
 """Stands between an instruction and the text that is spoken."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from worker.engines.cosyvoice2.hyperparameters import VocoderSizes
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import VocoderSizes
 
 LAYERS = 5
 """Each looks one frame to either side."""

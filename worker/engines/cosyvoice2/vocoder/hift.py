@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.engines.cosyvoice2.hyperparameters import VocoderSizes
-from worker.engines.cosyvoice2.vocoder.extent import Extent
-from worker.engines.cosyvoice2.vocoder.f0 import F0Predictor
-from worker.engines.cosyvoice2.vocoder.source import HarmonicSource
-from worker.engines.cosyvoice2.vocoder.spectrum import InverseSpectrum, Spectrum
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import VocoderSizes
+from voicefleet.worker.engines.cosyvoice2.vocoder.extent import Extent
+from voicefleet.worker.engines.cosyvoice2.vocoder.f0 import F0Predictor
+from voicefleet.worker.engines.cosyvoice2.vocoder.source import HarmonicSource
+from voicefleet.worker.engines.cosyvoice2.vocoder.spectrum import InverseSpectrum, Spectrum
 
 LARGEST_MAGNITUDE = 100.0
 LAST_SLOPE = 0.01

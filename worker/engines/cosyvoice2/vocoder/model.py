@@ -8,11 +8,11 @@ is that of the whole utterance rendered at once, whatever the windows. ``vocoder
 import torch
 from torch import Tensor
 
-from worker.engines.cosyvoice2.hyperparameters import VocoderSizes
-from worker.engines.cosyvoice2.vocoder.extent import Extent
-from worker.engines.cosyvoice2.vocoder.hift import HiFT, Snake
-from worker.engines.cosyvoice2.vocoder.noise import noise_table, read_noise
-from worker.engines.cosyvoice2.vocoder.source import Cursor
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import VocoderSizes
+from voicefleet.worker.engines.cosyvoice2.vocoder.extent import Extent
+from voicefleet.worker.engines.cosyvoice2.vocoder.hift import HiFT, Snake
+from voicefleet.worker.engines.cosyvoice2.vocoder.noise import noise_table, read_noise
+from voicefleet.worker.engines.cosyvoice2.vocoder.source import Cursor
 
 
 class Vocoder(HiFT):

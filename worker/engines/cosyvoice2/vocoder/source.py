@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worker.engines.cosyvoice2.hyperparameters import VocoderSizes
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import VocoderSizes
 
 
 class Cursor(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.engines.cosyvoice2.vocoder.extent import Extent
+from voicefleet.worker.engines.cosyvoice2.vocoder.extent import Extent
 
 
 def _bases(size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,8 +9,8 @@ from functools import cache
 from math import prod
 from typing import NamedTuple
 
-from worker.engines.cosyvoice2.hyperparameters import VocoderSizes
-from worker.engines.cosyvoice2.vocoder.f0 import LAYERS
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import VocoderSizes
+from voicefleet.worker.engines.cosyvoice2.vocoder.f0 import LAYERS
 
 
 @dataclass(frozen=True, slots=True)

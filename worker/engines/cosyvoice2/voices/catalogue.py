@@ -1,10 +1,10 @@
 """All voices of a pack, wherever they come from."""
 
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.voices import files
-from worker.engines.cosyvoice2.voices.enrol import enrol
-from worker.engines.cosyvoice2.voices.voice import Voice
-from worker.voicepacks import Voicepack
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.voices import files
+from voicefleet.worker.engines.cosyvoice2.voices.enrol import enrol
+from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
+from voicefleet.worker.voicepacks import Voicepack
 
 
 def voices(pack: Voicepack) -> dict[str, Voice]:

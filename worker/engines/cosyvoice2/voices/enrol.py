@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.voices.prompt import PromptReader, read_recording
-from worker.engines.cosyvoice2.voices.voice import Voice, aligned
-from worker.voicepacks import Voicepack
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.voices.prompt import PromptReader, read_recording
+from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice, aligned
+from voicefleet.worker.voicepacks import Voicepack
 
 SPEAKER_ENCODER = "campplus.onnx"
 SPEECH_TOKENIZER = "speech_tokenizer_v2.onnx"

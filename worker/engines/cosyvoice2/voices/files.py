@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.fields import excerpt
-from worker.engines.cosyvoice2.voices.voice import (
+from voicefleet.schemas.fields import excerpt
+from voicefleet.worker.engines.cosyvoice2.voices.voice import (
     FOLDER,
     FORMAT,
     SUFFIX,
@@ -172,7 +172,7 @@ def sft_speakers(path: Path) -> dict[str, Voice]:
 def _speaker(name: str, entry: Mapping[str, Any]) -> Voice:
     import torch  # noqa: PLC0415  (only this file needs it)
 
-    from worker.engines.cosyvoice2.pack.tensors import is_plain  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.pack.tensors import is_plain  # noqa: PLC0415
 
     def array(field: str, dtype: type[np.generic]) -> NDArray[Any]:
         """Upstream's tensors have a batch of one in front; an old embedding may have none."""

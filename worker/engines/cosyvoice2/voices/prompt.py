@@ -13,9 +13,9 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceInitializationError
-from worker.engines.cosyvoice2.voices import features
-from worker.engines.cosyvoice2.voices.voice import checked_tokens
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.voices import features
+from voicefleet.worker.engines.cosyvoice2.voices.voice import checked_tokens
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]

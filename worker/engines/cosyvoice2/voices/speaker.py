@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.engines.cosyvoice2.errors import CosyVoiceOOMError
-from worker.engines.cosyvoice2.text.frontend import TextFrontend
-from worker.engines.cosyvoice2.voices.voice import Voice
-from worker.engines.protocol import CannotSpeakError, TurnSpec
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceOOMError
+from voicefleet.worker.engines.cosyvoice2.text.frontend import TextFrontend
+from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
+from voicefleet.worker.engines.protocol import CannotSpeakError, TurnSpec
 
 ZERO_SHOT, CROSS_LINGUAL, INSTRUCT, SFT = "zero_shot", "cross_lingual", "instruct", "sft"
 

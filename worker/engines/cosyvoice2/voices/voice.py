@@ -12,8 +12,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from worker.engines.cosyvoice2.hyperparameters import FlowSizes
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]

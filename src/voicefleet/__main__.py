@@ -1,0 +1,7 @@
+"""``python -m voicefleet``: the same as the command ``voicefleet``."""
+
+import sys
+
+from voicefleet.producer.cli import main
+
+sys.exit(main())

@@ -24,7 +24,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 
 test-engine: $(VENV)/installed-engine
-	$(BIN)/pytest tests/cosyvoice2 -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest tests/worker/engines/cosyvoice2 -n 2 --dist loadfile $(ARGS)
 
 types: $(VENV)/installed-engine  # torch and the others have types that the engine is checked against
 	$(BIN)/pyright

@@ -9,11 +9,9 @@ import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from bench import fuzz as fuzz_command
 from bench import machine, table
 from bench.cosyvoice import commands as engine_commands
 from bench.load import commands as load_commands
-from bench.ordeal import command as chaos_command
 from bench.plan import QUICK, Plan
 from bench.report import Record, Report
 
@@ -26,8 +24,6 @@ RESULTS: Final = Path(__file__).parent / "results"
 app = App(name="bench", help="Measure the fleet against its targets.", help_format="plaintext")
 app.command(engine_commands.engine)
 app.command(engine_commands.gpu)
-app.command(chaos_command.chaos)
-app.command(fuzz_command.fuzz)
 app.command(load_commands.scale)
 app.command(load_commands.soak)
 app.command(load_commands.overload)

@@ -25,10 +25,10 @@ from bench.cosyvoice.operations import Operations, Tally, counted_synchronisatio
 from bench.cosyvoice.packs import PackName, pack_of
 from bench.cosyvoice.plan import ALONE, EnginePlan, Part
 from bench.report import Figure, Report, figure
-from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.hosting.cores import factory_of
 from voicefleet.worker.engines.protocol import EngineError
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 AIMS: Final = {"1": 60.0, "16": 150.0, "64": 300.0, "stop": 20.0, "underruns": 0.0, "rtf": 1 / 150}
 """On one H100 at full size: ms to the first audio (p95) by sessions, and other aims."""

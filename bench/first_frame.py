@@ -22,13 +22,13 @@ from bench.report import Report, figure, percentile_figures
 from bench.resp import Connection, pack
 from bench.testbed import TONE, Testbed, testbed
 from voicefleet.schemas.request import Request, TextPiece
-from voicefleet.worker import voicepacks
 from voicefleet.worker.audio.chain import AudioChain
-from voicefleet.worker.config import AudioConfig, ToneConfig
+from voicefleet.worker.config.sections import AudioConfig, ToneConfig
 from voicefleet.worker.engines.protocol import TurnSpec
-from voicefleet.worker.engines.resident import Resident
-from voicefleet.worker.engines.tone import ToneEngine
+from voicefleet.worker.engines.tone.engine import ToneEngine
+from voicefleet.worker.models.loaded_model import Resident
 from voicefleet.worker.text.feed import TextFeed
+from voicefleet.worker.voicepacks import voicepack
 
 MODEL: Final = "tone-test"
 TEXT: Final = "Hi."
@@ -107,7 +107,7 @@ def _probe(bed: Testbed, client: Connection, reader: Connection, session: str) -
 
 async def _engine_ms() -> float:
     """The median time to make a first chunk of frames of the probe's request."""
-    packs = voicepacks.discover(voicepacks.default_directory(""))
+    packs = voicepack.discover(voicepack.default_directory(""))
     engine = ToneEngine(packs[MODEL], ToneConfig())
     await engine.load()
     gain = await Resident(engine, packs[MODEL], AudioConfig()).gain(engine.info.default_voice)

@@ -22,7 +22,7 @@ from bench.engine import AIMS
 from bench.percentiles import Percentiles
 from bench.report import Figure, Report, figure
 from bench.testbed import ROOT, Testbed, testbed
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 CONFIG: Final = ROOT / "configs/cosyvoice2.yaml"
 _READY_S: Final = 240.0

@@ -15,7 +15,7 @@ from bench.report import Figure, Report, percentile_figures
 from bench.steady_state import SteadyState, observe
 from bench.testbed import TONE, testbed
 from voicefleet.schemas.audio import FRAME_MS
-from voicefleet.worker.config import WorkerConfig
+from voicefleet.worker.config.sections import WorkerConfig
 
 MODEL: Final = "tone-test"
 JUDGED_AT: Final = 64

@@ -12,7 +12,7 @@ from bench.listener import Listener
 from bench.resp import Connection
 from bench.testbed import Testbed
 from voicefleet.schemas.request import MAX_TEXT
-from voicefleet.worker.engines.tone import SECONDS_PER_CHAR
+from voicefleet.worker.engines.tone.engine import SECONDS_PER_CHAR
 
 _SENTENCES: Final = (
     "The fleet speaks for as long as it is asked to. ",

@@ -28,7 +28,7 @@ from bench.report import Figure, Report, figure
 from bench.resp import Connection, pack
 from bench.testbed import PIPER, Testbed, testbed
 from voicefleet.schemas.audio import FRAME_MS
-from voicefleet.worker import voicepacks
+from voicefleet.worker.voicepacks import voicepack
 
 MODEL: Final = "piper-en-joe"
 TARGET_RATIO: Final = 1.1
@@ -51,7 +51,7 @@ ALL_CORES: Final = "piper command line, all cores"
 
 def run(plan: Plan) -> Report:
     """Have each text spoken by each of them, ``plan.rounds`` times."""
-    pack_of_voice = voicepacks.discover(voicepacks.default_directory(""))[MODEL]
+    pack_of_voice = voicepack.discover(voicepack.default_directory(""))[MODEL]
     model, rate = pack_of_voice.file("model"), pack_of_voice.native_rate
     cpu = core_to_pin()
     with (

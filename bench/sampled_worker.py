@@ -12,7 +12,7 @@ import msgspec
 
 from bench.sampler import Sampler
 from bench.testbed import ROOT
-from voicefleet.producer.cli import main
+from voicefleet.cli import main
 
 
 def sample(path: Path, arguments: list[str]) -> int:

@@ -23,8 +23,8 @@ from bench.load.point import FULL, PROBE_TEXT, PROBES_PER_S, STEADY_MS, WINDOW_S
 from bench.load.sizing import Costs, Need
 from bench.report import Figure, Report, figure
 from voicefleet.schemas.keys import Keys
-from voicefleet.worker.config import WorkerConfig
-from voicefleet.worker.registry import LOOK_AROUND_BEATS
+from voicefleet.worker.config.sections import WorkerConfig
+from voicefleet.worker.heartbeat import LOOK_AROUND_BEATS
 
 _TURN_CALLERS: Final = 8
 _LOOK_S: Final = 0.1

@@ -13,8 +13,8 @@ import msgspec
 import psutil
 
 from bench.resp import Connection
+from voicefleet.cli.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
-from voicefleet.wire.embedded import EmbeddedServer
 
 ROOT: Final = Path(__file__).parent.parent
 TONE: Final = ROOT / "configs/tone.yaml"

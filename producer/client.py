@@ -9,8 +9,8 @@ from typing import Self, Unpack
 import anyio
 
 from voicefleet.producer.discovery import Capacity, Discovery, Worker
-from voicefleet.producer.reader import Readers
-from voicefleet.producer.server import Server
+from voicefleet.producer.reading.reader import Readers
+from voicefleet.producer.redis_client import Server
 from voicefleet.producer.session import Session, SpeakOptions
 from voicefleet.producer.turn import Context, Turn
 from voicefleet.schemas import Keys, ModelRecord, SessionRecord

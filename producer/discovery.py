@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from voicefleet.producer.server import Server
+from voicefleet.producer.redis_client import Server
 from voicefleet.schemas import FieldError, Keys, ModelRecord, SessionRecord, WorkerRecord
 from voicefleet.schemas.records import decode
 

@@ -4,8 +4,8 @@ import uuid
 from collections.abc import AsyncIterable
 from typing import TypedDict, Unpack
 
-from voicefleet.producer.listener import Listener
-from voicefleet.producer.position import from_turn as place_of_turn
+from voicefleet.producer.reading.listener import Listener
+from voicefleet.producer.reading.position import from_turn as place_of_turn
 from voicefleet.producer.turn import Context, Order, StreamedTurn, Turn
 from voicefleet.schemas import EntryId, Level, Request, SessionRecord, StopThrough, Wish
 from voicefleet.schemas.control import decode as decode_wish

@@ -7,8 +7,8 @@ from typing import cast
 import anyio
 
 from voicefleet.producer.errors import ServerRefused, VoiceFleetError
-from voicefleet.producer.server import Server
-from voicefleet.producer.subscription import Subscription
+from voicefleet.producer.reading.subscription import Subscription
+from voicefleet.producer.redis_client import Server
 from voicefleet.schemas import TextPiece
 from voicefleet.schemas.request import MAX_TEXT
 

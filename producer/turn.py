@@ -17,10 +17,10 @@ from voicefleet.producer.errors import (
     VoiceFleetError,
     raise_for_end,
 )
-from voicefleet.producer.position import continuity_after, first
-from voicefleet.producer.reader import Readers
-from voicefleet.producer.server import Server
-from voicefleet.producer.subscription import Subscription
+from voicefleet.producer.reading.position import continuity_after, first
+from voicefleet.producer.reading.reader import Readers
+from voicefleet.producer.reading.subscription import Subscription
+from voicefleet.producer.redis_client import Server
 from voicefleet.producer.text import TextWriter, pump
 from voicefleet.schemas import AudioEntry, End, EntryId, Frame, Keys, Request, Start, TextPiece
 

@@ -16,9 +16,9 @@ from hypothesis import settings
 from redis.asyncio import Redis, from_url
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
-from tests.fleet import Orchestrator
-from tests.key_leaks import KeyLeaks
-from tests.servers import BACKENDS, Servers, UnavailableError, at_hand
+from tests.harness.fleet import Orchestrator
+from tests.harness.key_leaks import KeyLeaks
+from tests.harness.servers import BACKENDS, Servers, UnavailableError, at_hand
 from voicefleet.wire.endpoint import RedisConfig, resolve
 
 settings.register_profile("default", deadline=None, max_examples=50)

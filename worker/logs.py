@@ -22,7 +22,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from voicefleet.worker.config import LoggingConfig
+from voicefleet.worker.config.sections import LoggingConfig
 
 bound = bound_contextvars
 """Binds fields to every line of a block, in the tasks and threads that it starts too."""

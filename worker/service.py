@@ -19,25 +19,25 @@ from voicefleet.schemas.request import SAMPLE_RATES
 from voicefleet.wire.connect import Topology, connect
 from voicefleet.wire.endpoint import Endpoint, resolve
 from voicefleet.wire.link import LinkClosedError
-from voicefleet.wire.switchboard import Switchboard
-from voicefleet.worker import voicepacks
-from voicefleet.worker.backlog import Backlog
-from voicefleet.worker.clock import ServerClock
-from voicefleet.worker.config import Config
-from voicefleet.worker.custody import Custody
+from voicefleet.wire.router import Switchboard
+from voicefleet.worker.config.sections import Config
+from voicefleet.worker.context import Rooms
+from voicefleet.worker.control.key_watch import KeyWatch
 from voicefleet.worker.drain import Drain, obeying_signals
 from voicefleet.worker.engines.protocol import EngineInfo
-from voicefleet.worker.engines.registry import slots_of
-from voicefleet.worker.intake import Intake
-from voicefleet.worker.ledger import Ledger
+from voicefleet.worker.heartbeat import Registry
+from voicefleet.worker.intake.intake import Intake
+from voicefleet.worker.intake.pending_reconciler import Custody
 from voicefleet.worker.loop_monitor import LoopMonitor
-from voicefleet.worker.publisher import Publisher
-from voicefleet.worker.registry import Registry
-from voicefleet.worker.residency import Residency
-from voicefleet.worker.rooms import Rooms
-from voicefleet.worker.slots import Slots
+from voicefleet.worker.models.engine_registry import slots_of
+from voicefleet.worker.models.pool import Residency
+from voicefleet.worker.models.slots import Slots
+from voicefleet.worker.publish.publisher import Publisher
 from voicefleet.worker.stats import Stats
-from voicefleet.worker.watch import KeyWatch
+from voicefleet.worker.store.backlog import Backlog
+from voicefleet.worker.store.clock import ServerClock
+from voicefleet.worker.store.ledger import Ledger
+from voicefleet.worker.voicepacks import voicepack
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -70,9 +70,7 @@ class Service:
         self._started = time.time()
         name = worker_name(config)
         keys = Keys(config.redis.prefix)
-        packs = voicepacks.discover(
-            voicepacks.default_directory(config.model_manager.voicepacks_dir)
-        )
+        packs = voicepack.discover(voicepack.default_directory(config.model_manager.voicepacks_dir))
         served = config.worker.models
         clock = ServerClock()
         switchboard = self._switchboard = Switchboard(topology)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bench.cosyvoice.operations import Operations, count
-from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import budget
 from voicefleet.worker.engines.cosyvoice2.devices import DTYPES
 from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
@@ -25,7 +25,7 @@ from voicefleet.worker.engines.cosyvoice2.lm.decoding import Decoder
 from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, model_yaml
 from voicefleet.worker.engines.cosyvoice2.rendering import BlockStage
 from voicefleet.worker.engines.cosyvoice2.vocoding import WINDOW_LENGTHS, VocoderStage
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 PROMPT: Final = 120
 """Positions in front of the measured steps: prompt and text."""

@@ -65,7 +65,8 @@ def smoke(gpu: bool, _: tuple[str, ...]) -> Iterator[Step]:
     yield Step("speak tiny", 90, (*module, "speak"))
     if find_spec("pytest") is not None:
         # Without a GPU all of them are skipped, and one file shows that.
-        tests = "tests/cosyvoice2" if gpu else "tests/cosyvoice2/test_gpu.py"
+        folder = "tests/worker/engines/cosyvoice2"
+        tests = folder if gpu else f"{folder}/test_gpu.py"
         command = ("-m", "pytest", tests, "-m", "gpu", "-rs", "-v", "-p", "no:cacheprovider")
         yield Step("tests on the GPU", 150, command)
     if gpu:

@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Final, Literal
 
-from voicefleet.worker import voicepacks
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks import voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 PackName = Literal["tiny", "full"]
 
@@ -22,7 +22,7 @@ def pack_of(name: PackName, directory: Path = KEPT) -> Voicepack:
     folder = directory / "cosyvoice2" / name
     if not (folder / "metadata.yaml").exists():
         random_pack.write(folder, random_pack.MODELS[model], 0, model)
-    return voicepacks.read(folder)
+    return voicepack.read(folder)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from bench.cosyvoice.load import Closed
 from bench.cosyvoice.operations import count
 from bench.cosyvoice.packs import pack_of
 from bench.cosyvoice.trace import device_events
-from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import devices
 
 PACKAGES: Final = (

@@ -16,8 +16,8 @@ import psutil
 from bench.load.probed_worker import Snapshot
 from bench.resp import Connection
 from bench.testbed import ROOT, TONE, Testbed
+from voicefleet.cli.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
-from voicefleet.wire.embedded import EmbeddedServer
 
 MODEL: Final = "tone-test"
 

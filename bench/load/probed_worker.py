@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from voicefleet.producer.cli import main
+from voicefleet.cli import main
 
 MEAN_S: Final = 0.020
 

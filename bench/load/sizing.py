@@ -10,12 +10,12 @@ import psutil
 from bench.cpu_time import CpuMark
 from bench.load.point import Point
 from bench.resp import Connection, pack
+from voicefleet.cli.embedded_server import EmbeddedServer
 from voicefleet.schemas.audio import FRAME_MS
 from voicefleet.schemas.keys import GROUP, Keys
-from voicefleet.wire.embedded import EmbeddedServer
-from voicefleet.worker.config import WorkerConfig
-from voicefleet.worker.registry import LOOK_AROUND_BEATS
-from voicefleet.worker.retention import entries_to_keep
+from voicefleet.worker.config.sections import WorkerConfig
+from voicefleet.worker.heartbeat import LOOK_AROUND_BEATS
+from voicefleet.worker.publish.retention import entries_to_keep
 
 SIZES: Final = (1_000, 10_000, 100_000)
 

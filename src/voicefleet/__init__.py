@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         UnknownModel,
         VoiceFleetError,
     )
-    from voicefleet.producer.listener import Listener
+    from voicefleet.producer.reading.listener import Listener
     from voicefleet.producer.session import Session, SpeakOptions
     from voicefleet.producer.turn import StreamedTurn, Turn
     from voicefleet.producer.wav import WavWriter
@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 _HOMES = (
-    *("producer.client", "producer.discovery", "producer.errors", "producer.listener"),
+    *("producer.client", "producer.discovery", "producer.errors", "producer.reading.listener"),
     *("producer.session", "producer.turn", "producer.wav", "schemas", "wire.endpoint"),
 )
 

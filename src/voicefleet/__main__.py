@@ -2,6 +2,6 @@
 
 import sys
 
-from voicefleet.producer.cli import main
+from voicefleet.cli import main
 
 sys.exit(main())

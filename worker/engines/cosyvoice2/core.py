@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import torch
 
-from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceOOMError
 from voicefleet.worker.engines.cosyvoice2.lm.decoding import LARGEST_BURST
 from voicefleet.worker.engines.cosyvoice2.loading import Loaded, load
@@ -33,7 +33,7 @@ from voicefleet.worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 BURST_S = 0.015
 """A burst of decoding takes about this long: commands wait for it."""

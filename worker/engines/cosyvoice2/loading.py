@@ -10,7 +10,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import budget, devices
 from voicefleet.worker.engines.cosyvoice2.attention import AttentionCensus
 from voicefleet.worker.engines.cosyvoice2.backends import (
@@ -48,7 +48,7 @@ from voicefleet.worker.engines.cosyvoice2.voices.speaker import (
 )
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice, aligned
 from voicefleet.worker.engines.protocol import EngineInfo, EngineMemory, SegmentLimits
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 log = structlog.get_logger()
 

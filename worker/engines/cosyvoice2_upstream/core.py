@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import structlog
 import torch
 
-from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import budget
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceError
 from voicefleet.worker.engines.cosyvoice2.text.frontend import TextFrontend
@@ -51,7 +51,7 @@ from voicefleet.worker.engines.protocol import (
     SegmentLimits,
     TurnSpec,
 )
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 STEP_S = 0.01
 """A step waits so long for audio, and commands for a step."""

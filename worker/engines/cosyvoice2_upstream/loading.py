@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.voices.speaker import Conditioning
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
@@ -22,7 +22,7 @@ from voicefleet.worker.engines.cosyvoice2_upstream import mending
 from voicefleet.worker.engines.cosyvoice2_upstream.package import import_model_class, stand_ins
 from voicefleet.worker.engines.cosyvoice2_upstream.request import Request, current, working_on
 from voicefleet.worker.engines.protocol import Samples
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 Timed = Callable[[str], AbstractContextManager[None]]
 

@@ -22,7 +22,6 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from voicefleet.worker import voicepacks
 from voicefleet.worker.engines.hosting.core import Core, Emit
 from voicefleet.worker.engines.hosting.cores import config_of, factory_of
 from voicefleet.worker.engines.hosting.messages import (
@@ -49,6 +48,7 @@ from voicefleet.worker.engines.hosting.messages import (
     pack,
 )
 from voicefleet.worker.engines.protocol import CannotSpeakError, EngineError
+from voicefleet.worker.voicepacks import voicepack
 
 ALIVE_S: Final = 0.5
 UNSENT_MESSAGES: Final = 1024
@@ -192,8 +192,8 @@ def serve(channel: Channel) -> None:
 
 
 def _load(start: Start, emit: Emit) -> Core:
-    voicepack = voicepacks.read(Path(start.directory))
-    core = factory_of(start.core)(voicepack, config_of(start.core, start.config), emit)
+    pack = voicepack.read(Path(start.directory))
+    core = factory_of(start.core)(pack, config_of(start.core, start.config), emit)
     core.load()
     return core
 

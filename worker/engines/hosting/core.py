@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 
 from voicefleet.worker.engines.hosting.messages import Event
 from voicefleet.worker.engines.protocol import EngineInfo, Segment, TurnSpec
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 Emit: TypeAlias = Callable[[Event], None]
 """Says something to the worker. May be called from any method of a core; does not call back."""

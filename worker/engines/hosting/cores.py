@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.hosting.core import CoreFactory
 from voicefleet.worker.engines.protocol import EngineLoadError
 from voicefleet.worker.extras import install

@@ -11,7 +11,7 @@ import structlog
 from voicefleet.worker.engines.hosting.messages import End, Push, Start
 from voicefleet.worker.engines.hosting.remote import RemoteCore, RemoteTurn
 from voicefleet.worker.engines.protocol import Chunk, EngineError, EngineInfo, Segment, TurnSpec
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 log = structlog.get_logger()
 

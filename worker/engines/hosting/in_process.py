@@ -12,7 +12,7 @@ from voicefleet.worker.engines.hosting.core import Core
 from voicefleet.worker.engines.hosting.cores import factory_of
 from voicefleet.worker.engines.hosting.messages import Audio, Event, Failed, Spoken
 from voicefleet.worker.engines.protocol import Chunk, EngineError, EngineInfo, Segment, TurnSpec
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 
 class InProcessEngine:

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import torch
 
-from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 
 VLLM = (0, 11)

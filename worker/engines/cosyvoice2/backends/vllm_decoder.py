@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import budget
 from voicefleet.worker.engines.cosyvoice2.backends import requirements, vllm_model
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError

@@ -4,7 +4,7 @@ from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationE
 from voicefleet.worker.engines.cosyvoice2.voices import files
 from voicefleet.worker.engines.cosyvoice2.voices.enrol import enrol
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 
 def voices(pack: Voicepack) -> dict[str, Voice]:

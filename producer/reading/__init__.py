@@ -1,0 +1,1 @@
+"""A session's audio stream, read entry by entry without a gap."""

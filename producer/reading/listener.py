@@ -1,0 +1,87 @@
+"""All that a session's audio stream says, from any place in it."""
+
+import weakref
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from voicefleet.producer.reading.continuity import Continuity
+from voicefleet.producer.reading.position import find
+from voicefleet.producer.reading.reader import Readers
+from voicefleet.producer.reading.subscription import Subscription
+from voicefleet.producer.redis_client import Server
+from voicefleet.schemas import AudioEntry, EntryId
+
+
+def _everything(entry: AudioEntry) -> bool:
+    return True
+
+
+class Listener:
+    """Iterates ``Start``, ``Frame`` and ``End`` entries as they come, without an end of its own.
+
+    ``last`` is the id of the last entry that was yielded: a process that is started anew goes on
+    after it, ``session.listen(after=last)``, without a frame lost or doubled.
+
+    Raises on iteration:
+        StreamGap: Entries were trimmed before they were read.
+        ForeignEntry: The stream holds something the protocol does not know.
+    """
+
+    def __init__(
+        self, server: Server, readers: Readers, key: str, place: Continuity | EntryId | str | None
+    ) -> None:
+        self._server = server
+        self._readers = readers
+        self._key = key
+        self._place = place
+        self._opening = anyio.Lock()
+        self._subscription: Subscription | None = None
+        self._closed = False
+        self.last: EntryId | None = None
+
+    async def open(self) -> Self:
+        """Begin to read; iterating does it too. What comes from here on is not missed."""
+        async with self._opening:
+            if self._subscription is None and not self._closed:
+                place = self._place
+                if not isinstance(place, Continuity):
+                    place = await find(self._server, self._key, place)
+                subscription = Subscription(self._key, place, _everything)
+                weakref.finalize(self, subscription.close)
+                self._subscription = subscription
+                await self._readers.subscribe(subscription)
+        return self
+
+    def close(self) -> None:
+        """Stop reading. Iteration then ends."""
+        self._closed = True
+        if self._subscription is not None:
+            self._subscription.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> AudioEntry:
+        if self._subscription is None:
+            await self.open()
+        if self._subscription is None or self._closed:
+            raise StopAsyncIteration
+        try:
+            entry = await self._readers.next(self._subscription)
+        except anyio.ClosedResourceError:
+            raise StopAsyncIteration from None
+        self.last = entry.id
+        return entry
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

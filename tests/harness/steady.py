@@ -1,0 +1,130 @@
+"""A worker that must go on, whatever is put into Redis, and what is looked at to say that it does.
+
+async with steady(url) as fleet:      # one worker, for all tests of a module
+    await fleet.refuse("s1", "speed", speed=9)
+    await fleet.goes_on()
+"""
+
+import itertools
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from redis.asyncio import Redis, from_url
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from tests.harness.fleet import HANG_S, Heard, Orchestrator, serving
+from tests.harness.key_leaks import KeyLeaks
+from tests.harness.servers import Servers, UnavailableError
+
+SECRET = "open sesame"
+"""Part of every text that is sent: it may be spoken, and stand in no error and in no log line."""
+
+TEXT = f"One two, {SECRET}."
+ANSWER_S = 1.0
+TIMES = {"heartbeat_ms": 50, "dead_after_ms": 3000, "lead_ms": 0, "text_timeout_s": 0.3}
+
+
+class Steady(Orchestrator):
+    """A raw orchestrator that looks after its worker, ``w1``. ``logs`` is what that one logged."""
+
+    def __init__(self, redis: Redis, prefix: str, logs: list[EventDict]) -> None:
+        super().__init__(redis, prefix)
+        self.logs = logs
+        self._counter = itertools.count(1)
+
+    def new_session(self) -> str:
+        """A session that no test has used."""
+        return f"s{next(self._counter)}"
+
+    async def put(self, **fields: object) -> str:
+        """XADD these fields and no others; returns the entry's id."""
+        raw: Any = {k: v for k, v in fields.items() if v is not None}
+        return (await self.redis.xadd(self.keys.requests(self.model), raw)).decode()
+
+    async def refuse(self, session: str, complaint: str, **fields: object) -> Heard:
+        """Send a request that is refused in a session that is idle; returns the answer.
+
+        It comes within a second, is the session's next turn, begins with ``complaint``, and the
+        request is off the queue, with a dead letter.
+        """
+        newest = await self.redis.xrevrange(self.keys.audio(session), count=1)
+        turn = int(newest[0][0].split(b"-")[0]) + 1 if newest else 1
+        begun = time.monotonic()
+        entry = await self.put(session=session, **fields)
+        heard = await self.hear(session, turn)
+        assert heard.arrivals[-1] - begun <= ANSWER_S
+        assert (heard.start, heard.end.reason) == (None, "rejected")
+        error = heard.end.error or ""
+        assert error.startswith(complaint)
+        await self.settled()
+        letter = (await self.dead())[-1]
+        assert letter == {
+            "model": self.model,
+            "entry": entry,
+            "session": session,
+            "request": heard.end.request,
+            "reason": "rejected",
+            "error": error,
+            "worker": "w1",
+        }
+        return heard
+
+    async def buried(self, entry: str, *, within_s: float = ANSWER_S) -> dict[str, str]:
+        """Wait for the dead letter of a request that nobody can be answered about."""
+        begun = time.monotonic()
+        with anyio.fail_after(HANG_S):
+            while not (found := [one for one in await self.dead() if one["entry"] == entry]):
+                await anyio.sleep(0.01)
+        assert time.monotonic() - begun <= within_s
+        (letter,) = found
+        return letter
+
+    async def goes_on(self) -> None:
+        """The worker speaks for others, owes nobody an answer, and told nobody what was said."""
+        session = self.new_session()
+        await self.add(session, TEXT)
+        heard = await self.hear(session)
+        assert heard.end.reason == "completed"
+        assert heard.samples.any()
+        await self.settled()
+        pending = await self.redis.xpending(self.keys.requests(self.model), "workers")
+        assert pending["pending"] == 0
+        with anyio.fail_after(HANG_S):
+            while not await self._is_idle():
+                await anyio.sleep(0.01)
+        assert SECRET not in repr(self.logs)
+        if await self.redis.type(self.keys.dead) == b"stream":
+            assert SECRET not in repr(await self.dead())
+
+    async def _is_idle(self) -> bool:
+        record = await self.worker("w1")
+        free, total = record.get("slots_free"), record.get("slots_total")
+        return free == total and record["state"] == "ready"
+
+
+@asynccontextmanager
+async def steady(url: str, **worker: Any) -> AsyncGenerator[Steady]:
+    """A worker under a prefix of its own, and its orchestrator; nothing may be left without TTL."""
+    leaks = KeyLeaks(f"t{secrets.token_hex(5)}")
+    leaks.watch(url)
+    try:
+        with capture_logs() as logs:
+            async with from_url(url) as redis, serving(url, leaks.prefix, **(TIMES | worker)):
+                yield Steady(redis, leaks.prefix, logs)
+    finally:
+        left = leaks.sweep()
+    assert not left, f"left without a TTL: {left}"
+
+
+def module_url(request: pytest.FixtureRequest, servers: Servers) -> str:
+    """``redis_url`` for fixtures that live longer than a test."""
+    try:
+        return servers.url(str(request.config.getoption("--backend")))
+    except UnavailableError as error:
+        pytest.skip(str(error))

@@ -1,0 +1,766 @@
+"""The outbox: numbers without a gap, whatever the server answers, forgets or keeps to itself."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voicefleet.wire.link import Argument, Command
+from voicefleet.worker.publish import outbox as module
+from voicefleet.worker.publish.outbox import (
+    FREE_RUN_FRAMES,
+    READ_AHEAD_FRAMES,
+    Fate,
+    Opening,
+    Outbox,
+)
+from voicefleet.worker.publish.retention import FASTER_KEPT_S, Retention, entries_to_keep
+from voicefleet.worker.store import scripts
+from voicefleet.worker.store.clock import ServerClock
+from voicefleet.worker.synthesis.turn import TurnFrame
+
+pytestmark = pytest.mark.anyio
+
+KEYS = ("lease", "audio", "session", "spoken")
+RETENTION = Retention(audio_ttl_s=120.0, audio_window_s=60.0, resend_window_s=5.0)
+START = {"request": "r", "voice": "tone-a"}
+
+
+class Call:
+    """A command of the publisher's, read back."""
+
+    def __init__(self, command: Command) -> None:
+        _, sha, count, *rest = command
+        self.is_append = sha == scripts.APPEND.sha
+        assert self.is_append or sha == scripts.FINISH.sha
+        self.keys, args = rest[: int(count)], rest[int(count) :]
+        self.epoch, self.turn, self.n = args[0], args[1], int(args[2])
+        self.entries: list[list[Argument]] = []
+        if self.is_append:
+            self.ttl, self.keep, self.resume = args[3:6]
+            fields = int(args[6])
+            self.record = dict(zip(args[7 : 7 + fields : 2], args[8 : 7 + fields : 2], strict=True))
+            at = 7 + fields
+            while at < len(args):
+                width = int(args[at])
+                self.entries.append(list(args[at + 1 : at + 1 + width]))
+                at += 1 + width
+        else:
+            self.ttl, self.has_text, self.keep = args[3:6]
+            self.end = dict(zip(args[6::2], args[7::2], strict=True))
+
+    @property
+    def numbers(self) -> list[int]:
+        return list(range(self.n, self.n + len(self.entries)))
+
+
+class Server:
+    """One turn on a server that follows ``append.lua`` and ``finish.lua``."""
+
+    def __init__(self, last: int = -1) -> None:
+        self.stream: dict[int, list[Argument]] = {n: ["earlier"] for n in range(last + 1)}
+        self.ended: int | None = None
+        self.fault = 0
+
+    @property
+    def last(self) -> int:
+        return next(reversed(self.stream), -1)
+
+    def run(self, calls: list[Call]) -> list[int]:
+        return [self.fault or (self._append(c) if c.is_append else self._finish(c)) for c in calls]
+
+    def forget(self, count: int) -> None:
+        for _ in range(count):
+            self.stream.popitem()
+        self.ended = None
+
+    def _append(self, call: Call) -> int:
+        if call.n <= self.last + 1:
+            for n, entry in zip(call.numbers, call.entries, strict=True):
+                if n > self.last:
+                    self.stream[n] = entry
+        return self.last
+
+    def _finish(self, call: Call) -> int:
+        if self.ended is not None:
+            return call.n
+        if self.last != call.n - 1 and not (call.n == 1 and self.last == -1):
+            return self.last
+        self.ended = call.n
+        return call.n
+
+
+def box(lead_ms: int = 0, last: int = -1, text_key: str | None = None, heard: int = -1) -> Outbox:
+    opening = Opening(
+        session="s",
+        keys=KEYS,
+        text_key=text_key,
+        request="r",
+        epoch="77",
+        turn=3,
+        last=last,
+        added_ms=0,
+        heard=heard,
+    )
+    return Outbox(opening, lead_ms, RETENTION, ServerClock())
+
+
+def frames(first: int, count: int) -> list[TurnFrame]:
+    return [TurnFrame(n, b"frame %d" % n) for n in range(first, first + count)]
+
+
+def collect(outbox: Outbox, tick: int = 0) -> list[Call]:
+    return [Call(command) for command in outbox.collect(tick)]
+
+
+def flush(outbox: Outbox, server: Server, tick: int = 0) -> list[Call]:
+    calls = collect(outbox, tick)
+    if calls:
+        outbox.confirm(server.run(calls))
+    return calls
+
+
+def sent(calls: list[Call]) -> list[int]:
+    return [n for call in calls if call.is_append for n in call.numbers]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """The outbox's own time, in seconds: it moves when the test says so."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+class TestNumbers:
+    async def test_begin_with_the_start_and_end_with_the_end(self) -> None:
+        outbox, server = box(), Server()
+        outbox.start(START)
+        await outbox.put(frames(1, 3))
+        outbox.close("completed")
+        append, finish = flush(outbox, server)
+        assert (append.epoch, append.turn, append.keys) == ("77", 3, list(KEYS))
+        assert append.numbers == [0, 1, 2, 3]
+        assert append.entries[0] == ["event", "start", "request", "r", "voice", "tone-a"]
+        assert append.entries[1] == ["pcm", b"frame 1"]
+        assert finish.n == 4
+        assert finish.end["reason"] == "completed"
+        assert finish.end["frames"] == 3
+        assert "error" not in finish.end
+        assert await outbox.settled() is Fate.ENDED
+        assert outbox.frames == 3
+        assert collect(outbox) == []
+
+    async def test_the_start_leaves_alone_and_before_everything(self) -> None:
+        outbox, server = box(lead_ms=100), Server()
+        outbox.start(START)
+        assert sent(flush(outbox, server)) == [0]
+        await outbox.put(frames(1, 1))
+        assert sent(flush(outbox, server)) == [1]
+
+    async def test_text_and_resume_points_go_with_their_frame(self) -> None:
+        outbox, server = box(lead_ms=40), Server()
+        outbox.start(START)
+        await outbox.put([TurnFrame(1, b"x", "Hello.", b"[1]"), *frames(2, 1)])
+        await outbox.put([TurnFrame(3, b"y", "There.", b"[2]")])
+        (first,) = flush(outbox, server)
+        assert first.entries[1:] == [["pcm", b"x", "text", "Hello."], ["pcm", b"frame 2"]]
+        assert first.resume == b"[1]"
+        (second,) = flush(outbox, server, 2)
+        assert second.entries == [["pcm", b"y", "text", "There."]]
+        assert second.resume == b"[2]"
+
+    @pytest.mark.parametrize("last", [0, 5])
+    async def test_of_a_resumed_turn_go_on(self, last: int) -> None:
+        outbox, server = box(last=last), Server(last)
+        outbox.start(START)  # it stands already
+        assert outbox.frames == last
+        await outbox.put(frames(last + 1, 2))
+        outbox.close("completed")
+        append, finish = flush(outbox, server)
+        assert append.numbers == [last + 1, last + 2]
+        assert finish.n == last + 3
+        assert server.ended == last + 3
+        assert outbox.first_audio_ms is None or last == 0
+
+    @pytest.mark.parametrize("started", [False, True])
+    async def test_an_unspoken_turn_is_its_end_alone(self, started: bool) -> None:
+        outbox, server = box(), Server()
+        if started:
+            outbox.start(START)
+            await outbox.put(frames(1, 5))
+        outbox.cut("rejected", "voice: no such")
+        *_, finish = flush(outbox, server)
+        assert (finish.n, finish.end["frames"]) == (1, 0)
+        assert (finish.end["reason"], finish.end["error"]) == ("rejected", "voice: no such")
+        assert server.stream == {}
+        assert await outbox.settled() is Fate.ENDED
+
+    async def test_a_started_turn_without_frames_ends_with_one(self) -> None:
+        outbox, server = box(), Server()
+        outbox.start(START)
+        flush(outbox, server)
+        outbox.cut("stopped")
+        (finish,) = flush(outbox, server)
+        assert (finish.n, finish.end["frames"], server.last) == (1, 0, 0)
+
+    async def test_of_a_text_stream_name_its_key(self) -> None:
+        with_text, without = box(text_key="text"), box()
+        for outbox, key, flag in ((with_text, "text", "1"), (without, "lease", "0")):
+            outbox.cut("stopped")
+            (finish,) = collect(outbox)
+            assert finish.keys == [*KEYS, key]
+            assert finish.has_text == flag
+
+
+class TestPacing:
+    async def test_the_lead_leaves_at_once_and_then_one_a_tick(self) -> None:
+        outbox, server = box(lead_ms=100), Server()
+        outbox.start(START)
+        await outbox.put(frames(1, 20))
+        assert sent(flush(outbox, server, 7)) == [0, 1, 2, 3, 4, 5]
+        assert sent(flush(outbox, server, 7)) == []
+        assert sent(flush(outbox, server, 8)) == []
+        assert [sent(flush(outbox, server, tick)) for tick in (9, 10, 12)] == [[6], [7], [8, 9]]
+
+    async def test_without_a_lead_all_leaves_at_once(self) -> None:
+        outbox, server = box(), Server()
+        await outbox.put(frames(0, 90))
+        assert sent(flush(outbox, server)) == list(range(90))
+
+    async def test_the_end_leaves_with_the_last_frame(self) -> None:
+        outbox, server = box(lead_ms=20, last=0), Server(0)
+        await outbox.put(frames(1, 2))
+        outbox.close("completed")
+        assert [call.is_append for call in flush(outbox, server, 0)] == [True]
+        assert [call.is_append for call in flush(outbox, server, 2)] == [True, False]
+
+    async def test_one_batch_is_in_flight_at_a_time(self) -> None:
+        outbox = box()
+        await outbox.put(frames(0, 1))
+        assert collect(outbox)
+        await outbox.put(frames(1, 1))
+        assert collect(outbox) == []
+        outbox.confirm([0])
+        assert sent(collect(outbox)) == [1]
+
+
+class TestPauseAndResume:
+    async def test_nothing_leaves_and_then_the_very_next(self) -> None:
+        outbox, server = box(lead_ms=100, last=0), Server(0)
+        await outbox.put(frames(1, 20))
+        flush(outbox, server, 0)
+        outbox.pause()
+        (told,) = flush(outbox, server, 50)
+        assert told.entries == []
+        assert told.record["state"] == "paused"
+        assert flush(outbox, server, 100) == []
+        outbox.resume()
+        (going_on,) = flush(outbox, server, 100)
+        assert going_on.record["state"] == "speaking"
+        assert going_on.numbers == [6, 7, 8, 9, 10]
+
+    async def test_a_paused_turn_still_starts(self) -> None:
+        outbox, server = box(), Server()
+        outbox.pause()
+        outbox.start(START)
+        await outbox.put(frames(1, 3))
+        assert sent(flush(outbox, server)) == [0]
+
+    async def test_a_paused_turn_does_not_end_with_frames_unsent(self) -> None:
+        outbox, server = box(last=0), Server(0)
+        await outbox.put(frames(1, 3))
+        outbox.close("completed")
+        outbox.pause()
+        assert all(call.is_append for call in flush(outbox, server))
+        assert server.ended is None
+        outbox.resume()
+        flush(outbox, server)
+        assert server.ended == 4
+
+    async def test_what_was_refused_does_not_leave_while_paused(self) -> None:
+        """Of a full server, say: nobody has heard it."""
+        outbox, server = box(lead_ms=100, last=0), Server(0)
+        await outbox.put(frames(1, 20))
+        flush(outbox, server, 0)
+        for tick in range(2, 60):
+            assert sent(collect(outbox, tick))
+            outbox.refused()
+        outbox.pause()
+        (told,) = flush(outbox, server, 60)
+        assert told.entries == []
+        assert server.last == outbox.frames == 5
+        outbox.resume()
+        assert sent(flush(outbox, server, 61)) == [6, 7, 8, 9, 10]  # a lead, not all that is due
+
+    async def test_what_was_never_answered_does_not_leave_while_paused(self) -> None:
+        outbox, server = box(lead_ms=100, last=0), Server(0)
+        await outbox.put(frames(1, 20))
+        flush(outbox, server, 0)
+        collect(outbox, 4)
+        outbox.unanswered()
+        outbox.pause()
+        assert sent(flush(outbox, server, 10)) == []
+        outbox.resume()
+        assert sent(flush(outbox, server, 10))[:3] == [6, 7, 8]
+
+    async def test_what_was_heard_and_forgotten_leaves_while_paused(self) -> None:
+        outbox, server = box(lead_ms=100, last=0), Server(0)
+        await outbox.put(frames(1, 20))
+        flush(outbox, server, 0)
+        server.forget(3)
+        outbox.pause()
+        flush(outbox, server, 10)
+        assert sent(flush(outbox, server, 10)) == [3, 4, 5]
+
+    async def test_what_was_refused_is_told_when_it_can_be(self) -> None:
+        outbox, server = box(last=0), Server(0)
+        await outbox.put([TurnFrame(1, b"x", None, b"[1]")])
+        outbox.pause()
+        (lost,) = collect(outbox)
+        outbox.refused()
+        (told,) = flush(outbox, server)
+        assert told.record == lost.record
+        outbox.resume()
+        (lost,) = collect(outbox)
+        outbox.refused()
+        (told,) = flush(outbox, server)
+        assert (told.resume, told.record) == (b"[1]", lost.record)
+
+    async def test_a_paused_turn_can_be_cut(self) -> None:
+        outbox, server = box(last=0), Server(0)
+        await outbox.put(frames(1, 3))
+        outbox.pause()
+        outbox.cut("stopped", "pause_timeout")
+        finish = flush(outbox, server)[-1]
+        assert (finish.n, finish.end["error"]) == (1, "pause_timeout")
+
+    async def test_who_is_told_twice_says_it_once(self) -> None:
+        kicks: list[str] = []
+        outbox, server = box(last=0), Server(0)
+        outbox.kick = lambda: kicks.append("kick")
+        outbox.resume()
+        assert not kicks
+        outbox.pause()
+        outbox.pause()
+        assert len(kicks) == 1
+        flush(outbox, server)
+        outbox.pause()
+        assert flush(outbox, server) == []
+
+
+class TestTheEnd:
+    async def test_nothing_is_taken_after_it(self) -> None:
+        outbox, server = box(last=0), Server(0)
+        await outbox.put(frames(1, 2))
+        outbox.close("completed")
+        assert outbox.ending
+        await outbox.put(frames(3, 2))
+        outbox.close("failed")
+        append, finish = flush(outbox, server)
+        assert append.numbers == [1, 2]
+        assert finish.end["reason"] == "completed"
+
+    async def test_cut_drops_what_has_not_left(self) -> None:
+        outbox, server = box(lead_ms=60, last=0), Server(0)
+        await outbox.put(frames(1, 10))
+        flush(outbox, server)
+        outbox.cut("interrupted")
+        (finish,) = flush(outbox, server)
+        assert (finish.n, finish.end["reason"]) == (4, "interrupted")
+        assert server.ended == 4
+
+    async def test_cut_waits_for_what_was_heard_and_forgotten(self) -> None:
+        """Who read frame 6 reads on behind it: an end below would never be read."""
+        outbox, server = box(last=2, heard=6), Server(2)
+        outbox.pause()
+        assert outbox.owes
+        assert outbox.cut("stopped")
+        assert sent(flush(outbox, server)) == []
+        await outbox.put(frames(3, 2))
+        assert outbox.owes
+        await outbox.put(frames(5, 4))
+        assert not outbox.owes
+        calls = flush(outbox, server)
+        assert sent(calls)[-1] == 6
+        assert (calls[-1].n, calls[-1].end["reason"]) == (7, "stopped")
+        assert server.ended == 7
+
+    async def test_cut_keeps_what_was_heard_of_what_was_made(self) -> None:
+        outbox, server = box(lead_ms=60, last=0, heard=5), Server(0)
+        await outbox.put(frames(1, 10))
+        flush(outbox, server)
+        outbox.cut("stopped")
+        for tick in range(1, 10):
+            flush(outbox, server, tick)
+        assert server.ended == 6
+
+    async def test_cut_outranks_a_close_that_waits(self) -> None:
+        outbox, server = box(lead_ms=60, last=0), Server(0)
+        await outbox.put(frames(1, 10))
+        outbox.close("completed")
+        flush(outbox, server)
+        outbox.cut("stopped")
+        (finish,) = flush(outbox, server)
+        assert (finish.n, finish.end["reason"]) == (4, "stopped")
+
+    async def test_cut_while_frames_are_in_flight_counts_them(self) -> None:
+        outbox, server = box(lead_ms=60, last=0), Server(0)
+        await outbox.put(frames(1, 10))
+        calls = collect(outbox)
+        outbox.cut("stopped")
+        assert collect(outbox) == []
+        outbox.confirm(server.run(calls))
+        (finish,) = flush(outbox, server)
+        assert finish.n == server.ended == 4
+
+    async def test_cut_while_frames_in_flight_get_lost_sends_them_again(self) -> None:
+        outbox, server = box(lead_ms=60, last=0), Server(0)
+        await outbox.put(frames(1, 10))
+        collect(outbox)
+        outbox.cut("stopped")
+        outbox.unanswered()
+        append, finish = flush(outbox, server)
+        assert append.numbers == [1, 2, 3]
+        assert finish.n == server.ended == 4
+
+    @pytest.mark.parametrize("order", ["refused first", "cut first"])
+    @pytest.mark.parametrize("paused", [False, True])
+    async def test_cut_ends_below_what_was_refused(self, order: str, paused: bool) -> None:
+        outbox, server = box(lead_ms=60, last=0), Server(0)
+        await outbox.put(frames(1, 10))
+        flush(outbox, server)
+        collect(outbox, 3)
+        if paused:
+            outbox.pause()
+        if order == "refused first":
+            outbox.refused()
+            outbox.cut("stopped")
+        else:
+            outbox.cut("stopped")
+            outbox.refused()
+        calls = flush(outbox, server, 20)
+        assert sent(calls) == []
+        assert calls[-1].n == server.ended == 4
+        assert outbox.frames == 3
+
+    async def test_cut_of_a_paused_turn_sends_what_may_have_been_heard(self) -> None:
+        """Its answer was lost: who has read it would never read an end below."""
+        outbox, server = box(lead_ms=60, last=0), Server(0)
+        await outbox.put(frames(1, 10))
+        collect(outbox)
+        outbox.pause()
+        outbox.unanswered()
+        outbox.cut("stopped")
+        append, finish = flush(outbox, server)
+        assert append.numbers == [1, 2, 3]
+        assert finish.n == server.ended == 4
+
+    async def test_cut_comes_too_late_for_an_end_in_flight(self) -> None:
+        outbox, server = box(last=0), Server(0)
+        await outbox.put(frames(1, 2))
+        outbox.close("completed")
+        calls = collect(outbox)
+        outbox.cut("stopped")
+        outbox.confirm(server.run(calls))
+        assert await outbox.settled() is Fate.ENDED
+        assert calls[-1].end["reason"] == "completed"
+
+    @pytest.mark.parametrize("arrived", [False, True])
+    async def test_whose_answer_is_lost_is_sent_again(self, arrived: bool) -> None:
+        outbox, server = box(last=0), Server(0)
+        await outbox.put(frames(1, 2))
+        outbox.close("completed")
+        calls = collect(outbox)
+        if arrived:
+            server.run(calls)
+        outbox.unanswered()
+        again = flush(outbox, server)
+        assert sent(again) == [1, 2]
+        assert await outbox.settled() is Fate.ENDED
+        assert server.ended == 3
+        assert sorted(server.stream) == [0, 1, 2]
+
+    async def test_settled_is_settled(self) -> None:
+        outbox = box()
+        outbox.settle(Fate.HANDED_OVER)
+        outbox.settle(Fate.ENDED)
+        outbox.cut("stopped")
+        await outbox.put(frames(0, 1))
+        assert await outbox.settled() is Fate.HANDED_OVER
+        assert collect(outbox) == []
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(("answer", "fate"), [(-2, Fate.FENCED), (-3, Fate.FORGOTTEN)])
+    @pytest.mark.parametrize("ends", [False, True])
+    async def test_of_a_lost_lease_end_the_publishing(
+        self, answer: int, fate: Fate, ends: bool
+    ) -> None:
+        outbox, server = box(last=0), Server(0)
+        await outbox.put(frames(1, 2))
+        if ends:
+            outbox.close("completed")
+        server.fault = answer
+        flush(outbox, server)
+        assert await outbox.settled() is fate
+
+    async def test_with_a_gap_have_the_rest_sent_again(self) -> None:
+        outbox, server = box(last=0), Server(0)
+        await outbox.put(frames(1, 10))
+        flush(outbox, server)
+        server.forget(4)
+        await outbox.put(frames(11, 1))
+        calls = collect(outbox)
+        assert sent(calls) == [11]
+        assert outbox.confirm(server.run(calls))  # at once, not at the next tick
+        assert sent(flush(outbox, server)) == [7, 8, 9, 10, 11]
+        assert sorted(server.stream) == list(range(12))
+
+    async def test_that_lack_the_start_have_it_sent_again(self) -> None:
+        outbox, server = box(), Server()
+        outbox.start(START)
+        await outbox.put(frames(1, 3))
+        flush(outbox, server)
+        server.forget(4)
+        await outbox.put(frames(4, 1))
+        flush(outbox, server)
+        assert sent(flush(outbox, server)) == [0, 1, 2, 3, 4]
+        assert server.stream[0][:2] == ["event", "start"]
+
+    async def test_a_gap_before_the_end_is_filled_first(self) -> None:
+        outbox, server = box(last=0), Server(0)
+        await outbox.put(frames(1, 10))
+        flush(outbox, server)
+        server.forget(2)
+        outbox.close("completed")
+        assert [call.is_append for call in flush(outbox, server)] == [False]
+        append, finish = flush(outbox, server)
+        assert append.numbers == [9, 10]
+        assert finish.n == server.ended == 11
+
+    async def test_that_lack_more_than_was_kept_end_it(self) -> None:
+        outbox, server = box(last=0), Server(0)
+        kept = int(RETENTION.resend_window_s * 50)
+        for n in range(1, 2 * kept, 50):
+            await outbox.put(frames(n, 50))
+            flush(outbox, server)
+        server.forget(kept)
+        await outbox.put(frames(server.last + kept + 1, 1))
+        flush(outbox, server)
+        assert len(flush(outbox, server)[0].entries) == kept + 1
+        assert not outbox.ending
+        server.forget(kept + 5)
+        await outbox.put(frames(1000, 1))
+        flush(outbox, server)
+        assert await outbox.settled() is Fate.FORGOTTEN
+
+    async def test_no_answer_has_the_same_entries_sent_again(self) -> None:
+        outbox, server = box(lead_ms=100, last=0), Server(0)
+        await outbox.put(frames(1, 20))
+        (lost,) = collect(outbox, 0)
+        outbox.unanswered()
+        (again,) = flush(outbox, server, 0)
+        assert again.entries == lost.entries
+        assert again.numbers == lost.numbers
+        # What was counted as published stays so: the lead is not given twice.
+        assert sent(flush(outbox, server, 1)) == []
+        assert sent(flush(outbox, server, 2)) == [6]
+
+
+class TestBackpressure:
+    @pytest.mark.parametrize(
+        ("lead_ms", "paused", "capacity"),
+        [
+            (100, False, READ_AHEAD_FRAMES),
+            (4000, False, 200),
+            (0, False, FREE_RUN_FRAMES),
+            (100, True, 5),
+            (20, True, 1),
+        ],
+    )
+    async def test_put_waits_while_enough_waits_to_leave(
+        self, lead_ms: int, paused: bool, capacity: int
+    ) -> None:
+        outbox, server = box(lead_ms=lead_ms, last=0), Server(0)
+        if paused:
+            outbox.pause()
+        await outbox.put(frames(1, capacity - 1))
+        await outbox.put(frames(capacity, 1))
+        taken = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+
+            async def put() -> None:
+                await outbox.put(frames(capacity + 1, 1))
+                taken.set()
+
+            tasks.start_soon(put)
+            await anyio.wait_all_tasks_blocked()
+            assert not taken.is_set()
+            outbox.resume()
+            left = sent(flush(outbox, server))
+            await anyio.wait_all_tasks_blocked()
+            assert taken.is_set()
+        for tick in range(1, 1000):
+            left += sent(flush(outbox, server, tick))
+        assert left == list(range(1, capacity + 2))
+
+    @pytest.mark.parametrize("how", ["cut", "settle"])
+    async def test_who_waits_is_woken_by_the_end(self, how: str) -> None:
+        outbox = box(lead_ms=20, last=0)
+        outbox.pause()  # which leaves room for the lead alone
+        await outbox.put(frames(1, 1))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(outbox.put, frames(2, 1))
+            await anyio.wait_all_tasks_blocked()
+            if how == "cut":
+                outbox.cut("stopped")
+            else:
+                outbox.settle(Fate.FENCED)
+        assert outbox.ending
+
+    async def test_who_can_leave_now_kicks(self) -> None:
+        outbox, server = box(lead_ms=100, last=0), Server(0)
+        kicks: list[str] = []
+        outbox.kick = lambda: kicks.append("kick")
+        await outbox.put(frames(1, 6))
+        assert kicks.pop() == "kick"
+        flush(outbox, server)
+        await outbox.put(frames(7, 1))
+        assert not kicks  # the lead is full: the next tick is soon enough
+        outbox.pause()
+        kicks.clear()
+        await outbox.put(frames(8, 1))
+        assert not kicks
+
+
+class TestHousekeeping:
+    async def test_once_a_second_keys_are_kept_and_the_window_trimmed(
+        self, clock: SimpleNamespace
+    ) -> None:
+        outbox, server = box(lead_ms=400, last=0), Server(0)
+        await outbox.put(frames(1, 5))
+        (first,) = flush(outbox, server)
+        assert (first.ttl, first.keep) == ("", "")
+        clock.now += 1.0
+        (second,) = flush(outbox, server)
+        assert second.entries == []
+        assert second.ttl == 120_000
+        assert second.keep == entries_to_keep(60 * 50)
+        assert second.record["frames"] == 5
+        assert flush(outbox, server) == []
+
+    async def test_a_paused_turn_keeps_its_keys(self, clock: SimpleNamespace) -> None:
+        outbox, server = box(last=0), Server(0)
+        outbox.pause()
+        flush(outbox, server)
+        clock.now += 1.0
+        assert [call.ttl for call in flush(outbox, server)] == [120_000]
+
+    async def test_of_what_was_made_within_the_window_more_is_kept_up_to_a_limit(
+        self, clock: SimpleNamespace
+    ) -> None:
+        outbox, server = box(last=0), Server(0)
+        for second in range(70):
+            for _ in range(10):
+                await outbox.put(frames(server.last + 1, 100))
+                flush(outbox, server)
+            clock.now += 1.0
+            (call,) = flush(outbox, server)
+            within = 1000 * (second + 1)
+            most = int((RETENTION.audio_window_s + FASTER_KEPT_S) * 50)
+            assert int(call.keep) == entries_to_keep(min(max(3000, within), most))
+
+    async def test_first_audio_is_counted_from_the_request(self, clock: SimpleNamespace) -> None:
+        outbox, server = box(), Server()
+        outbox.start(START)
+        (start,) = flush(outbox, server)
+        assert outbox.first_audio_ms is None
+        assert "first_audio_ms" not in start.record
+        assert start.record["voice"] == "tone-a"
+        await outbox.put(frames(1, 1))
+        (call,) = flush(outbox, server)
+        assert outbox.first_audio_ms is not None
+        assert call.record["first_audio_ms"] == int(outbox.first_audio_ms)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "put",
+                "put",
+                "flush",
+                "flush",
+                "lose-request",
+                "lose-reply",
+                "refuse",
+                "forget",
+                "pause",
+                "resume",
+            ]
+        ),
+        st.integers(1, 12),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS, st.sampled_from([0, 20, 100, 400]), st.sampled_from(["close", "cut"]))
+async def test_whatever_gets_lost_the_stream_has_every_entry_once(
+    steps: list[tuple[str, int]], lead_ms: int, how: str
+) -> None:
+    outbox, server = box(lead_ms), Server()
+    outbox.start(START)
+    made = tick = 0
+    heard, paused = 0, False  # the start may leave while paused
+    for step, count in steps:
+        tick += 1
+        match step:  # a put that would wait waits for ever here
+            case "put" if outbox._unsent < (lead_ms // 20 or FREE_RUN_FRAMES):
+                await outbox.put(frames(made + 1, count))
+                made += count
+            case "flush":
+                for later in range(count):
+                    flush(outbox, server, tick + later)
+                tick += count
+            case "lose-request":
+                collect(outbox, tick)
+                outbox.unanswered()
+            case "refuse":
+                collect(outbox, tick)
+                outbox.refused()
+            case "lose-reply":
+                server.run(collect(outbox, tick))
+                outbox.unanswered()
+            case "forget":
+                server.forget(min(count, len(server.stream)))
+            case "pause":
+                outbox.pause()
+                paused = True
+            case "resume":
+                outbox.resume()
+                paused = False
+            case _:
+                pass
+        assert sorted(server.stream) == list(range(len(server.stream)))
+        assert not (paused and server.last > heard)
+        heard = max(heard, server.last)
+    outbox.resume()
+    if how == "close":
+        outbox.close("completed")
+    else:
+        outbox.cut("stopped")
+    expected = made if how == "close" else outbox.frames
+    for _ in range(2 * made + 10):
+        tick += 1
+        flush(outbox, server, tick)
+    with anyio.fail_after(1):
+        assert await outbox.settled() is Fate.ENDED
+    if server.stream:
+        assert sorted(server.stream) == list(range(expected + 1))
+        assert all(server.stream[n] == ["pcm", b"frame %d" % n] for n in range(1, expected + 1))
+    assert server.ended == max(expected + 1, 1)

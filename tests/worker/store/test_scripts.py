@@ -1,0 +1,1315 @@
+"""Each server-side script's contract, on every server at hand. Their headers say what it is."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
+from voicefleet.worker.store import scripts
+from voicefleet.worker.store.scripts import Script
+
+pytestmark = [pytest.mark.anyio, pytest.mark.matrix]
+
+TTL_MS = 60_000
+MODEL = "tone-test"
+CONVERSATION_MS = 30_000
+FENCED, GONE = -2, -3
+
+
+async def run(redis: Any, script: Script, keys: list[str], *args: object) -> Any:
+    return await redis.eval(script.source, len(keys), *keys, *args)
+
+
+class Session:
+    """One session's keys, and the scripts as workers call them."""
+
+    def __init__(self, redis: Redis, prefix: str) -> None:
+        self.redis: Any = redis
+        keys = Keys(prefix)
+        self.lease, self.audio = keys.lease("s"), keys.audio("s")
+        self.state, self.spoken = keys.session("s"), keys.spoken("s")
+        self.text, self.control = keys.text("s", "r"), keys.control("s")
+        self.refused = keys.refused("s")
+        self.keys = [self.lease, self.audio, self.state, self.spoken, self.refused]
+
+    async def acquire(
+        self,
+        request: str = "r1",
+        *earlier: str,
+        entry: str = "1-0",
+        claim: str = "fresh",
+        worker: str = "w1",
+        model: str = MODEL,
+        least: int = 0,
+        last_epoch: str = "",
+        ticket: str = "",
+    ) -> tuple[str, ...]:
+        reply: Any = await run(
+            self.redis,
+            scripts.ACQUIRE,
+            self.keys,
+            claim,
+            request,
+            entry,
+            model,
+            worker,
+            TTL_MS,
+            least,
+            last_epoch,
+            ticket or secrets.token_hex(4),
+            *earlier,
+        )
+        return tuple(part.decode() if isinstance(part, bytes) else str(part) for part in reply)
+
+    async def epoch(self, request: str = "r1", **options: Any) -> str:
+        """Acquire a new turn and return its epoch."""
+        status, epoch, *_ = await self.acquire(request, **options)
+        assert status in ("new", "over", "suspect")
+        return epoch
+
+    async def append(
+        self,
+        epoch: str,
+        n: int,
+        *entries: tuple[str, ...],
+        turn: int = 1,
+        keep: int | str = "",
+        resume: bytes = b"",
+        record: tuple[str, ...] = (),
+    ) -> Any:
+        args: list[Any] = [epoch, turn, n, TTL_MS, keep, resume, len(record), *record]
+        for entry in entries:
+            args += [len(entry), *entry]
+        return await run(self.redis, scripts.APPEND, self.keys, *args)
+
+    async def finish(
+        self, epoch: str, n: int, *, turn: int = 1, text: bool = False, reason: str = "completed"
+    ) -> Any:
+        fields = ["event", "end", "request", "r1", "reason", reason, "frames", n - 1]
+        keys = [*self.keys, self.text if text else self.lease]
+        return await run(
+            self.redis,
+            scripts.FINISH,
+            keys,
+            epoch,
+            turn,
+            n,
+            TTL_MS,
+            "1" if text else "0",
+            1000,
+            *fields,
+        )
+
+    async def enqueue(
+        self,
+        request: str,
+        entry: str,
+        *,
+        interrupt: bool = False,
+        model: str = MODEL,
+        most: int = 64,
+        queue: Sequence[str] = (),
+        earlier: Sequence[str] = (),
+    ) -> str:
+        """The place it gets."""
+        return (await self.enqueued(request, entry, interrupt, model, most, queue, earlier))[0]
+
+    async def enqueued(
+        self,
+        request: str,
+        entry: str,
+        interrupt: bool = False,
+        model: str = MODEL,
+        most: int = 64,
+        queue: Sequence[str] = (),
+        earlier: Sequence[str] = (),
+    ) -> tuple[str, bool, bool]:
+        """Its place, whether it interrupts, whether the session is in conversation."""
+        flag = "1" if interrupt else "0"
+        keys = [self.lease, self.state, self.spoken, self.refused, *queue]
+        args = (request, entry, model, flag, TTL_MS, most, CONVERSATION_MS, *earlier)
+        reply: Any = await run(self.redis, scripts.ENQUEUE, keys, *args)
+        return reply[0].decode(), reply[1] == b"1", reply[2] == b"1"
+
+    async def release(self, epoch: str, *, blameless: bool = True) -> Any:
+        flag = "1" if blameless else "0"
+        return await run(self.redis, scripts.RELEASE, [self.lease], epoch, flag)
+
+    async def attempt(self, epoch: str, begins: str) -> Any:
+        return await run(self.redis, scripts.ATTEMPT, [self.lease], epoch, begins)
+
+    async def abandon(self, entry: str = "1-0", worker: str = "w1") -> Any:
+        return await run(self.redis, scripts.ABANDON, [self.lease], entry, MODEL, worker)
+
+    async def stream(self) -> list[tuple[str, dict[str, str]]]:
+        return [
+            (entry.decode(), {k.decode(): v.decode() for k, v in fields.items()})
+            for entry, fields in await self.redis.xrange(self.audio)
+        ]
+
+    async def ids(self) -> list[str]:
+        return [entry for entry, _ in await self.stream()]
+
+    async def hash(self, key: str) -> dict[str, str]:
+        fields = await self.redis.hgetall(key)
+        return {name.decode(): value.decode() for name, value in fields.items()}
+
+    async def speak(self, request: str = "r1", turn: int = 1, **options: Any) -> None:
+        """A whole turn of one frame."""
+        epoch = await self.epoch(request, **options)
+        await self.append(epoch, 0, start(request), pcm(1), turn=turn)
+        assert await self.finish(epoch, 2, turn=turn) == 2
+
+
+def start(request: str = "r1") -> tuple[str, ...]:
+    return ("event", "start", "request", request)
+
+
+def pcm(n: int) -> tuple[str, ...]:
+    return ("pcm", f"frame {n}")
+
+
+@pytest.fixture
+def session(redis: Redis, prefix: str) -> Session:
+    return Session(redis, prefix)
+
+
+class TestAcquire:
+    async def test_new(self, session: Session) -> None:
+        status, epoch, turn, last, attempts, resume = await session.acquire()
+        assert (status, turn, last, attempts, resume) == ("new", "1", "-1", "1", "")
+        seconds, micros = await session.redis.time()
+        assert 0 <= seconds * 1_000_000 + micros - int(epoch) < 60_000_000
+        lease = await session.hash(session.lease)
+        assert (lease["active"], lease["owner"], lease["request"]) == ("1", "w1", "r1")
+        state = await session.hash(session.state)
+        assert (state["state"], state["worker"], state["turn"]) == ("speaking", "w1", "1")
+
+    async def test_turns_count_on(self, session: Session) -> None:
+        for turn in (1, 2, 3):
+            await session.speak(f"r{turn}", turn, entry=f"{turn}-0")
+        assert await session.ids() == [f"{t}-{n}" for t in (1, 2, 3) for n in range(3)]
+
+    async def test_turns_count_on_without_the_audio(self, session: Session) -> None:
+        await session.speak()
+        await session.redis.delete(session.audio)
+        assert (await session.acquire("r2", entry="2-0"))[2] == "2"
+
+    async def test_turns_count_on_without_the_lease(self, session: Session) -> None:
+        await session.speak()
+        await session.redis.delete(session.lease)
+        assert (await session.acquire("r2", entry="2-0"))[2] == "2"
+
+    async def test_the_caller_may_know_more_turns(self, session: Session) -> None:
+        assert (await session.acquire(least=7))[2] == "7"
+
+    async def test_every_acquisition_has_a_greater_epoch(self, session: Session) -> None:
+        epochs = [int(await session.epoch())]
+        epochs += [int(await session.epoch(claim="over")) for _ in range(5)]
+        assert epochs == sorted(set(epochs))
+
+    async def test_over(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1), pcm(2), resume=b"[points]")
+        status, _, turn, last, attempts, resume = await session.acquire(claim="over", worker="w2")
+        assert (status, turn, last, resume) == ("over", "1", "2", "[points]")
+        assert attempts == "1"  # it got further
+        assert (await session.hash(session.lease))["owner"] == "w2"
+
+    async def test_over_without_progress_counts_attempts(self, session: Session) -> None:
+        await session.epoch()
+        for tried in (1, 2, 3):
+            status, epoch, _, _, attempts, _ = await session.acquire(claim="over")
+            assert (status, attempts) == ("suspect", str(tried))
+            await session.append(epoch, 0, start())  # opens the turn, and is not heard
+            assert await session.attempt(epoch, "1") == 1
+        epoch = (await session.acquire(claim="over"))[1]
+        await session.append(epoch, 1, pcm(1))
+        assert (await session.acquire(claim="over"))[4] == "1"
+        assert (await session.acquire(claim="over"))[4] == "1"
+
+    async def test_a_suspect_that_was_not_tried_is_not_blamed(self, session: Session) -> None:
+        await session.epoch()
+        for _ in range(5):
+            assert (await session.acquire(claim="over"))[4] == "1"
+
+    async def test_an_owner_that_was_not_dead_takes_its_attempt_back(
+        self, session: Session
+    ) -> None:
+        await session.epoch(worker="w1")
+        for _ in range(5):
+            epoch = (await session.acquire(claim="over", worker="w2"))[1]
+            await session.attempt(epoch, "1")
+            assert await session.acquire(claim="survived", worker="w1") == ("taken",)
+        assert (await session.acquire(claim="over"))[4] == "1"
+
+    async def test_what_an_attempt_survived_counts_no_more(self, session: Session) -> None:
+        await session.epoch()
+        for _ in range(5):
+            epoch = (await session.acquire(claim="over"))[1]
+            assert await session.attempt(epoch, "1") == 1
+            assert await session.attempt(epoch, "0") == 1
+        assert (await session.acquire(claim="over"))[4] == "0"
+        assert await session.attempt(epoch, "1") == 0, "another's by now"
+
+    async def test_taken(self, session: Session) -> None:
+        await session.epoch(worker="w1")
+        assert await session.acquire(worker="w2") == ("taken",)
+        assert await session.acquire(worker="w2", claim="again") == ("taken",)
+
+    async def test_again_is_our_own_turn(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1), pcm(2))
+        await session.redis.xtrim(session.audio, maxlen=0)
+        status, _, turn, last, attempts, _ = await session.acquire(claim="again", least=1)
+        assert (status, turn, last, attempts) == ("over", "1", "-1", "1")
+
+    async def test_again_without_a_lease_goes_on_where_the_stream_ends(
+        self, session: Session
+    ) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1), pcm(2))
+        await session.redis.delete(session.lease)
+        status, _, turn, last, *_ = await session.acquire(claim="again", least=1)
+        assert (status, turn, last) == ("over", "1", "2")
+
+    async def test_again_with_nothing_left_is_a_new_turn_of_the_same_number(
+        self, session: Session
+    ) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1), pcm(2))
+        await session.redis.delete(session.lease, session.audio)
+        status, _, turn, last, *_ = await session.acquire(claim="again", least=1)
+        assert (status, turn, last) == ("new", "1", "-1")
+
+    async def test_busy_while_another_is_spoken(self, session: Session) -> None:
+        epoch = await session.epoch("r1")
+        assert await session.acquire("r2", entry="2-0") == ("busy",)
+        await session.append(epoch, 0, start())
+        await session.finish(epoch, 1)
+        assert (await session.acquire("r2", entry="2-0"))[0] == "new"
+
+    async def test_the_same_request_again_waits_for_its_end(self, session: Session) -> None:
+        """It is who goes on, should the turn be lost that it asks for."""
+        epoch = await session.epoch("r1", entry="1-0")
+        await session.append(epoch, 0, start(), pcm(1))
+        assert await session.acquire("r1", entry="2-0") == ("busy",)
+        assert await session.enqueue("r1", "2-0", interrupt=True) == "listed"
+        assert (await session.hash(session.lease))[f"w:2-0:{MODEL}"] == ".r1"
+        assert await session.enqueue("r1", "3-0", most=1) == "known", (
+            "that is no reason to refuse it"
+        )
+        await session.finish(epoch, 2)
+        assert await session.acquire("r1", entry="2-0") == ("known",)
+        assert (await session.hash(session.state))["state"] == "idle"
+
+    async def test_and_goes_on_with_it_where_nobody_else_does(self, session: Session) -> None:
+        epoch = await session.epoch("r1", entry="1-0")
+        await session.append(epoch, 0, start(), pcm(1))
+        await session.enqueue("r1", "2-0")
+        await session.abandon()
+        status, _, turn, last, *_ = await session.acquire("r1", entry="2-0")
+        assert (status, turn, last) == ("over", "1", "1")
+
+    async def test_busy_while_one_before_it_is_on_its_way(self, session: Session) -> None:
+        assert await session.acquire("r2", "r1", entry="2-0") == ("busy",)
+        await session.speak("r1", entry="1-0")
+        assert (await session.acquire("r2", "r1", entry="2-0"))[0] == "new"
+
+    @pytest.mark.parametrize(
+        ("waits", "model", "status"),
+        [
+            ("1-0", "zzz", "busy"),
+            ("2-0", "aaa", "busy"),
+            ("2-0", "zzz", "new"),
+            ("2-1", "aaa", "new"),
+            ("10-0", "aaa", "new"),
+        ],
+    )
+    async def test_busy_while_an_older_one_waits_in_any_queue(
+        self, session: Session, waits: str, model: str, status: str
+    ) -> None:
+        await session.enqueue("other", waits, model=model)
+        assert (await session.acquire("r2", entry="2-0"))[0] == status
+
+    async def test_known(self, session: Session) -> None:
+        await session.speak()
+        await session.enqueue("r9", "9-0")
+        assert await session.acquire(entry="2-0") == ("known",)
+        assert await session.acquire(entry="1-0", claim="over") == ("known",)
+        # One that waits under a name that was taken does not wait any more.
+        await session.redis.hset(session.lease, f"w:3-0:{MODEL}", ".r1")
+        assert await session.acquire(entry="3-0") == ("known",)
+        assert [f for f in await session.hash(session.lease) if f[0] == "w"] == [f"w:9-0:{MODEL}"]
+
+    async def test_a_thousand_names_are_remembered(self, session: Session) -> None:
+        await session.redis.zadd(session.spoken, {f"old{n}": 0 for n in range(2000)})
+        await session.speak()
+        assert await session.redis.zcard(session.spoken) == 1024
+        assert await session.redis.zscore(session.spoken, "r1") == 1
+
+    async def test_a_lost_lease_leaves_the_turn_to_its_own_request(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1))
+        await session.redis.delete(session.lease)
+        status, _, turn, last, *_ = await session.acquire(claim="over")
+        assert (status, turn, last) == ("over", "1", "1")
+
+    async def test_a_lost_lease_has_its_turn_ended_before_the_next(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1))
+        await session.redis.delete(session.lease)
+        status, _, turn, last, *_ = await session.acquire("r2", entry="2-0")
+        assert (status, turn, last) == ("new", "2", "-1")
+        entry, end = (await session.stream())[-1]
+        assert entry == "1-2"
+        assert end.pop("t").isdecimal()
+        assert end == {
+            "event": "end",
+            "request": "r1",
+            "reason": "failed",
+            "frames": "1",
+            "error": "lease_lost",
+        }
+        assert await session.append(epoch, 2, pcm(2)) == FENCED
+
+    async def test_a_lost_lease_is_its_owners_to_mend_while_the_request_stands(
+        self, session: Session
+    ) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1))
+        await session.redis.delete(session.lease)
+        assert await session.acquire("r2", "r1", entry="2-0") == ("busy",)
+        assert (await session.acquire("r1", claim="again", least=1))[:1] == ("over",)
+
+    async def test_debris_is_cleared_away(self, session: Session) -> None:
+        for key in (session.lease, session.state, session.spoken, session.audio):
+            await session.redis.set(key, "debris", ex=60)
+        assert (await session.acquire())[0] == "new"
+
+    async def test_debris_in_place_of_the_audio_makes_way_during_a_turn(
+        self, session: Session
+    ) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1))
+        await session.redis.set(session.audio, "debris", ex=60)
+        assert await session.append(epoch, 2, pcm(2)) == -1  # it is to be sent from the start
+        await session.append(epoch, 0, start(), pcm(1), pcm(2))
+        await session.redis.set(session.audio, "debris", ex=60)
+        assert await session.finish(epoch, 3) == -1
+        assert not await session.redis.exists(session.audio)
+
+
+class TestAcquireAgain:
+    """A worker whose turn the server has forgotten, or who never heard that it has one."""
+
+    async def test_what_we_hold_without_knowing_is_ours(self, session: Session) -> None:
+        await session.acquire("r1")
+        status, _, turn, last, attempts, _ = await session.acquire("r1")
+        assert (status, turn, last, attempts) == ("over", "1", "-1", "1")
+        assert (await session.acquire("r1", worker="w2"))[0] == "taken"
+
+    async def test_a_copy_of_the_same_call_changes_nothing(self, session: Session) -> None:
+        await session.acquire("r1", worker="w1")
+        over = {"worker": "w2", "claim": "over", "ticket": "t2"}
+        status, *first = await session.acquire("r1", **over)
+        assert (status, first[3]) == ("suspect", "1")
+        assert await session.acquire("r1", **over) == ("suspect", *first)
+
+    async def test_a_turn_that_another_has_ended_since_is_known(self, session: Session) -> None:
+        forgotten = await session.epoch("r1", worker="w1")
+        await session.redis.delete(*session.keys)
+        await session.speak("r1", worker="w2")
+        again = {"claim": "again", "least": 1, "last_epoch": forgotten}
+        assert (await session.acquire("r1", **again))[0] == "known"
+        await session.speak("r2", turn=2, entry="2-0")
+        assert (await session.acquire("r1", **again))[0] == "known"
+
+    async def test_a_lease_of_before_our_time_is_no_hindrance(self, session: Session) -> None:
+        await session.acquire("r1", worker="w1")
+        before = await session.redis.dump(session.lease)
+        ours = await session.epoch("r1", worker="w2", claim="over")
+        await session.redis.restore(session.lease, 0, before, replace=True)
+        assert await session.append(ours, 0, start()) == GONE
+        again = {"claim": "again", "least": 1, "last_epoch": ours}
+        assert (await session.acquire("r1", worker="w2", **again))[0] == "over"
+
+    async def test_who_was_fenced_off_takes_nothing(self, session: Session) -> None:
+        await session.acquire("r1", worker="w2")
+        fenced = {"worker": "w1", "claim": "fenced"}
+        assert await session.acquire("r1", **fenced) == ("taken",)
+        assert await session.acquire("r2", entry="2-0", **fenced) == ("busy",)
+        await session.abandon(worker="w2")
+        assert await session.acquire("r2", entry="2-0", **fenced) == ("busy",)
+        await session.speak("r3", turn=2, entry="3-0")
+        assert await session.acquire("r3", entry="3-0", **fenced) == ("known",)
+
+
+class TestAppend:
+    async def test_writes_explicit_ids(self, session: Session) -> None:
+        epoch = await session.epoch()
+        assert await session.append(epoch, 0, start(), pcm(1)) == 1
+        assert await session.append(epoch, 2, ("pcm", "x", "text", "Hello.")) == 2
+        assert await session.ids() == ["1-0", "1-1", "1-2"]
+        assert (await session.stream())[2][1] == {"pcm": "x", "text": "Hello."}
+
+    async def test_again_writes_nothing_twice(self, session: Session) -> None:
+        epoch = await session.epoch()
+        for _ in range(3):
+            assert await session.append(epoch, 0, start(), pcm(1), pcm(2)) == 2
+        assert await session.append(epoch, 1, ("pcm", "other"), pcm(2), pcm(3)) == 3
+        assert await session.ids() == ["1-0", "1-1", "1-2", "1-3"]
+        assert (await session.stream())[1][1] == {"pcm": "frame 1"}
+
+    async def test_a_gap_is_refused(self, session: Session) -> None:
+        epoch = await session.epoch()
+        assert await session.append(epoch, 1, pcm(1)) == -1
+        await session.append(epoch, 0, start())
+        assert await session.append(epoch, 2, pcm(2)) == 0
+        assert await session.ids() == ["1-0"]
+
+    async def test_after_another_turn_begins_at_its_own_start(self, session: Session) -> None:
+        await session.speak()
+        epoch = await session.epoch("r2", entry="2-0")
+        assert await session.append(epoch, 1, pcm(1), turn=2) == -1
+        assert await session.append(epoch, 0, start("r2"), pcm(1), turn=2) == 1
+
+    async def test_a_stale_owner_is_fenced_off(self, session: Session) -> None:
+        old = await session.epoch(worker="w1")
+        new = await session.epoch(worker="w2", claim="over")
+        assert await session.append(old, 0, start()) == FENCED
+        assert await session.ids() == []
+        assert await session.append(new, 0, start()) == 0
+
+    async def test_a_forgotten_lease_says_so(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.redis.delete(session.lease)
+        assert await session.append(epoch, 0, start()) == GONE
+        assert not await session.redis.exists(session.audio)
+
+    async def test_keeps_keys_and_window_and_record(self, session: Session) -> None:
+        epoch = await session.epoch()
+        for key in session.keys:
+            await session.redis.pexpire(key, 5000)
+        frames = [pcm(n) for n in range(1, 1000)]
+        for at in range(0, 999, 111):
+            entries = [start(), *frames[:111]] if at == 0 else frames[at : at + 111]
+            await session.append(epoch, at + (at > 0), *entries)
+        record = ("frames", "999", "state", "paused")
+        assert await session.append(epoch, 1000, keep=300, record=record, resume=b"[x]") == 999
+        assert 300 <= await session.redis.xlen(session.audio) < 600
+        state = await session.hash(session.state)
+        assert (state["frames"], state["state"]) == ("999", "paused")
+        assert (await session.hash(session.lease))["resume"] == "[x]"
+        for key in session.keys[:4]:  # nobody was refused
+            assert await session.redis.pttl(key) > 5000
+
+    async def test_debris_in_place_of_the_record_does_not_silence_it(
+        self, session: Session
+    ) -> None:
+        epoch = await session.epoch()
+        await session.redis.set(session.state, "debris", ex=60)
+        assert await session.append(epoch, 0, start(), record=("state", "paused")) == 0
+
+
+class TestFinish:
+    async def test_writes_the_end_and_the_state(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1), resume=b"[x]")
+        assert await session.finish(epoch, 2) == 2
+        entry, end = (await session.stream())[-1]
+        assert (entry, end["event"], end["frames"]) == ("1-2", "end", "1")
+        lease = await session.hash(session.lease)
+        assert lease["active"] == "0"
+        assert not {"resume", "owner"} & lease.keys()
+        state = await session.hash(session.state)
+        assert (state["state"], state["frames"]) == ("idle", "1")
+
+    async def test_again_says_the_same(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start())
+        for _ in range(3):
+            assert await session.finish(epoch, 1) == 1
+        assert await session.ids() == ["1-0", "1-1"]
+
+    async def test_of_an_unspoken_turn_is_number_one(self, session: Session) -> None:
+        epoch = await session.epoch()
+        assert await session.finish(epoch, 1, reason="rejected") == 1
+        assert await session.finish(epoch, 1, reason="rejected") == 1
+        assert await session.ids() == ["1-1"]
+
+    async def test_with_entries_missing_is_refused(self, session: Session) -> None:
+        epoch = await session.epoch()
+        assert await session.finish(epoch, 5) == -1
+        await session.append(epoch, 0, start(), pcm(1))
+        assert await session.finish(epoch, 5) == 1
+        assert await session.ids() == ["1-0", "1-1"]
+        assert (await session.hash(session.lease))["active"] == "1"
+
+    async def test_of_a_stale_owner_is_refused(self, session: Session) -> None:
+        old = await session.epoch()
+        await session.epoch(claim="over", worker="w2")
+        assert await session.finish(old, 1) == FENCED
+        await session.redis.delete(session.lease)
+        assert await session.finish(old, 1) == GONE
+        assert not await session.redis.exists(session.audio)
+
+    @pytest.mark.parametrize("written", [True, False])
+    async def test_empties_the_text_stream(self, session: Session, written: bool) -> None:
+        if written:
+            await session.redis.xadd(session.text, {"text": "x"})
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start())
+        await session.finish(epoch, 1, text=True)
+        assert await session.redis.xlen(session.text) == 0
+        # A client that writes on makes no key that stays.
+        await session.redis.xadd(session.text, {"text": "x"})
+        assert await session.redis.pttl(session.text) > 0
+
+    async def test_leaves_the_session_queued_while_others_wait(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.enqueue("r2", "2-0")
+        await session.finish(epoch, 1)
+        assert (await session.hash(session.state))["state"] == "queued"
+
+
+class TestRelease:
+    async def test_leaves_the_turn_to_the_next_owner(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.append(epoch, 0, start(), pcm(1))
+        assert await session.release(epoch) == 1
+        assert await session.append(epoch, 2, pcm(2)) == FENCED
+        assert "owner" not in await session.hash(session.lease)
+        status, _, turn, last, attempts, _ = await session.acquire(claim="over", worker="w2")
+        assert (status, turn, last, attempts) == ("over", "1", "1", "1")
+
+    @pytest.mark.parametrize(("blameless", "attempts"), [(True, "1"), (False, "2")])
+    async def test_counts_against_the_request_or_not(
+        self, session: Session, blameless: bool, attempts: str
+    ) -> None:
+        epoch = await session.epoch()
+        await session.release(epoch, blameless=blameless)
+        assert (await session.acquire(claim="over"))[4] == attempts
+
+    async def test_of_a_stale_owner_does_nothing(self, session: Session) -> None:
+        old = await session.epoch()
+        new = await session.epoch(claim="over", worker="w2")
+        assert await session.release(old) == 0
+        assert await session.release("1") == 0
+        assert await session.append(new, 0, start()) == 0
+
+    async def test_twice_counts_once(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.release(epoch)
+        assert await session.release(epoch) == 0
+        assert (await session.acquire(claim="over"))[4] == "1"
+
+
+async def test_debris_in_the_leases_place_is_no_lease(session: Session) -> None:
+    epoch = await session.epoch()
+    await session.redis.set(session.lease, "debris", ex=60)
+    assert await session.append(epoch, 0, start()) == GONE
+    assert await session.finish(epoch, 1) == GONE
+    assert await session.release(epoch) == 0
+    assert await session.abandon() == 0
+    assert await session.ids() == []
+
+
+class TestAbandon:
+    async def test_gives_up_the_turn(self, session: Session) -> None:
+        epoch = await session.epoch()
+        assert await session.abandon() == 1
+        assert await session.append(epoch, 0, start()) == FENCED
+        assert (await session.hash(session.lease))["active"] == "0"
+        assert await session.abandon() == 0
+
+    async def test_gives_up_the_waiting(self, session: Session) -> None:
+        await session.enqueue("r1", "1-0")
+        await session.enqueue("r2", "2-0")
+        await session.abandon()
+        waiting = [f for f in await session.hash(session.lease) if f.startswith("w:")]
+        assert waiting == [f"w:2-0:{MODEL}"]
+
+    async def test_leaves_the_turns_of_others_alone(self, session: Session) -> None:
+        epoch = await session.epoch(worker="w2")
+        assert await session.abandon() == 0
+        assert await session.append(epoch, 0, start()) == 0
+
+
+class TestEnqueue:
+    async def test_says_how_many_wait_before(self, session: Session) -> None:
+        await session.epoch("r0", entry="5-0")
+        assert await session.enqueue("r1", "10-0") == "listed"
+        assert await session.enqueue("r2", "10-1") == "listed"
+        assert await session.enqueue("r3", "9-5") == "listed"
+        assert await session.enqueue("r4", "100-0", model="other", interrupt=True) == "listed"
+        assert await session.enqueue("r2", "10-1") == "listed"  # again, and not beside itself
+        lease = await session.hash(session.lease)
+        assert lease["w:100-0:other"] == "!r4"
+        assert lease[f"w:10-0:{MODEL}"] == ".r1"
+
+    async def test_shows_a_session_that_nobody_speaks_as_queued(self, session: Session) -> None:
+        await session.enqueue("r1", "1-0")
+        assert (await session.hash(session.state))["state"] == "queued"
+        await session.redis.delete(session.lease)
+        epoch = await session.epoch("r1")
+        await session.enqueue("r2", "2-0")
+        assert (await session.hash(session.state))["state"] == "speaking"
+        await session.finish(epoch, 1)
+
+    async def test_of_a_name_that_was_taken_is_refused(self, session: Session) -> None:
+        await session.speak()
+        assert await session.enqueue("r1", "2-0") == "known"
+        assert not [f for f in await session.hash(session.lease) if f.startswith("w:")]
+
+    async def test_of_the_very_turn_that_is_spoken_is_refused(self, session: Session) -> None:
+        """A worker that was taken for dead comes late: its place would be left behind."""
+        await session.acquire("r1", entry="1-0")
+        assert await session.enqueue("r1", "1-0") == "taken"
+        assert not [field for field in await session.hash(session.lease) if field[:2] == "w:"]
+
+    async def test_a_session_is_idle_when_its_last_place_was_a_duplicates(
+        self, session: Session
+    ) -> None:
+        epoch = await session.epoch("r1", entry="1-0")
+        await session.enqueue("r2", "2-0")
+        await session.finish(epoch, 1)
+        assert (await session.hash(session.state))["state"] == "queued"
+        await session.redis.zadd(session.spoken, {"r2": 1})
+        assert await session.enqueue("r2", "2-0") == "known"
+        assert (await session.hash(session.state))["state"] == "idle"
+
+    async def test_who_asks_twice_interrupts_once(self, session: Session) -> None:
+        await session.epoch("r1", entry="1-0")
+        for name, entry in (("r2", "2-0"), ("r3", "3-0"), ("r2", "4-0")):
+            await session.enqueue(name, entry, interrupt=name == "r2")
+        fields = await session.hash(session.lease)
+        waiters = [fields[f"w:{n}-0:{MODEL}"] for n in (2, 3, 4)]
+        assert waiters == ["!r2", ".r3", ".r2"]
+
+    async def test_a_place_left_behind_holds_up_nobody(self, session: Session) -> None:
+        await session.speak("r1", entry="1-0")
+        await session.redis.hset(session.lease, f"w:1-0:{MODEL}", ".r1")
+        assert (await session.acquire("r2", entry="2-0"))[0] == "new"
+        assert f"w:1-0:{MODEL}" not in await session.hash(session.lease)
+
+    async def test_the_waiting_is_over_with_the_acquisition(self, session: Session) -> None:
+        await session.enqueue("r1", "1-0")
+        await session.epoch("r1", entry="1-0")
+        assert not [f for f in await session.hash(session.lease) if f.startswith("w:")]
+
+
+class Queue:
+    """One model's request stream, with its group and the keys beside it."""
+
+    def __init__(self, redis: Redis, prefix: str) -> None:
+        self.redis: Any = redis
+        self.prefix = prefix
+        keys = Keys(prefix)
+        self.key, self.wake, self.order = keys.requests(MODEL), keys.wake(MODEL), keys.order(MODEL)
+        self.backlog, self.books, self.ranks = (
+            keys.backlog(MODEL),
+            keys.books(MODEL),
+            keys.ranks(MODEL),
+        )
+        self.keys = [self.key, self.wake, self.backlog, self.books, self.ranks]
+
+    async def add(
+        self, session: str, request: str | None = None, count: int = 1, **fields: object
+    ) -> list[str]:
+        named = {} if request is None else {"request": request}
+        fields = {"session": session, "text": "x", **named, **fields}
+        return [(await self.redis.xadd(self.key, fields)).decode() for _ in range(count)]
+
+    async def deliver(self, worker: str, count: int = 100) -> None:
+        await self.redis.xreadgroup(GROUP, worker, {self.key: ">"}, count=count)
+
+    async def pending(self, worker: str) -> list[str]:
+        found = await self.redis.xpending_range(self.key, GROUP, "-", "+", 1000, worker)
+        return [item["message_id"].decode() for item in found]
+
+    async def orphan(self, owner: str, *entries: str) -> Any:
+        keys = [self.key, self.wake]
+        return await run(self.redis, scripts.ORPHAN, keys, GROUP, ORPHANS, owner, *entries)
+
+    async def take(self, worker: str) -> str | None:
+        reply: Any = await run(self.redis, scripts.TAKE, self.keys, GROUP, ORPHANS, BACKLOG, worker)
+        return reply[1].decode() if reply else None
+
+    async def park(self, worker: str, *entries: str) -> Any:
+        return await self._on_backlog(scripts.PARK, worker, *entries)
+
+    async def parked(
+        self, session: str, request: str | None = None, count: int = 1, **fields: object
+    ) -> list[str]:
+        """Add requests, have them delivered and parked."""
+        entries = await self.add(session, request, count, **fields)
+        await self.deliver("parker", count)
+        assert await self.park("parker", *entries) == count
+        return entries
+
+    async def promote(self, entry: str) -> Any:
+        return await self._on_backlog(scripts.PROMOTE, "parker", entry)
+
+    async def adopt(self, worker: str, entry: str) -> tuple[str, str] | None:
+        """The claim and the entry."""
+        reply: Any = await self._on_backlog(scripts.ADOPT, worker, entry)
+        return (reply[0].decode(), reply[1].decode()) if reply else None
+
+    async def _on_backlog(self, script: Script, worker: str, *args: str) -> Any:
+        return await run(self.redis, script, self.keys, GROUP, ORPHANS, BACKLOG, worker, *args)
+
+    async def settle(self, entry: str, *answered_in: str, request: str = "r1") -> Any:
+        keys = [self.key, self.order, *answered_in]
+        return await run(self.redis, scripts.SETTLE, keys, GROUP, entry, MODEL, request)
+
+    async def earlier(self, entry: str, session: str) -> set[str]:
+        keys = [self.key, self.order]
+        names: Any = await run(self.redis, scripts.EARLIER, keys, entry, session)
+        return {name.decode() for name in names}
+
+    async def later(self, entry: str, session: str, request: str) -> Any:
+        keys = [self.key, self.order]
+        return await run(self.redis, scripts.LATER, keys, entry, session, request)
+
+    async def deliveries(self, entry: str) -> int:
+        (found,) = await self.redis.xpending_range(self.key, GROUP, entry, entry, 1)
+        return found["times_delivered"]
+
+
+@pytest.fixture
+async def queue(redis: Redis, prefix: str) -> Queue:
+    queue = Queue(redis, prefix)
+    await queue.redis.xgroup_create(queue.key, GROUP, "0", mkstream=True)
+    return queue
+
+
+class TestOrphans:
+    async def test_what_is_handed_back_is_anybodys(self, queue: Queue) -> None:
+        entries = await queue.add("s", count=3)
+        await queue.deliver("w1")
+        assert await queue.orphan("w1", *entries[:2]) == 2
+        assert await queue.pending("w1") == entries[2:]
+        assert await queue.take("w2") == entries[0]
+        assert await queue.take("w3") == entries[1]
+        assert await queue.take("w2") is None
+        assert await queue.pending("w2") == entries[:1]
+
+    async def test_handing_back_is_no_delivery_and_taking_is_one(self, queue: Queue) -> None:
+        (entry,) = await queue.add("s")
+        await queue.deliver("w1")
+        await queue.orphan("w1", entry)
+        assert await queue.deliveries(entry) == 1
+        await queue.take("w2")
+        assert await queue.deliveries(entry) == 2
+
+    async def test_only_what_is_the_owners_is_handed_back(self, queue: Queue) -> None:
+        (entry,) = await queue.add("s")
+        await queue.deliver("w1")
+        assert await queue.orphan("w2", entry) == 0
+        assert await queue.orphan("w1", "9-9") == 0
+        assert await queue.pending("w1") == [entry]
+        assert not await queue.redis.exists(queue.wake)
+
+    async def test_of_the_dead_are_all_handed_back_and_their_owner_forgotten(
+        self, queue: Queue
+    ) -> None:
+        entries = await queue.add("s", count=250)
+        await queue.deliver("w1", 249)
+        await queue.deliver("w2", 1)
+        assert await queue.orphan("w1") == 249
+        names = {c["name"] for c in await queue.redis.xinfo_consumers(queue.key, GROUP)}
+        assert names == {b"w2", ORPHANS.encode()}
+        assert await queue.pending("w2") == entries[249:]
+        assert await queue.orphan("w1") == 0
+
+    async def test_wakes_whoever_is_idle(self, queue: Queue) -> None:
+        (entry,) = await queue.add("s")
+        await queue.deliver("w1")
+        await queue.orphan("w1", entry)
+        first = await queue.redis.get(queue.wake)
+        assert first
+        assert 0 < await queue.redis.pttl(queue.wake) <= 60_000
+        await queue.take("w1")
+        await anyio.sleep(0.001)
+        await queue.orphan("w1", entry)
+        assert await queue.redis.get(queue.wake) != first
+
+    async def test_one_that_was_deleted_hides_no_other(self, queue: Queue) -> None:
+        entries = await queue.add("s", count=4)
+        await queue.deliver("w1")
+        await queue.orphan("w1", *entries)
+        await queue.redis.xdel(queue.key, *entries[:2])
+        assert [await queue.take("w2") for _ in range(3)] == [*entries[2:], None]
+        assert await queue.pending(ORPHANS) == []
+        assert await queue.pending("w2") == entries[2:]
+
+
+async def test_settle_takes_a_request_off_for_good(queue: Queue) -> None:
+    entries = await queue.add("s", count=2)
+    await queue.deliver("w1")
+    for deleted in (1, 0):
+        assert await queue.settle(entries[0]) == deleted
+    assert await queue.pending("w1") == entries[1:]
+    assert await queue.redis.xlen(queue.key) == 1
+
+
+async def test_settle_waits_for_an_end_that_a_failover_forgot(
+    queue: Queue, session: Session
+) -> None:
+    (entry,) = await queue.add("s", "r1")
+    await queue.deliver("w1")
+    epoch = await session.epoch("r1", entry=entry)
+    answered_in = (session.lease, session.spoken)
+    assert await queue.settle(entry, *answered_in) == -1
+    await session.finish(epoch, 1)
+    forgotten = {key: await session.redis.dump(key) for key in answered_in}
+    await session.redis.delete(*answered_in)
+    assert await queue.settle(entry, *answered_in) == -1
+    assert await queue.pending("w1") == [entry]
+    for key, value in forgotten.items():
+        await session.redis.restore(key, 60_000, value)
+    assert await queue.settle(entry, *answered_in) == 1
+
+
+class TestPlaces:
+    """What stands before a request of the same session, and what after it."""
+
+    async def test_earlier_are_those_before_it(self, queue: Queue) -> None:
+        (unnamed,) = await queue.add("s")
+        await queue.add("other", "x")
+        await queue.add("s", "r2")
+        (mine,) = await queue.add("s", "r3")
+        await queue.add("s", "r4")
+        assert await queue.earlier(mine, "s") == {"r2", unnamed}
+
+    async def test_later_is_one_after_it(self, queue: Queue) -> None:
+        await queue.add("s", "r1")
+        (mine,) = await queue.add("s", "r2")
+        await queue.add("s", "r3")
+        await queue.add("other", "r4")
+        (unnamed,) = await queue.add("s")
+        for name, found in {"r1": 0, "r2": 0, "r3": 1, "r4": 0, "r9": 0, unnamed: 1}.items():
+            assert await queue.later(mine, "s", name) == found, name
+
+    @pytest.mark.parametrize("between", [0, 200, 600])
+    async def test_however_many_stand_between(self, queue: Queue, between: int) -> None:
+        (first,) = await queue.add("s", "first")
+        await queue.add("other", count=between)
+        (last,) = await queue.add("s", "last")
+        assert await queue.earlier(last, "s") == {"first"}
+        assert await queue.later(first, "s", "last") == 1
+
+    async def test_only_the_session_of_that_very_name_counts(self, queue: Queue) -> None:
+        for session in ("s1", "s:1", "s-", "S", "t"):
+            await queue.add(session, "r1")
+        (mine,) = await queue.add("s", "r2")
+        assert await queue.earlier(mine, "s") == set()
+
+    async def test_what_is_settled_or_deleted_stands_nowhere(self, queue: Queue) -> None:
+        (settled,) = await queue.add("s", "r1")
+        (deleted,) = await queue.add("s", "r2")
+        (mine,) = await queue.add("s", "r3")
+        assert await queue.earlier(mine, "s") == {"r1", "r2"}
+        await queue.settle(settled)
+        await queue.redis.xdel(queue.key, deleted)
+        assert await queue.earlier(mine, "s") == set()
+        await queue.settle(mine)
+        # What remains says how far it was read.
+        assert await queue.redis.zcard(queue.order) == 1
+
+    async def test_a_forgotten_order_is_found_again(self, queue: Queue) -> None:
+        (first,) = await queue.add("s", "r1")
+        (mine,) = await queue.add("s", "r2")
+        assert await queue.earlier(mine, "s") == {"r1"}
+        await queue.redis.delete(queue.order)
+        assert await queue.earlier(mine, "s") == {"r1"}
+        await queue.add("s", "r3")
+        assert await queue.later(first, "s", "r3") == 1
+        assert await queue.redis.pttl(queue.order) > 0
+
+
+class TestBacklog:
+    """Requests that came while no slot was free, and who is next when one is."""
+
+    async def test_one_tenant_is_served_in_order(self, queue: Queue) -> None:
+        entries = await queue.parked("s", count=600)
+        assert [await queue.take("w1") for _ in entries] == entries
+        assert await queue.take("w1") is None
+        assert await queue.pending("w1") == entries
+
+    async def test_tenants_take_turns_however_much_one_asks_for(self, queue: Queue) -> None:
+        greedy = await queue.parked("greedy:1", count=300)
+        assert [await queue.take("w1") for _ in range(3)] == greedy[:3]
+        modest = await queue.parked("modest:1", count=3)
+        taken = [await queue.take("w1") for _ in range(7)]
+        assert sorted(taken[:2]) == sorted([greedy[3], modest[0]])
+        assert sorted(taken[2:4]) == sorted([greedy[4], modest[1]])
+        assert set(taken) == {*greedy[3:7], *modest}
+
+    async def test_a_tenant_gets_nothing_for_having_waited_elsewhere(self, queue: Queue) -> None:
+        """Credit does not pile up: who was silent for long is next once, not ten times."""
+        busy = await queue.parked("busy:1", count=40)
+        assert [await queue.take("w1") for _ in range(20)] == busy[:20]
+        late = await queue.parked("late:1", count=10)
+        taken = [await queue.take("w1") for _ in range(10)]
+        assert len([entry for entry in taken if entry in late]) == 5
+
+    async def test_sessions_without_a_tenant_are_one(self, queue: Queue) -> None:
+        entries = [*await queue.parked("a"), *await queue.parked("b"), *await queue.parked("a")]
+        (named,) = await queue.parked("t:a")
+        assert [await queue.take("w1") for _ in range(4)] == [entries[0], named, *entries[1:]]
+
+    async def test_what_was_given_up_goes_first(self, queue: Queue) -> None:
+        entries = await queue.parked("s", count=3)
+        assert await queue.take("w1") == entries[0]
+        await queue.orphan("w1", entries[0])
+        assert [await queue.take("w2") for _ in range(3)] == entries
+
+    async def test_says_whether_it_was_anybodys_before(self, queue: Queue) -> None:
+        (entry,) = await queue.parked("s")
+        for claim in (b"fresh", b"over"):
+            reply: Any = await run(
+                queue.redis, scripts.TAKE, queue.keys, GROUP, ORPHANS, BACKLOG, "w1"
+            )
+            assert reply == [claim, entry.encode(), [b"session", b"s", b"text", b"x"]]
+            await queue.orphan("w1", entry)
+
+    async def test_whoever_is_idle_is_woken(self, queue: Queue) -> None:
+        assert await queue.park("w1", "1-0") == 0
+        assert not await queue.redis.exists(queue.wake), "nothing was parked"
+        await queue.parked("s")
+        assert await queue.redis.exists(queue.wake)
+
+    async def test_only_what_is_ones_own_is_parked(self, queue: Queue) -> None:
+        (entry,) = await queue.add("s")
+        await queue.deliver("w1")
+        assert await queue.park("w2", entry) == 0
+        assert await queue.pending("w1") == [entry]
+
+    async def test_who_is_in_conversation_comes_first(self, queue: Queue) -> None:
+        entries = await queue.parked("s", count=3)
+        talks = await queue.parked("talks", count=2)
+        for entry in reversed(talks):
+            assert await queue.promote(entry) == 1
+        assert await queue.promote("9-9") == 0
+        assert [await queue.take("w1") for _ in range(5)] == [*talks, *entries]
+
+    async def test_it_takes_nothing_from_other_tenants(self, queue: Queue) -> None:
+        greedy = await queue.parked("greedy:1", count=4)
+        modest = await queue.parked("modest:1", count=2)
+        for entry in greedy[2:]:
+            await queue.promote(entry)
+        taken = [await queue.take("w1") for _ in range(6)]
+        assert set(taken[:2]) == {greedy[2], modest[0]}
+        assert set(taken[2:4]) == {greedy[3], modest[1]}
+        assert taken[4:] == greedy[:2]
+
+    async def test_a_talker_that_was_taken_hides_no_other(self, queue: Queue) -> None:
+        first, talks, last = await queue.parked("s", count=3)
+        await queue.promote(talks)
+        assert await queue.adopt("w2", talks) == ("fresh", talks)
+        await queue.redis.zadd(queue.ranks, {f" 0 {'0' * 19}9-{'0' * 20}": 0})
+        assert [await queue.take("w1") for _ in range(3)] == [first, last, None]
+
+    async def test_one_can_be_taken_out_of_its_turn(self, queue: Queue) -> None:
+        first, second, third = await queue.parked("s", count=3)
+        assert await queue.adopt("w1", second) == ("fresh", second)
+        assert await queue.adopt("w2", second) is None, "it is in another's hands"
+        await queue.orphan("w1", second)
+        assert await queue.adopt("w2", second) == ("over", second)
+        assert [await queue.take("w1") for _ in range(3)] == [first, third, None]
+
+    async def test_one_that_was_not_parked_is_not_to_be_had(self, queue: Queue) -> None:
+        (entry,) = await queue.add("s")
+        assert await queue.adopt("w1", entry) is None
+        await queue.deliver("w1")
+        assert await queue.adopt("w2", entry) is None
+        assert await queue.pending("w1") == [entry]
+
+    async def test_lost_books_are_made_anew(self, queue: Queue) -> None:
+        entries = await queue.parked("s", count=5)
+        assert await queue.take("w1") == entries[0]
+        await queue.redis.delete(queue.backlog, queue.books, queue.ranks)
+        assert [await queue.take("w1") for _ in range(5)] == [*entries[1:], None]
+
+    async def test_debris_in_their_place_is_cleared_away(self, queue: Queue) -> None:
+        for key in (queue.backlog, queue.books, queue.ranks):
+            await queue.redis.set(key, "debris", ex=60)
+        (entry,) = await queue.parked("s")
+        assert await queue.take("w1") == entry
+
+    async def test_one_that_was_deleted_hides_no_other(self, queue: Queue) -> None:
+        entries = await queue.parked("s", count=4)
+        await queue.take("w1")
+        await queue.redis.xdel(queue.key, *entries[1:3])
+        assert [await queue.take("w1"), await queue.take("w1")] == [entries[3], None]
+        assert await queue.pending(BACKLOG) == []
+
+    async def test_books_end_with_the_backlog_or_in_time(self, queue: Queue) -> None:
+        await queue.parked("s", count=2)
+        await queue.promote((await queue.pending(BACKLOG))[1])
+        await queue.take("w1")
+        await queue.promote((await queue.pending(BACKLOG))[0])
+        for key in (queue.backlog, queue.books, queue.ranks):
+            assert await queue.redis.pttl(key) > 0
+        await queue.take("w1")
+        await queue.take("w1")
+        assert not await queue.redis.exists(queue.backlog, queue.books, queue.ranks)
+
+
+async def test_one_worker_keeps_a_backlog(queue: Queue) -> None:
+    key = Keys(queue.prefix).keeper(MODEL)
+
+    async def keep(worker: str, ttl_ms: int = 60_000) -> Any:
+        return await run(queue.redis, scripts.KEEP, [key], worker, ttl_ms)
+
+    assert [await keep("w1"), await keep("w2"), await keep("w1")] == [1, 0, 1]
+    assert await queue.redis.pttl(key) > 0
+    assert [await keep("w2", 0), await keep("w2")] == [0, 0], "it is another's to give up"
+    assert [await keep("w1", 0), await keep("w2")] == [0, 1]
+    await queue.redis.delete(key)
+    await queue.redis.rpush(key, "debris")
+    assert await keep("w3") == 1
+
+
+class TestRefused:
+    """More requests than may wait in a session: answered in their order, though nobody waits."""
+
+    async def fill(self, session: Session, places: int, refused: int) -> str:
+        """A turn that is spoken, some that wait, some that may not; returns the turn's epoch."""
+        epoch = await session.epoch("r1", entry="1-0")
+        for n in range(2, 2 + places):
+            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == "listed"
+        for n in range(2 + places, 2 + places + refused):
+            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == "full"
+        return epoch
+
+    async def test_are_answered_when_all_before_them_are(self, session: Session) -> None:
+        epoch = await self.fill(session, 2, 3)
+        assert await session.finish(epoch, 1) == 1
+        assert await session.ids() == ["1-1"]
+        epoch = await session.epoch("r2", entry="2-0")
+        assert await session.finish(epoch, 1, turn=2) == 1
+        epoch = await session.epoch("r3", entry="3-0")
+        assert await session.finish(epoch, 1, turn=3) == 1
+        assert await session.ids() == [f"{turn}-1" for turn in range(1, 7)]
+        _, end = (await session.stream())[3]
+        assert end.pop("t").isdigit()
+        assert end == {
+            "event": "end",
+            "request": "r4",
+            "reason": "rejected",
+            "frames": "0",
+            "error": "max_waiting_turns: 2 requests wait in this session",
+        }
+        assert not await session.redis.exists(session.refused)
+        await session.speak("r7", turn=7, entry="7-0")
+
+    async def test_come_before_a_later_one(self, session: Session) -> None:
+        epoch = await self.fill(session, 1, 1)
+        assert await session.finish(epoch, 1) == 1
+        status, _, turn, *_ = await session.acquire("r2", entry="2-0")
+        assert (status, turn) == ("new", "2")
+        await session.abandon("2-0")
+        assert (await session.acquire("r9", entry="9-0"))[2] == "4"
+        assert (await session.stream())[-1][0] == "3-1"
+
+    async def test_a_name_that_was_refused_is_taken(self, session: Session) -> None:
+        await self.fill(session, 1, 1)
+        assert await session.enqueue("r3", "9-0", most=1) == "known"
+
+    async def test_one_that_waits_is_not_refused_later(self, session: Session) -> None:
+        await self.fill(session, 2, 0)
+        assert await session.enqueue("r3", "3-0", most=1) == "listed"
+
+    async def test_are_answered_in_their_order_however_they_were_found(
+        self, session: Session
+    ) -> None:
+        epoch = await self.fill(session, 1, 0)
+        for n in (5, 3, 9, 4):
+            assert await session.enqueue(f"r{n}", f"{n}-0", most=1) == "full"
+        await session.finish(epoch, 1)
+        epoch = await session.epoch("r2", entry="2-0")
+        await session.finish(epoch, 1, turn=2)
+        ends = [fields["request"] for _, fields in await session.stream()]
+        assert ends[2:] == ["r3", "r4", "r5", "r9"]
+
+    async def test_those_on_their_way_count_too(self, session: Session, queue: Queue) -> None:
+        """Whoever is faster: the first of them may wait, the last may not."""
+        entries = [(await queue.add("s", f"r{n}"))[0] for n in range(1, 5)]
+        keys = (queue.key, queue.order)
+        await session.epoch("r1", entry=entries[0])
+        for n, place in {4: "full", 3: "listed", 2: "listed"}.items():
+            entry = entries[n - 1]
+            assert await session.enqueue(f"r{n}", entry, most=2, queue=keys) == place
+
+    async def test_those_on_another_server_count_by_their_names(self, session: Session) -> None:
+        await session.epoch("r1", entry="1-0")
+        await session.enqueue("r2", "2-0")
+        earlier = ("r1", "r2", "r3")
+        assert await session.enqueue("r4", "4-0", most=2, earlier=earlier) == "full"
+        assert await session.enqueue("r4b", "4-0", most=3, earlier=earlier) == "listed"
+
+    async def test_a_flood_is_answered_to_a_limit(self, session: Session) -> None:
+        epoch = await self.fill(session, 1, 1100)
+        assert await session.redis.llen(session.refused) == 1000
+        assert await session.redis.pttl(session.refused) > 0
+        await session.finish(epoch, 1)
+        epoch = await session.epoch("r2", entry="2-0")
+        await session.finish(epoch, 1, turn=2)
+        assert (await session.stream())[-1][0] == "1002-1"
+
+
+class TestMark:
+    """What the owner decides about a turn's text."""
+
+    async def mark(self, session: Session, epoch: str, after: str, entry: str) -> Any:
+        keys = [session.lease, session.text]
+        return await run(session.redis, scripts.MARK, keys, epoch, after, entry, "settle", "1")
+
+    async def texts(self, session: Session) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        return await session.redis.xrange(session.text)
+
+    async def test_it_stands_behind_what_was_read(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.redis.xadd(session.text, {"text": "One. "}, id="3-0")
+        await session.redis.pexpire(session.text, 50_000)
+        assert await self.mark(session, epoch, "3-0", "3-1") == 1
+        assert (await self.texts(session))[1:] == [(b"3-1", {b"settle": b"1"})]
+        assert 0 < await session.redis.pttl(session.text) <= 50_000, "the client's TTL stays"
+        assert await self.mark(session, epoch, "3-0", "3-1") == 0, "sent again, it is there"
+        await session.redis.xadd(session.text, {"text": "Two"}, id="4-0")
+        assert len(await self.texts(session)) == 3
+
+    async def test_text_that_came_in_between_outruns_it(self, session: Session) -> None:
+        epoch = await session.epoch()
+        for entry in ("3-0", "4-0"):
+            await session.redis.xadd(session.text, {"text": "One. "}, id=entry)
+        await session.redis.pexpire(session.text, TTL_MS)
+        assert await self.mark(session, epoch, "3-0", "3-1") == 0
+        assert await self.mark(session, epoch, "-", "0-1") == 0
+        assert len(await self.texts(session)) == 2
+
+    async def test_only_the_owner_decides_and_only_until_the_end(self, session: Session) -> None:
+        old = await session.epoch()
+        await session.redis.xadd(session.text, {"text": "One. "}, id="3-0")
+        await session.redis.pexpire(session.text, TTL_MS)
+        _, new, *_ = await session.acquire(claim="over", worker="w2")
+        assert await self.mark(session, old, "3-0", "3-1") == 0
+        assert await session.finish(new, 1) == 1
+        assert await self.mark(session, new, "3-0", "3-1") == 0
+        await session.redis.delete(session.lease)
+        assert await self.mark(session, new, "3-0", "3-1") == 0
+        assert len(await self.texts(session)) == 1
+
+    async def test_a_key_that_is_gone_is_not_made(self, session: Session) -> None:
+        epoch = await session.epoch()
+        for after, entry in (("-", "0-1"), ("3-0", "3-1")):
+            assert await self.mark(session, epoch, after, entry) == -1
+        assert not await session.redis.exists(session.text)
+
+    async def test_where_no_id_is_left_it_cannot_stand(self, session: Session) -> None:
+        epoch, last = await session.epoch(), 2**64 - 1
+        await session.redis.xadd(session.text, {"text": "One. "}, id=f"3-{last}")
+        await session.redis.pexpire(session.text, TTL_MS)
+        assert await self.mark(session, epoch, f"3-{last}", f"3-{last + 1}") == -1
+        assert len(await self.texts(session)) == 1
+
+    async def test_an_entry_that_was_deleted_is_no_place_for_it(self, session: Session) -> None:
+        epoch = await session.epoch()
+        for entry in ("3-0", "4-0"):
+            await session.redis.xadd(session.text, {"text": "One. "}, id=entry)
+        await session.redis.pexpire(session.text, TTL_MS)
+        await session.redis.xdel(session.text, "4-0")
+        assert await self.mark(session, epoch, "3-0", "3-1") == -1
+
+
+class TestBeat:
+    @pytest.fixture
+    def key(self, prefix: str) -> str:
+        return Keys(prefix).worker("w1")
+
+    async def beat(
+        self, redis: Redis, key: str, instance: str, *fields: str, living_ms: int = 60_000
+    ) -> Any:
+        return await run(redis, scripts.BEAT, [key], instance, 1500, living_ms, 0, *fields)
+
+    async def test_says_the_servers_time(self, redis: Any, key: str) -> None:
+        now_ms = int(await self.beat(redis, key, "a", "state", "ready"))
+        seconds, micros = await redis.time()
+        assert abs(seconds * 1000 + micros / 1000 - now_ms) < 10_000
+        record = await redis.hgetall(key)
+        assert record == {
+            b"instance": b"a",
+            b"beat_ms": str(now_ms).encode(),
+            b"state": b"ready",
+        }
+        assert 0 < await redis.pttl(key) <= 1500
+
+    async def test_replaces_what_was_said_before(self, redis: Any, key: str) -> None:
+        await self.beat(redis, key, "a", "state", "ready", "rtf", "0.1")
+        await self.beat(redis, key, "a", "state", "draining")
+        assert await redis.hget(key, "rtf") is None
+        assert await redis.hget(key, "state") == b"draining"
+
+    async def test_a_name_that_is_taken_is_refused(self, redis: Any, key: str) -> None:
+        await self.beat(redis, key, "a", "state", "ready")
+        assert await self.beat(redis, key, "b", "state", "starting") is None
+        assert await redis.hget(key, "state") == b"ready"
+
+    async def test_debris_is_cleared_away(self, redis: Any, key: str) -> None:
+        await redis.set(key, "debris", ex=60)
+        assert await self.beat(redis, key, "a", "state", "ready")
+
+    async def test_a_name_whose_owner_is_silent_is_free(self, redis: Any, key: str) -> None:
+        await self.beat(redis, key, "a", "state", "ready", "rtf", "0.1")
+        assert await self.beat(redis, key, "b", "state", "starting", living_ms=0)
+        assert await redis.hmget(key, "instance", "rtf") == [b"b", None]
+
+    async def test_who_departs_takes_only_his_own(self, redis: Any, key: str) -> None:
+        await self.beat(redis, key, "a", "state", "ready")
+        assert await run(redis, scripts.DEPART, [key], "b") == 0
+        assert await redis.exists(key)
+        assert await run(redis, scripts.DEPART, [key], "a") == 1
+        assert await run(redis, scripts.DEPART, [key], "a") == 0
+        assert await self.beat(redis, key, "b", "state", "ready")
+
+
+async def test_a_server_that_forgot_the_scripts_learns_them_again(
+    session: Session, redis: Redis
+) -> None:
+    await redis.script_flush()
+    assert (await session.acquire())[0] == "new"
+
+
+async def test_every_script_says_what_its_keys_and_arguments_are() -> None:
+    for script in vars(scripts).values():
+        if isinstance(script, Script):
+            header = script.source.partition("\nlocal")[0]
+            assert header.startswith("-- "), script.name
+            assert "-- KEYS  " in script.source, script.name
+            assert "-- ARGV  " in script.source, script.name
+
+
+class TestConversation:
+    async def test_a_session_talks_while_it_speaks_and_for_a_while_after(
+        self, session: Session
+    ) -> None:
+        assert (await session.enqueued("r0", "1-0"))[2] is False
+        epoch = await session.epoch("r0", entry="1-0")
+        assert (await session.enqueued("r1", "2-0"))[2] is True
+        await session.append(epoch, 0, ("event", "start"), ("pcm", "x"))
+        await session.finish(epoch, 2)
+        assert (await session.enqueued("r2", "3-0"))[2] is True
+        await session.redis.hset(session.lease, "spoke_ms", "1000")
+        assert (await session.enqueued("r3", "4-0"))[2] is False
+
+    async def test_a_turn_that_ended_unspoken_is_none(self, session: Session) -> None:
+        epoch = await session.epoch()
+        await session.finish(epoch, 1)
+        assert (await session.enqueued("r2", "2-0"))[2] is False

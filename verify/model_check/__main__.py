@@ -1,0 +1,57 @@
+"""``python -m verify.model_check [FLEET...] [--crashes 1 ...]``: deeper than the tests go."""
+
+import argparse
+import sys
+
+from verify.model_check import fleets
+from verify.model_check.fleets import Ask, Faults, Fleet
+from verify.model_check.search import Search
+from verify.model_check.server import Server
+from verify.model_check.world import World
+from voicefleet.cli.embedded_server import EmbeddedServer
+
+ASKS = {
+    name.lower(): value
+    for name, value in vars(fleets).items()
+    if isinstance(value, tuple) and value and isinstance(value[0], Ask)
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="verify.model_check")
+    parser.add_argument("asks", nargs="*", choices=[*ASKS, []], default=["one"])
+    for fault in Faults._fields:
+        parser.add_argument(f"--{fault}", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=1)
+    parser.add_argument("--max-deliveries", type=int, default=3)
+    parser.add_argument("--splits", action="store_true", help="turns leave in parts too")
+    parser.add_argument("--most", type=int, default=10_000_000, help="states to look at")
+    parser.add_argument("--ignore-record", action="store_true")
+    parser.add_argument("--no-reconcile", action="store_true")
+    args = parser.parse_args()
+    broken = False
+    with EmbeddedServer.start_blocking() as server:
+        for name in args.asks:
+            faults = Faults(**{fault: getattr(args, fault) for fault in Faults._fields})
+            fleet = Fleet(
+                name,
+                ASKS[name],
+                faults,
+                args.workers,
+                args.slots,
+                args.max_deliveries,
+                args.splits,
+                not args.ignore_record,
+                not args.no_reconcile,
+            )
+            with Server(server.port) as scripts:
+                world = World(fleet, scripts)
+                found = Search(world, args.most).run()
+            print(f"{name}: {found}", flush=True)
+            broken |= bool(found.broken)
+    return broken
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The parts of a worker, wired once by ``worker.service`` and handed to each assignment."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from voicefleet.schemas.keys import Keys
+from voicefleet.schemas.request import Request
+from voicefleet.worker.config.sections import AudioConfig, WorkerConfig
+from voicefleet.worker.control.key_watch import KeyWatch
+from voicefleet.worker.loop_monitor import LoopMonitor
+from voicefleet.worker.models.pool import Residency
+from voicefleet.worker.models.slots import Slots
+from voicefleet.worker.publish.publisher import Publisher
+from voicefleet.worker.stats import Stats
+from voicefleet.worker.store.backlog import Backlog
+from voicefleet.worker.store.clock import ServerClock
+from voicefleet.worker.store.ledger import Delivery, Ledger
+from voicefleet.worker.synthesis.prepared_turn import read_request
+
+
+class Rooms(msgspec.Struct, frozen=True, kw_only=True):
+    """What an assignment works with; ``name`` is the worker's."""
+
+    name: str
+    keys: Keys
+    config: WorkerConfig
+    audio: AudioConfig
+    clock: ServerClock
+    loop: LoopMonitor
+    ledger: Ledger
+    backlogs: Mapping[str, Backlog]
+    watch: KeyWatch
+    publisher: Publisher
+    residency: Residency
+    slots: Slots
+    stats: Stats
+
+    def read(self, delivery: Delivery) -> Request:
+        """Read a request; one that its model cannot speak is invalid, while that is in memory.
+
+        Raises:
+            InvalidRequest: It is not what the protocol allows, or not what the model offers.
+        """
+        info = self.residency.info(delivery.model)
+        return read_request(delivery.entry, delivery.fields, info)

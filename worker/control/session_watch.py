@@ -1,0 +1,147 @@
+"""What a session wants of one of its turns: its control key and its lease, read as a verdict."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from enum import Enum
+from typing import cast
+
+import anyio
+import structlog
+
+from voicefleet.schemas import control
+from voicefleet.schemas.control import Level, StopThrough, Wish
+from voicefleet.schemas.fields import FieldError
+from voicefleet.schemas.keys import Keys
+from voicefleet.wire.link import Reply, ReplyError
+from voicefleet.worker.control.key_watch import KeyWatch
+from voicefleet.worker.store.ledger import Delivery, Lease, Waiter
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Verdict(Enum):
+    """What a turn has to do now."""
+
+    SPEAK = "speak"
+    PAUSE = "pause"
+    STOP = "stop"
+    INTERRUPT = "interrupt"
+    LOST = "lost"
+
+
+class SessionWatch:
+    """One turn's view of its session.
+
+    Both keys are levels: what they say now is what holds, whoever looks and whenever. ``changed``
+    is called after every reply; it must return at once. ``lease_read`` is set by the next reading
+    of the lease, a change or a second's reconciliation, and is then another event; so is
+    ``differs``, by a reading of either key that says something new.
+    """
+
+    def __init__(self, delivery: Delivery, session: str, request: str) -> None:
+        self._delivery = delivery
+        self._session = session
+        self._request = request
+        self.epoch = ""
+        self.wish: Wish = Level.RESUME
+        self.lease = Lease()
+        self._problem: str | None = None
+        self.changed: Callable[[], None] = _nothing
+        self._covered: set[str] = set()
+        self._seen: tuple[anyio.Event, ...] = ()
+        self.lease_read = anyio.Event()
+        self.differs = anyio.Event()
+
+    @asynccontextmanager
+    async def open(self, watch: KeyWatch, keys: Keys) -> AsyncGenerator[None]:
+        """Watch for the time of the block."""
+        control_key, lease_key = keys.control(self._session), keys.lease(self._session)
+        async with (
+            watch.subscribe(control_key, lambda: ("GET", control_key), self._on_control) as wish,
+            watch.subscribe(lease_key, lambda: ("HGETALL", lease_key), self._on_lease) as lease,
+        ):
+            self._seen = (wish.seen, lease.seen)
+            yield
+
+    async def seen(self) -> None:
+        """Wait until both keys have been read once."""
+        for event in self._seen:
+            await event.wait()
+
+    def verdict(self) -> Verdict:
+        """What both keys say. Being fenced off outranks stop, stop interrupt, interrupt pause."""
+        # A reading may be older than our own acquisition: only a newer epoch is somebody else's.
+        if self.epoch and self.lease.epoch and int(self.lease.epoch) > int(self.epoch):
+            return Verdict.LOST
+        later = self.lease.after(self._delivery.entry, self._delivery.model)
+        if self.wish is Level.STOP:
+            return Verdict.STOP
+        if isinstance(self.wish, StopThrough):
+            named = self.wish.request
+            if named in (self._request, *self._covered, *(waiter.request for waiter in later)):
+                return Verdict.STOP
+        if self.interrupter is not None:
+            return Verdict.INTERRUPT
+        return Verdict.PAUSE if self.wish is Level.PAUSE else Verdict.SPEAK
+
+    @property
+    def interrupter(self) -> Waiter | None:
+        """The turn that waits to speak instead of this one, and of all between the two."""
+        later = self.lease.after(self._delivery.entry, self._delivery.model)
+        # A client that is unsure asks twice: the second time is no other turn.
+        others = [w for w in later if w.interrupt and w.request != self._request]
+        return others[-1] if others else None
+
+    @property
+    def is_spoken(self) -> bool:
+        """Whether the session's lease is held for this very request, by whomever."""
+        mine = (self._delivery.entry, self._delivery.model)
+        return self.lease.active and (self.lease.entry, self.lease.model) == mine
+
+    @property
+    def unresolved(self) -> str | None:
+        """The request named by ``stop:<request>``, while it is not known where it stands."""
+        if isinstance(self.wish, StopThrough) and self.verdict() is not Verdict.STOP:
+            return self.wish.request
+        return None
+
+    def cover(self, request: str) -> None:
+        """The named request was added after this one: a stop up to it covers this one."""
+        self._covered.add(request)
+        self._notify()
+
+    def _on_control(self, reply: Reply) -> None:
+        problem = str(reply) if isinstance(reply, ReplyError) else None
+        before = self.wish
+        if problem is None:
+            try:
+                self.wish = control.decode(cast(bytes | None, reply))
+            except FieldError as error:
+                problem = str(error)
+        if problem is not None and problem != self._problem:
+            log.warning("control_unknown", session=self._session, error=problem)
+        self._problem = problem
+        if self.wish != before:
+            self._notify()
+        else:
+            self.changed()
+
+    def _on_lease(self, reply: Reply) -> None:
+        before = self.lease
+        if not isinstance(reply, ReplyError):
+            self.lease = Lease.decode(cast(dict[bytes, bytes], reply))
+        self.lease_read.set()
+        self.lease_read = anyio.Event()
+        if self.lease != before:
+            self._notify()
+        else:
+            self.changed()
+
+    def _notify(self) -> None:
+        self.differs.set()
+        self.differs = anyio.Event()
+        self.changed()
+
+
+def _nothing() -> None:
+    """Nobody listens yet."""

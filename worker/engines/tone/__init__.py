@@ -1,0 +1,1 @@
+"""The synthetic engine: a tone for each word, for tests and trials without a model."""

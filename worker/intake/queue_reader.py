@@ -1,0 +1,164 @@
+"""Reads one model's queue: one request at a time, and none that nobody waits for."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import cast
+
+import anyio
+import structlog
+
+from voicefleet.schemas.fields import paired
+from voicefleet.schemas.keys import GROUP
+from voicefleet.wire.connect import Address, Topology
+from voicefleet.wire.link import Link, LinkClosedError, Reply, ReplyError
+from voicefleet.worker.context import Rooms
+from voicefleet.worker.store.ledger import Delivery
+
+log = structlog.stdlib.get_logger(__name__)
+
+BLOCK_MS = 5_000
+RING_AGAIN_S = 0.002
+RETRY_S = 0.2
+
+
+class QueueReader:
+    """The reader of one model's queue. Requests that wait for a slot come before new ones.
+
+    A blocked read is ended by the server (CLIENT UNBLOCK) and never cancelled: what was delivered
+    to a reader that had left would be stranded. Where a connection dies with a delivery on its
+    way, the next one finds it in the pending list and hands it back.
+
+    Args:
+        mine: The entries of this queue that are in this worker's hands.
+    """
+
+    def __init__(
+        self, rooms: Rooms, topology: Topology, model: str, mine: Callable[[], set[str]]
+    ) -> None:
+        self._rooms = rooms
+        self._topology = topology
+        self._model = model
+        self._mine = mine
+        self._key = rooms.keys.requests(model)
+        self._link: Link | None = None
+        self._bell: Link | None = None
+        self._address: Address | None = None
+        self._client_id = 0
+        self._is_up = True
+        self._reading = False
+        self._woken = False
+        self._may_wait = True
+        self._wake_value: Reply = None
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[None]:
+        """Listen for requests that wait for any worker, for the time of the block."""
+        key = self._rooms.keys.wake(self._model)
+        try:
+            async with self._rooms.watch.subscribe(key, lambda: ("GET", key), self._on_wake):
+                yield
+        finally:
+            self._close()
+
+    async def next(self) -> Delivery | None:
+        """The next request; ``None`` after ``wake``, or when none came for long."""
+        self._woken = False
+        if self._may_wait:
+            self._may_wait = False
+            waiting = await self._rooms.backlogs[self._model].take()
+            if waiting is not None:
+                self._may_wait = True  # there may be more
+                return waiting
+        try:
+            link = self._link
+            if link is None or link.closed or self._bell is None or self._bell.closed:
+                link = await self._connect()
+            delivery = None if self._woken else await self._read(link)
+            if self._address == self._topology.owner(self._key):
+                return delivery
+            # Of a primary that was replaced: what it says now, the new one has not heard.
+            self._close()
+            return None
+        except LinkClosedError as error:
+            self._warn("queue_lost", str(error))
+        except ReplyError as error:
+            self._warn("queue_refused", str(error))
+            if str(error).startswith("NOGROUP"):
+                await self._rooms.ledger.create_group(self._model)
+        self._close()
+        await anyio.sleep(RETRY_S)
+        return None
+
+    def look(self) -> None:
+        """Begin with those that came while no slot was free."""
+        self._may_wait = True
+
+    def wake(self) -> None:
+        """Have ``next`` return soon."""
+        self._woken = True
+        self._ring()
+
+    async def _read(self, link: Link) -> Delivery | None:
+        self._reading = True
+        try:
+            reply = await link.call(
+                *("XREADGROUP", "GROUP", GROUP, self._rooms.name, "COUNT", 1),
+                *("BLOCK", BLOCK_MS, "STREAMS", self._key, ">"),
+                timeout_s=BLOCK_MS / 1000 + self._topology.endpoint.timeout_s,
+            )
+        finally:
+            self._reading = False
+        self._is_up = True
+        if reply is None:
+            return None
+        (entries,) = cast(dict[bytes, list[tuple[bytes, list[bytes]]]], reply).values()
+        ((entry, flat),) = entries
+        return Delivery(self._model, entry.decode(), paired(flat), "fresh")
+
+    def _ring(self) -> None:
+        """End the blocked read."""
+        if not (self._reading and self._woken):
+            return
+        if self._bell is not None:
+            self._bell.submit([("CLIENT", "UNBLOCK", self._client_id)], self._rung)
+
+    def _rung(self, replies: list[Reply] | LinkClosedError) -> None:
+        if replies == [0]:  # the read is not blocked quite yet
+            asyncio.get_running_loop().call_later(RING_AGAIN_S, self._ring)
+        elif replies != [1] and self._link is not None:
+            self._link.close()  # the server will not: the read ends so
+
+    async def _connect(self) -> Link:
+        self._close()
+        self._may_wait = True  # it may be another server, and say other things
+        await self._topology.refresh()
+        owner = self._topology.owner(self._key)
+        self._address = owner
+        self._link = link = await self._topology.open_link(owner)
+        self._bell = await self._topology.open_link(owner)
+        self._client_id = cast(int, await link.call("CLIENT", "ID"))
+        ledger = self._rooms.ledger
+        stranded = (await ledger.pending(self._model) or set()) - self._mine()
+        if stranded:
+            log.info("stranded_requests", model=self._model, count=len(stranded))
+            await ledger.hand_back(self._model, stranded)
+        return link
+
+    def _warn(self, event: str, error: str) -> None:
+        """Once for each time that the queue goes away."""
+        if self._is_up:
+            log.warning(event, model=self._model, error=error)
+        self._is_up = False
+
+    def _on_wake(self, reply: Reply) -> None:
+        if reply is not None and reply != self._wake_value:
+            self._may_wait = True
+            self.wake()
+        self._wake_value = reply
+
+    def _close(self) -> None:
+        for link in (self._link, self._bell):
+            if link is not None:
+                link.close()
+        self._link = self._bell = None

@@ -1,0 +1,255 @@
+"""A turn while this worker holds its session's lease: spoken, paused, stopped, ended.
+
+Everything it does ends in its outbox, whose settling ends everything it does.
+"""
+
+import random
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import anyio
+import structlog
+
+from voicefleet.schemas.audio import CHANNELS, FORMAT, FRAME_MS, Reason
+from voicefleet.schemas.request import Request, TextPiece
+from voicefleet.worker.context import Rooms
+from voicefleet.worker.control.session_watch import SessionWatch, Verdict
+from voicefleet.worker.control.text_stream import TextLog, stream_text
+from voicefleet.worker.engines.protocol import CannotSpeakError
+from voicefleet.worker.models.pool import Resident
+from voicefleet.worker.publish.outbox import Fate, Opening, Outbox, Retention
+from voicefleet.worker.store.ledger import Acquired, Delivery
+from voicefleet.worker.synthesis.prepared_turn import prepare
+from voicefleet.worker.synthesis.turn import Trail, Turn
+from voicefleet.worker.text.feed import TextFeed
+
+log = structlog.stdlib.get_logger(__name__)
+
+SUSPECT_WAIT_S = (0.5, 2.0)
+"""Before another attempt at a turn that may have killed its owner.
+
+Turns that died with their owner come to their next one together. Those that were heard go on at
+once; of the others, which may be poison, each waits a while of its own, so that one that kills
+again does not take the same ones with it each time, and have them counted as poison too.
+"""
+
+ENDINGS: dict[Verdict, Reason] = {Verdict.STOP: "stopped", Verdict.INTERRUPT: "interrupted"}
+
+
+class Performance:
+    """One acquired turn. ``run`` sees it to its fate; ``hand_over`` may cut in at any time.
+
+    ``heard`` is the last frame that left before the server forgot some, -1 where it did not;
+    ``text`` what was read of the turn's text stream by then.
+    """
+
+    def __init__(
+        self,
+        rooms: Rooms,
+        view: SessionWatch,
+        delivery: Delivery,
+        request: Request,
+        acquired: Acquired,
+        text: TextLog,
+        heard: int = -1,
+    ) -> None:
+        self._rooms = rooms
+        self._view = view
+        self._delivery = delivery
+        self._request = request
+        self._acquired = acquired
+        self._text_log = text
+        self.reason: Reason = "completed"
+        self.error = ""
+        config = rooms.config
+        text_key = rooms.keys.text(request.session, request.name) if request.stream else None
+        self.outbox = Outbox(
+            Opening(
+                session=request.session,
+                keys=tuple(rooms.ledger.session_keys(request.session)),
+                text_key=text_key,
+                request=request.name,
+                epoch=acquired.epoch,
+                turn=acquired.turn,
+                last=acquired.last,
+                added_ms=delivery.added_ms,
+                heard=heard,
+            ),
+            config.lead_ms if request.lead_ms is None else request.lead_ms,
+            Retention(config.audio_ttl_s, config.audio_window_s, config.resend_window_s),
+            rooms.clock,
+        )
+        self.turn = Turn(self.outbox, config.synthesis_timeout_s)
+        # Of this owner's own: none yet where it is suspect.
+        self.attempts = 0 if acquired.standing == "suspect" else 1
+        self._changed = anyio.Event()
+
+    def hand_over(self) -> None:
+        """Give the turn up in its middle, at once."""
+        self.outbox.settle(Fate.HANDED_OVER)
+
+    async def run(self, unspoken: tuple[Reason, str] | None) -> Fate:
+        """Speak the turn, or answer it ``unspoken``: the reason and the error to end it with."""
+        with self._rooms.publisher.open(self.outbox):
+            async with anyio.create_task_group() as tasks:
+                if unspoken is not None and not self.outbox.owes:
+                    self._end(*unspoken)
+                elif self._attempts_with_this > self._rooms.config.max_deliveries:
+                    self._end("failed", "max_deliveries: no worker survived this request")
+                else:
+                    self._view.changed = self._react
+                    self._react()
+                    tasks.start_soon(self._speak)
+                    tasks.start_soon(self._limit_pause)
+                    tasks.start_soon(self._note_survival)
+                    tasks.start_soon(self._resolve_stop)
+                await self.outbox.settled()
+                self._view.changed = _nothing
+                tasks.cancel_scope.cancel()
+        return await self.outbox.settled()
+
+    @property
+    def _attempts_with_this(self) -> int:
+        return self._acquired.attempts + (self._acquired.standing == "suspect")
+
+    # What the session wishes.
+
+    def _react(self) -> None:
+        verdict = self._view.verdict()
+        if verdict is Verdict.LOST:
+            self.outbox.settle(Fate.FENCED)
+        elif verdict in ENDINGS:
+            self._end(ENDINGS[verdict])
+        elif verdict is Verdict.PAUSE:
+            self.turn.pause()
+        else:
+            self.turn.resume()
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def _end(self, reason: Reason, error: str = "") -> None:
+        """End now; frames that have not left never will."""
+        if not self.turn.is_stopped and self.outbox.cut(reason, error):
+            self.reason, self.error = reason, error
+        if not self.outbox.owes:
+            self.turn.stop()
+
+    async def _limit_pause(self) -> None:
+        """End a turn that is paused for too long."""
+        while True:
+            changed = self._changed
+            if self._view.verdict() is Verdict.PAUSE:
+                with anyio.move_on_after(self._rooms.config.pause_timeout_s) as limit:
+                    while self._view.verdict() is Verdict.PAUSE:
+                        await self._changed.wait()
+                if limit.cancelled_caught:
+                    self._end("stopped", "pause_timeout")
+                    return
+            else:
+                await changed.wait()
+
+    async def _resolve_stop(self) -> None:
+        """Find out whether a ``stop:<request>`` names one that is still in the queue behind us."""
+        while True:
+            changed = self._changed
+            named = self._view.unresolved
+            if named is not None:
+                session = self._request.session
+                if await self._rooms.ledger.is_added_later(self._delivery, session, named):
+                    self._view.cover(named)
+            await changed.wait()
+
+    # Speaking.
+
+    async def _begin_attempt(self) -> None:
+        if self._acquired.standing == "suspect":
+            await anyio.sleep(random.uniform(*SUSPECT_WAIT_S))  # noqa: S311
+            self.attempts = 1
+            await self._rooms.ledger.begin_attempt(self._request.session, self._acquired.epoch)
+
+    async def _note_survival(self) -> None:
+        """Tell when the turn has made all that may be made: paused, say, it is heard no further."""
+        if self._acquired.standing != "new":
+            await self.outbox.filled.wait()
+            await self._rooms.ledger.survived(self._request.session, self._acquired.epoch)
+
+    async def _speak(self) -> None:
+        await self._begin_attempt()
+        try:
+            async with self._rooms.residency.hold(self._delivery.model) as resident:
+                failure = await self._speak_with(resident)
+        except CannotSpeakError as error:
+            self._end("rejected", str(error))
+        except Exception as error:
+            self._fail(error)
+        else:
+            if self.turn.is_stopped:
+                return
+            if failure is not None:
+                self.reason, self.error = "failed", failure
+            self.outbox.close(self.reason, self.error)
+
+    async def _speak_with(self, resident: Resident) -> str | None:
+        """Speak to the end of the text; returns what was wrong with the text, if anything."""
+        rooms, request, acquired = self._rooms, self._request, self._acquired
+        rendition = await prepare(
+            request,
+            resident,
+            rooms.audio.true_peak_dbtp,
+            points=Trail.decode(acquired.resume),
+            first_frame=max(acquired.last + 1, 1),
+        )
+        self.outbox.start(
+            {
+                "request": request.name,
+                "model": self._delivery.model,
+                "voice": rendition.spec.voice,
+                "worker": rooms.name,
+                "sample_rate": str(request.sample_rate),
+                "frame_ms": str(FRAME_MS),
+                "format": FORMAT,
+                "channels": str(CHANNELS),
+                "t": str(rooms.clock.now_ms()),
+            }
+        )
+        limits = resident.info.limits_for(streamed=request.stream)
+        config = rooms.config
+        feed = TextFeed(
+            *(limits, config.text_timeout_s, config.max_stream_chars, config.text_settle_ms / 1000)
+        )
+        async with self._text(feed):
+            await rendition.speak(self.turn, feed)
+        return feed.failure
+
+    @asynccontextmanager
+    async def _text(self, feed: TextFeed) -> AsyncGenerator[None]:
+        """Let the turn's text flow into its feed."""
+        request = self._request
+        if request.stream:
+            key = self._rooms.keys.text(request.session, request.name)
+            mark = partial(self._rooms.ledger.mark_text, key, request.session, self._acquired.epoch)
+            async with stream_text(self._rooms.watch, key, feed, self._text_log, mark):
+                yield
+        else:
+            feed.push(TextPiece(text=request.text or "", end=True))
+            yield
+
+    def _fail(self, error: Exception) -> None:
+        """The engine failed: leave the request to another try, or give it up."""
+        last_try = self._attempts_with_this >= self._rooms.config.max_deliveries
+        log.warning(
+            "engine_failed",
+            error=f"{type(error).__name__}: {error}",
+            attempt=self._attempts_with_this,
+            gives_up=last_try,
+        )
+        if last_try:
+            self.reason, self.error = "failed", f"{type(error).__name__}: {error}"
+            self.outbox.close(self.reason, self.error)
+        else:
+            self.outbox.settle(Fate.FAILED)
+
+
+def _nothing() -> None:
+    """The turn is over: what changes now concerns others."""

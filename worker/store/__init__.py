@@ -1,0 +1,1 @@
+"""What Redis keeps of queues, sessions and workers, as calls of scripts."""

@@ -6,7 +6,7 @@ from contextlib import suppress
 from voicefleet.cli.target import DEFAULT, Target
 from voicefleet.producer.client import CONTROL_TTL_S
 from voicefleet.producer.errors import ServerRefused
-from voicefleet.schemas import Level, Wish
+from voicefleet.schemas import ControlValue, Level
 from voicefleet.schemas.control import StopThrough, encode
 
 
@@ -31,7 +31,7 @@ async def stop(session: str, *, request: str | None = None, target: Target = DEF
     await _wish(session, Level.STOP if request is None else StopThrough(request), target)
 
 
-async def _wish(session: str, wish: Wish, target: Target) -> None:
+async def _wish(session: str, wish: ControlValue, target: Target) -> None:
     """Set the control key. A session may be told before its first turn: that is said, no error."""
     async with target.fleet() as fleet:
         handle = fleet.session(session)

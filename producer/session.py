@@ -7,7 +7,7 @@ from typing import TypedDict, Unpack
 from voicefleet.producer.reading.listener import Listener
 from voicefleet.producer.reading.position import from_turn as place_of_turn
 from voicefleet.producer.turn import Context, Order, StreamedTurn, Turn
-from voicefleet.schemas import EntryId, Level, Request, SessionRecord, StopThrough, Wish
+from voicefleet.schemas import ControlValue, EntryId, Level, Request, SessionRecord, StopThrough
 from voicefleet.schemas.control import decode as decode_wish
 from voicefleet.schemas.control import encode as encode_wish
 from voicefleet.schemas.records import decode as decode_record
@@ -114,14 +114,14 @@ class Session:
         """
         await self._control(Level.STOP if request is None else StopThrough(request))
 
-    async def _control(self, wish: Wish) -> None:
+    async def _control(self, wish: ControlValue) -> None:
         # The key is a level: with a TTL a wish that its author forgot does not hold for ever. When
         # it lapses the session is resumed, so it outlives every pause and every wait.
         await self._context.server.set(
             self._context.keys.control(self.id), encode_wish(wish), ttl_s=self._context.key_ttl_s
         )
 
-    async def wish(self) -> Wish:
+    async def control_value(self) -> ControlValue:
         """What the control key says now. Raises ``FieldError`` where it says something unknown."""
         return decode_wish(
             await self._context.server.call("GET", self._context.keys.control(self.id))

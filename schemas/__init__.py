@@ -1,7 +1,7 @@
 """The wire protocol as typed structs. Knows no Redis client and imports nothing of ours."""
 
 from voicefleet.schemas.audio import FRAME_MS, AudioEntry, End, EntryId, Frame, Reason, Start
-from voicefleet.schemas.control import Level, StopThrough, Wish
+from voicefleet.schemas.control import ControlValue, Level, StopThrough
 from voicefleet.schemas.fields import FieldError
 from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from voicefleet.schemas.records import ModelRecord, SessionRecord, WorkerRecord
@@ -13,6 +13,7 @@ __all__ = [
     "GROUP",
     "ORPHANS",
     "AudioEntry",
+    "ControlValue",
     "End",
     "EntryId",
     "FieldError",
@@ -27,6 +28,5 @@ __all__ = [
     "Start",
     "StopThrough",
     "TextPiece",
-    "Wish",
     "WorkerRecord",
 ]

@@ -21,15 +21,15 @@ class StopThrough(msgspec.Struct, frozen=True):
     request: str
 
 
-Wish = Level | StopThrough
+ControlValue = Level | StopThrough
 
 
-def encode(wish: Wish) -> str:
+def encode(wish: ControlValue) -> str:
     """The key's value."""
     return f"stop:{wish.request}" if isinstance(wish, StopThrough) else wish.value
 
 
-def decode(raw: bytes | None) -> Wish:
+def decode(raw: bytes | None) -> ControlValue:
     """Read the key's value; a missing key means resume.
 
     Raises:

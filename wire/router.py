@@ -34,7 +34,7 @@ def is_passing(error: ReplyError) -> bool:
     return str(error).startswith((*ELSEWHERE, *NOT_NOW))
 
 
-class Switchboard:
+class Router:
     """The shared links of one process. Close it with ``close``."""
 
     def __init__(self, topology: Topology) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a worker, wired once by ``worker.service`` and handed to each assignment."""
+"""The parts of a worker, wired once by ``worker.service`` and handed to each job."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from voicefleet.schemas.request import Request
 from voicefleet.worker.config.sections import AudioConfig, WorkerConfig
 from voicefleet.worker.control.key_watch import KeyWatch
 from voicefleet.worker.loop_monitor import LoopMonitor
-from voicefleet.worker.models.pool import Residency
+from voicefleet.worker.models.pool import ModelPool
 from voicefleet.worker.models.slots import Slots
 from voicefleet.worker.publish.publisher import Publisher
 from voicefleet.worker.stats import Stats
@@ -19,8 +19,8 @@ from voicefleet.worker.store.ledger import Delivery, Ledger
 from voicefleet.worker.synthesis.prepared_turn import read_request
 
 
-class Rooms(msgspec.Struct, frozen=True, kw_only=True):
-    """What an assignment works with; ``name`` is the worker's."""
+class WorkerContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What an job works with; ``name`` is the worker's."""
 
     name: str
     keys: Keys
@@ -32,7 +32,7 @@ class Rooms(msgspec.Struct, frozen=True, kw_only=True):
     backlogs: Mapping[str, Backlog]
     watch: KeyWatch
     publisher: Publisher
-    residency: Residency
+    pool: ModelPool
     slots: Slots
     stats: Stats
 
@@ -42,5 +42,5 @@ class Rooms(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             InvalidRequest: It is not what the protocol allows, or not what the model offers.
         """
-        info = self.residency.info(delivery.model)
+        info = self.pool.info(delivery.model)
         return read_request(delivery.entry, delivery.fields, info)

@@ -18,7 +18,7 @@ from voicefleet.schemas import records
 from voicefleet.schemas.keys import Keys
 from voicefleet.schemas.records import ModelRecord, WorkerRecord
 from voicefleet.wire.link import Command, ReplyError
-from voicefleet.wire.router import Switchboard
+from voicefleet.wire.router import Router
 from voicefleet.worker.config.sections import WorkerConfig
 from voicefleet.worker.intake.queue_reader import BLOCK_MS
 from voicefleet.worker.store import scripts
@@ -45,7 +45,7 @@ class NameTakenError(Exception):
     """A living worker has this name."""
 
 
-class Registry:
+class Heartbeat:
     """Beats for one worker, in server time, and buries dead ones.
 
     It beats on the worker's event loop: a loop that stalls does not beat.
@@ -57,7 +57,7 @@ class Registry:
 
     def __init__(
         self,
-        switchboard: Switchboard,
+        router: Router,
         keys: Keys,
         config: WorkerConfig,
         name: str,
@@ -66,7 +66,7 @@ class Registry:
         describe: Callable[[], WorkerRecord],
         models: Callable[[], Mapping[str, ModelRecord]],
     ) -> None:
-        self._switchboard = switchboard
+        self._router = router
         self._keys = keys
         self._name = name
         self._clock = clock
@@ -124,7 +124,7 @@ class Registry:
         record = self._record()
         merges = not anew and record.keys() == self._written.keys()
         reply = await scripts.BEAT(
-            self._switchboard,
+            self._router,
             [self._keys.worker(self._name)],
             self._instance,
             self._ttl_ms,
@@ -161,7 +161,7 @@ class Registry:
         key = self._keys.model(model)
         renew: Command = ("PEXPIRE", key, self._ttl_ms)
         is_same = not anew and record == self._written_models.get(model)
-        if is_same and await self._switchboard.call(key, *renew):
+        if is_same and await self._router.call(key, *renew):
             return
         fields = [part for pair in record.items() for part in pair]
         await self._write(key, ("HSET", key, *fields), renew)
@@ -169,9 +169,9 @@ class Registry:
 
     async def depart(self) -> None:
         """Leave the fleet in good order."""
-        await scripts.DEPART(self._switchboard, [self._keys.worker(self._name)], self._instance)
+        await scripts.DEPART(self._router, [self._keys.worker(self._name)], self._instance)
         workers = self._keys.workers
-        await self._switchboard.call(workers, "ZREM", workers, self._name)
+        await self._router.call(workers, "ZREM", workers, self._name)
 
     async def _enter(self) -> None:
         deadline = time.monotonic() + self._ttl_ms / 1000 + self._interval_s
@@ -210,16 +210,14 @@ class Registry:
         # of its reads is over, and all others have seen it, who may serve other models than we do.
         gone_ms = late_ms - BLOCK_MS
         if oldest_ms < gone_ms:
-            await self._switchboard.call(
-                workers, "ZREMRANGEBYSCORE", workers, "-inf", f"({gone_ms}"
-            )
+            await self._router.call(workers, "ZREMRANGEBYSCORE", workers, "-inf", f"({gone_ms}")
 
     async def _longest_silent(self, up_to: str, most: int) -> list[tuple[str, float]]:
         """Workers, and when they beat last: server unix ms."""
         workers = self._keys.workers
         ask = ("ZRANGEBYSCORE", workers, "-inf", up_to, "WITHSCORES", "LIMIT", 0, most)
         try:
-            found = cast(list[tuple[bytes, float]], await self._switchboard.call(workers, *ask))
+            found = cast(list[tuple[bytes, float]], await self._router.call(workers, *ask))
         except ReplyError:
             return []  # something else in its place, until our next beat
         return [(name.decode("utf-8", "replace"), beat_ms) for name, beat_ms in found]
@@ -245,10 +243,10 @@ class Registry:
         """Write to a key of ours. What is of another type under its name is debris."""
         for command in commands:
             try:
-                await self._switchboard.call(key, *command)
+                await self._router.call(key, *command)
             except ReplyError as error:
                 if not str(error).startswith("WRONGTYPE"):
                     raise
                 log.warning("wrong_type_removed", key=key)
-                await self._switchboard.call(key, "DEL", key)
-                await self._switchboard.call(key, *command)
+                await self._router.call(key, "DEL", key)
+                await self._router.call(key, *command)

@@ -1,4 +1,4 @@
-"""One worker process: wires the rooms, owns their tasks, drains."""
+"""One worker process: wires the context, owns their tasks, drains."""
 
 import gc
 import itertools
@@ -19,18 +19,18 @@ from voicefleet.schemas.request import SAMPLE_RATES
 from voicefleet.wire.connect import Topology, connect
 from voicefleet.wire.endpoint import Endpoint, resolve
 from voicefleet.wire.link import LinkClosedError
-from voicefleet.wire.router import Switchboard
+from voicefleet.wire.router import Router
 from voicefleet.worker.config.sections import Config
-from voicefleet.worker.context import Rooms
+from voicefleet.worker.context import WorkerContext
 from voicefleet.worker.control.key_watch import KeyWatch
 from voicefleet.worker.drain import Drain, obeying_signals
 from voicefleet.worker.engines.protocol import EngineInfo
-from voicefleet.worker.heartbeat import Registry
+from voicefleet.worker.heartbeat import Heartbeat
 from voicefleet.worker.intake.intake import Intake
-from voicefleet.worker.intake.pending_reconciler import Custody
+from voicefleet.worker.intake.pending_reconciler import PendingReconciler
 from voicefleet.worker.loop_monitor import LoopMonitor
 from voicefleet.worker.models.engine_registry import slots_of
-from voicefleet.worker.models.pool import Residency
+from voicefleet.worker.models.pool import ModelPool
 from voicefleet.worker.models.slots import Slots
 from voicefleet.worker.publish.publisher import Publisher
 from voicefleet.worker.stats import Stats
@@ -44,7 +44,7 @@ log = structlog.stdlib.get_logger(__name__)
 CONNECT_AGAIN_S = 1.0
 HAND_OVER_S = 2.0
 
-IDLE_CUSTODY_BEATS = 4
+IDLE_RECONCILE_BEATS = 4
 
 HAND_OVER_GAP_S = 0.05
 """Between two turns that are handed over. Who takes one over makes it anew up to the frame that is
@@ -73,9 +73,9 @@ class Service:
         packs = voicepack.discover(voicepack.default_directory(config.model_manager.voicepacks_dir))
         served = config.worker.models
         clock = ServerClock()
-        switchboard = self._switchboard = Switchboard(topology)
-        ledger = Ledger(switchboard, keys, name, int(config.worker.audio_ttl_s * 1000))
-        self._rooms = Rooms(
+        router = self._router = Router(topology)
+        ledger = Ledger(router, keys, name, int(config.worker.audio_ttl_s * 1000))
+        self._context = WorkerContext(
             name=name,
             keys=keys,
             config=config.worker,
@@ -83,19 +83,19 @@ class Service:
             clock=clock,
             loop=LoopMonitor(config.worker.dead_after_ms / 1000),
             ledger=ledger,
-            backlogs={model: Backlog(switchboard, keys, model, name) for model in served},
+            backlogs={model: Backlog(router, keys, model, name) for model in served},
             watch=KeyWatch(topology),
             publisher=Publisher(topology),
-            residency=Residency(config.model_manager, config.engine, config.audio, packs, served),
+            pool=ModelPool(config.model_manager, config.engine, config.audio, packs, served),
             slots=Slots(
                 {model: slots_of(packs[model], config.engine) for model in served},
                 config.worker.slots,
             ),
             stats=Stats(),
         )
-        self.intake = Intake(self._rooms, topology)
-        self._registry = Registry(
-            switchboard,
+        self.intake = Intake(self._context, topology)
+        self._heartbeat = Heartbeat(
+            router,
             keys,
             config.worker,
             name,
@@ -107,36 +107,36 @@ class Service:
 
     async def run(self) -> None:
         """Serve until drained. A drain is over in its time, whatever the server does."""
-        rooms = self._rooms
+        context = self._context
         try:
             with self._drain.limit:
                 async with anyio.create_task_group() as tasks:
                     with self._drain.while_idle():
-                        await tasks.start(self._registry.run)
-                        await tasks.start(rooms.watch.run)
-                        await tasks.start(rooms.publisher.run)
-                        await tasks.start(rooms.residency.run)
+                        await tasks.start(self._heartbeat.run)
+                        await tasks.start(context.watch.run)
+                        await tasks.start(context.publisher.run)
+                        await tasks.start(context.pool.run)
                     if not self._drain.asked.is_set():
                         self._offer()
-                        tasks.start_soon(rooms.loop.run)
+                        tasks.start_soon(context.loop.run)
                         tasks.start_soon(self._keep_slots)
                         tasks.start_soon(self._keep_sessions)
-                        tasks.start_soon(self._keep_custody)
+                        tasks.start_soon(self._reconcile_pending)
                         with _settled_memory():
                             await self._take_turns()
-                    await self._registry.depart()
+                    await self._heartbeat.depart()
                     tasks.cancel_scope.cancel()
         finally:
-            self._switchboard.close()
+            self._router.close()
 
     async def _take_turns(self) -> None:
         """Be ready, until drained."""
-        rooms = self._rooms
+        context = self._context
         async with anyio.create_task_group() as turns:
             self._state = "ready"
             with self._drain.while_idle():
-                await self._registry.beat()
-            log.info("ready", models=list(rooms.residency.served), slots=rooms.slots.total)
+                await self._heartbeat.beat()
+            log.info("ready", models=list(context.pool.served), slots=context.slots.total)
             turns.start_soon(self.intake.run, turns)
             await self._drain.asked.wait()
             await self._finish_or_hand_over()
@@ -155,7 +155,7 @@ class Service:
                 await when()
                 patience.cancel_scope.cancel()
 
-            patience.start_soon(self._registry.beat)
+            patience.start_soon(self._heartbeat.beat)
             patience.start_soon(give_up, self._hand_over_in_turn)
             patience.start_soon(give_up, self._drain.hurried.wait)
             await self.intake.emptied()
@@ -166,11 +166,11 @@ class Service:
 
     async def _hand_over_in_turn(self) -> None:
         """Give up one turn after another, so that all are gone when the time is up."""
-        assignments, timeout_s = self.intake.assignments, self._drain.timeout_s
-        gap_s = min(HAND_OVER_GAP_S, timeout_s / max(1, len(assignments)))
-        await anyio.sleep(timeout_s - gap_s * len(assignments))
-        for assignment in assignments & self.intake.assignments:
-            assignment.hand_over()
+        jobs, timeout_s = self.intake.jobs, self._drain.timeout_s
+        gap_s = min(HAND_OVER_GAP_S, timeout_s / max(1, len(jobs)))
+        await anyio.sleep(timeout_s - gap_s * len(jobs))
+        for job in jobs & self.intake.jobs:
+            job.hand_over()
             await anyio.sleep(gap_s)
 
     async def _keep_sessions(self) -> None:
@@ -178,56 +178,59 @@ class Service:
         while True:
             await anyio.sleep(self._config.worker.audio_ttl_s / 4)
             for keys in self.intake.kept_keys:
-                await self._rooms.ledger.touch(keys)
+                await self._context.ledger.touch(keys)
 
-    async def _keep_custody(self) -> None:
+    async def _reconcile_pending(self) -> None:
         """See that nothing is stranded here: with each beat, of an idle worker with some."""
-        custody = Custody(self._rooms.ledger, self._rooms.residency.served)
+        reconciler = PendingReconciler(self._context.ledger, self._context.pool.served)
         for beat in itertools.count():
             await anyio.sleep(self._config.worker.heartbeat_ms / 1000)
-            is_busy = custody.is_in_doubt or self.intake.assignments
-            if is_busy or beat % IDLE_CUSTODY_BEATS == 0:
-                await custody.reconcile(self.intake.assignments)
+            is_busy = reconciler.is_in_doubt or self.intake.jobs
+            if is_busy or beat % IDLE_RECONCILE_BEATS == 0:
+                await reconciler.reconcile(self.intake.jobs)
 
     async def _keep_slots(self) -> None:
         """Offer what the engines can carry; what they find out by themselves, with each beat."""
         while True:
             with anyio.move_on_after(self._config.worker.heartbeat_ms / 1000):
-                await self._rooms.residency.wait_change()
+                await self._context.pool.wait_change()
             self._offer()
 
     def _offer(self) -> None:
         """Offer each model's slots: an engine's own, and none of one that is being reloaded."""
-        residency, slots = self._rooms.residency, self._rooms.slots
-        infos = {resident.model_id: resident.info for resident in residency.resident}
-        for model, pack in residency.served.items():
+        pool, slots = self._context.pool, self._context.slots
+        infos = {loaded_model.model_id: loaded_model.info for loaded_model in pool.loaded_models}
+        for model, pack in pool.served.items():
             if model in infos:
                 slots.resize(model, infos[model].slots)
-            elif residency.is_reloading(model):
+            elif pool.is_reloading(model):
                 slots.resize(model, 0)
             else:
                 slots.resize(model, slots_of(pack, self._config.engine))
 
     def _describe(self) -> WorkerRecord:
-        rooms = self._rooms
-        residents = rooms.residency.resident
-        memories = [resident.info.memory for resident in residents if resident.info.memory]
-        device = _memory([resident.info for resident in residents])
-        faults = [f"{model}: {fault}" for model, fault in rooms.residency.faults.items()]
+        context = self._context
+        loaded_models = context.pool.loaded_models
+        memories = [
+            loaded_model.info.memory for loaded_model in loaded_models if loaded_model.info.memory
+        ]
+        device = _memory([loaded_model.info for loaded_model in loaded_models])
+        faults = [f"{model}: {fault}" for model, fault in context.pool.faults.items()]
         return WorkerRecord(
             state=self._state,
             host=socket.gethostname(),
             pid=os.getpid(),
             version=__version__,
-            device=",".join(sorted({resident.info.device for resident in residents})) or "none",
-            models=tuple(rooms.residency.served),
-            slots_total=rooms.slots.total,
-            slots_free=max(rooms.slots.free, 0) if self._state == "ready" else 0,
+            device=",".join(sorted({loaded_model.info.device for loaded_model in loaded_models}))
+            or "none",
+            models=tuple(context.pool.served),
+            slots_total=context.slots.total,
+            slots_free=max(context.slots.free, 0) if self._state == "ready" else 0,
             sessions=self.intake.speaking,
             started_ms=int(self._started * 1000),
-            first_audio_p50_ms=rooms.stats.first_audio_ms(0.5),
-            first_audio_p95_ms=rooms.stats.first_audio_ms(0.95),
-            rtf=rooms.stats.rtf,
+            first_audio_p50_ms=context.stats.first_audio_ms(0.5),
+            first_audio_p95_ms=context.stats.first_audio_ms(0.95),
+            rtf=context.stats.rtf,
             vram_used_mb=device and round(device.used_mb),
             vram_total_mb=device and round(device.total_mb),
             session_mb=max((memory.per_session_mb for memory in memories), default=None),
@@ -236,9 +239,12 @@ class Service:
         )
 
     def _models(self) -> dict[str, ModelRecord]:
-        infos = {resident.model_id: resident.info for resident in self._rooms.residency.resident}
+        infos = {
+            loaded_model.model_id: loaded_model.info
+            for loaded_model in self._context.pool.loaded_models
+        }
         described: dict[str, ModelRecord] = {}
-        for model, pack in self._rooms.residency.served.items():
+        for model, pack in self._context.pool.served.items():
             info = infos.get(model)
             described[model] = ModelRecord(
                 family=pack.family,

@@ -118,7 +118,7 @@ async def the_python_client(url: str, worker_url: str, prefix: str) -> None:
             assert isinstance(await anext(listener), Start)
         second = await session.speak(TEXT).send()
         await session.pause()
-        assert await session.wish() is Level.PAUSE
+        assert await session.control_value() is Level.PAUSE
         await session.resume()
         await second.stop()
         assert (await second).reason == "stopped"

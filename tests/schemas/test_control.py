@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voicefleet.schemas import FieldError, Level, StopThrough, Wish
+from voicefleet.schemas import ControlValue, FieldError, Level, StopThrough
 from voicefleet.schemas.control import decode, encode
 
 names = st.from_regex(r"[A-Za-z0-9_.:\-]{1,128}", fullmatch=True)
@@ -25,7 +25,7 @@ names = st.from_regex(r"[A-Za-z0-9_.:\-]{1,128}", fullmatch=True)
         (b"stop:" + b"x" * 128, StopThrough("x" * 128)),
     ],
 )
-def test_the_values_of_the_protocol(raw: bytes | None, wish: Wish) -> None:
+def test_the_values_of_the_protocol(raw: bytes | None, wish: ControlValue) -> None:
     assert decode(raw) == wish
 
 
@@ -42,7 +42,7 @@ def test_unknown_values_are_named_with_those_there_are(raw: bytes) -> None:
 
 
 @given(st.sampled_from(Level) | st.builds(StopThrough, names))
-def test_what_is_encoded_is_decoded(wish: Wish) -> None:
+def test_what_is_encoded_is_decoded(wish: ControlValue) -> None:
     assert decode(encode(wish).encode()) == wish
 
 

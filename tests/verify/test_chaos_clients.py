@@ -15,7 +15,6 @@ from redis.asyncio.cluster import RedisCluster
 
 from tests.harness.fleet import Orchestrator, worker_process
 from verify.chaos.checker import check
-from verify.chaos.desk import Desk
 from verify.chaos.journal import Asked, Fault, Heard, Journal, Shrank, Wrote, read
 from verify.chaos.orchestrator import drive
 from verify.chaos.plan import Models, Plan
@@ -23,6 +22,7 @@ from verify.chaos.reading import Entry, Reading
 from verify.chaos.recorder import recording
 from verify.chaos.references import make_references
 from verify.chaos.repertoire import Piece
+from verify.chaos.request_writer import Desk
 from verify.chaos.stream_id import Id
 from voicefleet.cli.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.verify.chaos_story import KILL, OTHER, asked, changing, good, is_at, judge
-from verify.chaos.calm import GRACE_S, Calm
 from verify.chaos.evidence import Evidence
 from verify.chaos.journal import Deaf, Event, Fault, Journal, Wished
 from verify.chaos.pauses import kind_at, percentile
+from verify.chaos.quiet_periods import GRACE_S, Calm
 from verify.chaos.verdict import Verdict
 
 

@@ -9,10 +9,19 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from verify.chaos.calm import KILLING, Calm
+from verify.chaos.control_values import Wishes
 from verify.chaos.evidence import SABOTAGE, Evidence
+from verify.chaos.invariants_of_fleet import (
+    check_aftermath,
+    check_capacity,
+    check_complaints,
+    recoveries,
+)
+from verify.chaos.invariants_of_readers import check_readers
+from verify.chaos.invariants_of_requests import check_requests
+from verify.chaos.invariants_of_time import check_time
+from verify.chaos.invariants_of_turns import check_turns
 from verify.chaos.journal import Fault
-from verify.chaos.lives import History, Turn, history
 from verify.chaos.pauses import (
     TAKE_OVER,
     Pause,
@@ -22,18 +31,9 @@ from verify.chaos.pauses import (
     pauses_of,
     percentile,
 )
-from verify.chaos.promises_of_fleet import (
-    check_aftermath,
-    check_capacity,
-    check_complaints,
-    recoveries,
-)
-from verify.chaos.promises_of_readers import check_readers
-from verify.chaos.promises_of_requests import check_requests
-from verify.chaos.promises_of_time import check_time
-from verify.chaos.promises_of_turns import check_turns
+from verify.chaos.quiet_periods import KILLING, Calm
+from verify.chaos.reconstruction import History, Turn, history
 from verify.chaos.verdict import UNDISTURBED, Row, Verdict, Violation
-from verify.chaos.wishes import Wishes
 
 
 def check(paths: Iterable[Path]) -> Verdict:

@@ -11,11 +11,22 @@ from typing import Final, Protocol
 import anyio
 from anyio.abc import TaskGroup
 
-from verify.chaos.desk import Desk, Order
 from verify.chaos.hearing import Hearing
 from verify.chaos.plan import Course
 from verify.chaos.repertoire import Utterance
-from verify.chaos.script import Add, Again, Ask, Hear, Move, Rest, Scene, Together, Until, Wish
+from verify.chaos.request_writer import Desk, Order
+from verify.chaos.script import (
+    Add,
+    Again,
+    Ask,
+    ControlValue,
+    Hear,
+    Move,
+    Rest,
+    Scene,
+    Together,
+    Until,
+)
 
 SILENCE_S: Final = 4.0
 """Without an entry for so long, a client becomes unsure."""
@@ -87,9 +98,9 @@ class Conversation:
                 await self._hearing.heard(request, frames)
             case Rest(seconds):
                 await anyio.sleep(seconds)
-            case Wish(value):
+            case ControlValue(value):
                 self._wish = value
-                await self._desk.wish(self._session, value)
+                await self._desk.control_value(self._session, value)
             case Until(requests):
                 await self._hearing.ended(requests)
 
@@ -142,7 +153,7 @@ class Conversation:
 
     async def _again(self, requests: list[str]) -> None:
         """Say again what is wanted, and how."""
-        await self._desk.wish(self._session, self._wish)
+        await self._desk.control_value(self._session, self._wish)
         async with self._asking:
             await self._desk.add([self._orders[name] for name in requests], again=True)
         for name in requests:

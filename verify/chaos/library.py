@@ -16,7 +16,7 @@ from verify.chaos.journal import Asked, Complained, Heard, Journal, Wished, Wrot
 from verify.chaos.plan import Course
 from verify.chaos.recorder import digest
 from verify.chaos.repertoire import Utterance
-from verify.chaos.script import Add, Ask, Hear, Move, Rest, Until, Wish
+from verify.chaos.script import Add, Ask, ControlValue, Hear, Move, Rest, Until
 from voicefleet import (
     Frame,
     Session,
@@ -72,7 +72,7 @@ class LibraryConversation:
                 await self._hearing.heard(request, frames)
             case Rest(seconds):
                 await anyio.sleep(seconds)
-            case Wish(value):
+            case ControlValue(value):
                 await self._wish(value)
             case Until(requests):
                 await self._hearing.ended(requests)

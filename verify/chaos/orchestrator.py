@@ -5,12 +5,12 @@ from typing import Final
 import anyio
 
 from verify.chaos.conversation import Conversation
-from verify.chaos.desk import Desk, Order
 from verify.chaos.hearing import Ears
 from verify.chaos.journal import Journal
 from verify.chaos.library import LibraryConversation
 from verify.chaos.plan import Course, Orchestrator, Plan
 from verify.chaos.reading import Reading
+from verify.chaos.request_writer import Desk, Order
 from voicefleet import VoiceFleet
 from voicefleet.schemas.keys import Keys
 from voicefleet.wire.connect import connect
@@ -90,7 +90,7 @@ async def drive(url: str, plan: Plan, journal: Journal, *, until_answered_s: flo
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(FAREWELL_S):
                 for session in plan.sessions:
-                    await desk.wish(session, "")
+                    await desk.control_value(session, "")
             journal.flush()
     return answered
 

@@ -10,10 +10,10 @@ from typing import Final
 
 import msgspec
 
+from verify.chaos.control_values import Wishes
 from verify.chaos.evidence import Entry, Request
 from verify.chaos.journal import Fault
-from verify.chaos.lives import Turn
-from verify.chaos.wishes import Wishes
+from verify.chaos.reconstruction import Turn
 
 FRAME_S: Final = 0.02
 LEAST_S: Final = 0.02

@@ -7,12 +7,12 @@ from typing import Final
 
 import anyio
 
-from verify.chaos.desk import Desk, Order
 from verify.chaos.journal import Journal, Reference
 from verify.chaos.plan import Plan
 from verify.chaos.reading import Entry, Reading
 from verify.chaos.recorder import digest
 from verify.chaos.repertoire import NEVER_SPOKEN, Utterance
+from verify.chaos.request_writer import Desk, Order
 from verify.chaos.script import Ask
 from verify.chaos.stream_id import Id
 from voicefleet.schemas.keys import Keys

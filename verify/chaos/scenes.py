@@ -9,6 +9,7 @@ from verify.chaos.script import (
     Add,
     Again,
     Ask,
+    ControlValue,
     Hear,
     Kind,
     Move,
@@ -16,7 +17,6 @@ from verify.chaos.script import (
     Scene,
     Together,
     Until,
-    Wish,
 )
 
 UNKNOWN_VOICE: Final = "nobody"
@@ -142,8 +142,8 @@ class Author:
         ask = self._long()
         moves: list[Move] = [Add((ask,))]
         for _ in range(self._chance.choice((1, 1, 2))):
-            moves += [*self._well_into(ask), Wish("pause"), Rest(self._some(0.2, 2.0))]
-            moves.append(Wish(self._chance.choice(("resume", "resume", "RESUME", ""))))
+            moves += [*self._well_into(ask), ControlValue("pause"), Rest(self._some(0.2, 2.0))]
+            moves.append(ControlValue(self._chance.choice(("resume", "resume", "RESUME", ""))))
         return moves
 
     def stop(self) -> Sequence[Move]:
@@ -155,10 +155,10 @@ class Author:
         return [
             Add((first, *waiting)),
             *self._well_into(first),
-            Wish(self._chance.choice(("stop", "stop", "Stop"))),
+            ControlValue(self._chance.choice(("stop", "stop", "Stop"))),
             *([Add(tuple(later))] if later else []),
             Until(tuple(ask.request for ask in asked)),
-            Wish(self._chance.choice(("resume", ""))),
+            ControlValue(self._chance.choice(("resume", ""))),
         ]
 
     def stop_request(self) -> Sequence[Move]:
@@ -166,9 +166,9 @@ class Author:
         asks = (self._long(), self._ask(), self._ask())
         named = self._chance.choice(asks[:2])
         moves: list[Move] = [Add(asks), *self._well_into(asks[0])]
-        moves += [Wish(f"stop:{named.request}"), Until((named.request,))]
+        moves += [ControlValue(f"stop:{named.request}"), Until((named.request,))]
         if self._chance.random() < 0.5:  # otherwise it goes on saying so, of turns that are over
-            moves.append(Wish("resume"))
+            moves.append(ControlValue("resume"))
         return moves
 
     def duplicates(self) -> Sequence[Move]:

@@ -73,7 +73,7 @@ class Rest(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Wish(msgspec.Struct, frozen=True):
+class ControlValue(msgspec.Struct, frozen=True):
     """Set the session's control key. With an empty value: delete it."""
 
     value: str
@@ -85,7 +85,7 @@ class Until(msgspec.Struct, frozen=True):
     requests: tuple[str, ...]
 
 
-Move: TypeAlias = Add | Together | Again | Hear | Rest | Wish | Until
+Move: TypeAlias = Add | Together | Again | Hear | Rest | ControlValue | Until
 
 
 class Scene(msgspec.Struct, frozen=True):

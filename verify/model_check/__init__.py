@@ -6,7 +6,7 @@ module     what is in it
 fleets     what is explored: requests, workers, and how much may go wrong on one path
 state      a fleet and its server as one value
 world      everything that may happen next: ``intake``, ``turns``, ``faults``
-tasks      what an assignment does next, given a reply; its outbox (``outboxes``) is the real one
+tasks      what an job does next, given a reply; its outbox (``outboxes``) is the real one
 calls      what workers ask of the server: the only place that knows KEYS and ARGV
 server     a real server as a function: values of keys, and a call -> new values, reply
 ground     looking and doing; each change is checked against ``promises``

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 from verify.model_check import calls
 from verify.model_check.calls import Call
 from voicefleet.schemas.audio import Reason
-from voicefleet.worker.publish.outbox import Fate, Opening, Outbox, Retention
+from voicefleet.worker.publish.outbox import Opening, Outbox, PublishOutcome, Retention
 from voicefleet.worker.store.clock import ServerClock
 from voicefleet.worker.synthesis.turn import TurnFrame
 
 RETENTION = Retention(audio_ttl_s=3600, audio_window_s=60, resend_window_s=5)
 CLOCKS = {"_clock", "_housekeeping_at", "_window", "_pacer", "_retention", "first_audio_ms"}
 UNASKED = {"_known", "_doubted"}  # by all but pauses and refusals, of which there are none here
-EVENTS = {"_settled", "_space", "kick", "opening", "_record"}
+EVENTS = {"_settled", "_space", "request_flush", "opening", "_record"}
 
 
 class StoppedClock(ServerClock):
@@ -94,7 +94,7 @@ class Outboxes:
 
         def cut() -> int:
             outbox = self._clone(number)
-            outbox.cut(reason, error)
+            outbox.end_now(reason, error)
             return self._number(outbox)
 
         return self._once(("cut", number, reason, error), cut)
@@ -115,8 +115,8 @@ class Outboxes:
 
         return self._once(("unanswered", number), unanswered)
 
-    def fate(self, number: int) -> Fate | None:
-        return self._met[number]._fate
+    def outcome(self, number: int) -> PublishOutcome | None:
+        return self._met[number]._outcome
 
     def is_in_flight(self, number: int) -> bool:
         return self._met[number]._in_flight is not None

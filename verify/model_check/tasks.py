@@ -6,7 +6,7 @@ from verify.model_check import calls
 from verify.model_check.calls import Call
 from verify.model_check.fleets import Ask, Fleet
 from verify.model_check.outboxes import Outboxes
-from voicefleet.worker.publish.outbox import Fate
+from voicefleet.worker.publish.outbox import PublishOutcome
 
 CANCELLABLE = ("acquire", "enqueue", "waiting", "free")
 """Where a drain takes a request from: it does not hold its session's lease."""
@@ -17,7 +17,7 @@ LEAVING = ("settle", "hand_back", "dropped")
 
 
 class Task(NamedTuple):
-    """An assignment. ``line`` is what it has sent and was not answered yet, in its order."""
+    """An job. ``line`` is what it has sent and was not answered yet, in its order."""
 
     ask: int
     claim: str
@@ -33,7 +33,7 @@ class Task(NamedTuple):
 
 
 class Script:
-    """What an assignment does next, given a reply. Has no state of its own."""
+    """What an job does next, given a reply. Has no state of its own."""
 
     def __init__(self, fleet: Fleet, outboxes: Outboxes) -> None:
         self.fleet = fleet
@@ -101,11 +101,11 @@ class Script:
         ask = self.ask(task)
         outbox = self._outboxes.open(ask.session, ask.name, turn, last)
         if ask.is_rejected:
-            outbox = self._outboxes.cut(outbox, "rejected", "bad")
+            outbox = self._outboxes.end_now(outbox, "rejected", "bad")
         elif ask.is_late and last < 0:
-            outbox = self._outboxes.cut(outbox, "expired", "")
+            outbox = self._outboxes.end_now(outbox, "expired", "")
         elif attempts > self.fleet.max_deliveries:
-            outbox = self._outboxes.cut(outbox, "failed", "max_deliveries")
+            outbox = self._outboxes.end_now(outbox, "failed", "max_deliveries")
         else:
             outbox = self._outboxes.start(outbox)
         return task._replace(
@@ -120,19 +120,19 @@ class Script:
         call = calls.begin_attempt(self.ask(task).session, epoch)
         return task._replace(stage="attempt", line=(call,))
 
-    def conclude(self, worker: str, task: Task, fate: Fate) -> Task:
-        """``Assignment._conclude``."""
+    def conclude(self, worker: str, task: Task, outcome: PublishOutcome) -> Task:
+        """``Job._conclude``."""
         ask = self.ask(task)
-        if fate is Fate.FORGOTTEN:
+        if outcome is PublishOutcome.FORGOTTEN:
             again = Task(task.ask, "again", "acquire", epoch=task.epoch, turn=task.turn)
             return self.acquire(worker, again)
         done = Task(task.ask, "fresh", "", slot=False)
-        if fate is Fate.ENDED:
+        if outcome is PublishOutcome.ENDED:
             return self._settle(done)
-        if fate is Fate.FENCED:
+        if outcome is PublishOutcome.FENCED:
             call = calls.acquire(ask.session, ask.name, ask.entry, "survived", worker)
             return self._leave(done, "fenced", call)
-        return self._release(done, task.epoch, blameless=fate is not Fate.FAILED)
+        return self._release(done, task.epoch, blameless=outcome is not PublishOutcome.FAILED)
 
     def _settle(self, task: Task) -> Task:
         ask = self.ask(task)

@@ -10,11 +10,11 @@ from verify.model_check.ground import Ground
 from verify.model_check.server import entry_order
 from verify.model_check.state import Next, State, Worker, put, put_task, short
 from verify.model_check.tasks import CANCELLABLE, Task
-from voicefleet.worker.publish.outbox import Fate
+from voicefleet.worker.publish.outbox import PublishOutcome
 
 
 class Turns:
-    """The steps of assignments, and of ``worker.intake.pending_reconciler``."""
+    """The steps of jobs, and of ``worker.intake.pending_reconciler``."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
@@ -103,13 +103,13 @@ class Turns:
                 now = task._replace(outbox=sent.outbox, line=line)
                 yield f"{name}: {ask.entry} {label}", False, put_task(state, at, task, now)
         if state.data.epochs[self._ground.sessions[ask.session]] > task.epoch:
-            yield self._leave(state, at, worker, task, Fate.FENCED)
+            yield self._leave(state, at, worker, task, PublishOutcome.FENCED)
         if worker.status == "draining":
-            yield self._leave(state, at, worker, task, Fate.HANDED_OVER)
+            yield self._leave(state, at, worker, task, PublishOutcome.HANDED_OVER)
         if state.left.failures and not outboxes.is_ending(task.outbox):
             left = state.left._replace(failures=state.left.failures - 1)
             if task.attempts < self._ground.fleet.max_deliveries:
-                label, _, after = self._leave(state, at, worker, task, Fate.FAILED)
+                label, _, after = self._leave(state, at, worker, task, PublishOutcome.FAILED)
                 yield label, True, after._replace(left=left)
             elif not task.line:
                 sent = outboxes.send(task.outbox, 0, ("failed", "engine"))
@@ -134,14 +134,16 @@ class Turns:
     def _confirm(self, name: str, task: Task) -> Task:
         outbox = self._ground.outboxes.confirm(task.outbox, task.replies)
         task = task._replace(outbox=outbox, replies=())
-        fate = self._ground.outboxes.fate(outbox)
-        return task if fate is None else self._script.conclude(name, task, fate)
+        outcome = self._ground.outboxes.outcome(outbox)
+        return task if outcome is None else self._script.conclude(name, task, outcome)
 
-    def _leave(self, state: State, at: int, worker: Worker, task: Task, fate: Fate) -> Next:
+    def _leave(
+        self, state: State, at: int, worker: Worker, task: Task, outcome: PublishOutcome
+    ) -> Next:
         """A turn is given up while its last batch may be on its way, on another connection."""
-        now = self._script.conclude(worker.name, task, fate)
+        now = self._script.conclude(worker.name, task, outcome)
         ghosts = (*state.ghosts, task.line) if task.line else state.ghosts
-        label = f"{worker.name}: {self._script.ask(task).entry} {fate.name.lower()}"
+        label = f"{worker.name}: {self._script.ask(task).entry} {outcome.name.lower()}"
         return label, False, put_task(state._replace(ghosts=ghosts), at, task, now)
 
     def auditing(self, state: State, at: int, worker: Worker) -> Iterator[Next]:

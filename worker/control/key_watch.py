@@ -59,7 +59,7 @@ class Subscription:
         self.seen.set()
 
 
-class _Sentry:
+class _TrackedConnection:
     """The tracked connection to one server, and what is read through it."""
 
     def __init__(self, address: Address) -> None:
@@ -137,7 +137,7 @@ class KeyWatch:
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
-        self._sentries: dict[Address, _Sentry] = {}
+        self._connections: dict[Address, _TrackedConnection] = {}
         self._tasks: TaskGroup | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -149,7 +149,7 @@ class KeyWatch:
     @property
     def tracking(self) -> bool:
         """Whether changes are pushed by every server in use, rather than polled."""
-        return all(sentry.tracked for sentry in self._sentries.values())
+        return all(connection.tracked for connection in self._connections.values())
 
     @asynccontextmanager
     async def subscribe(
@@ -164,94 +164,94 @@ class KeyWatch:
         try:
             yield subscription
         finally:
-            for sentry in self._sentries.values():
-                group = sentry.subscriptions.get(key.encode())
+            for connection in self._connections.values():
+                group = connection.subscriptions.get(key.encode())
                 if group is not None:
                     group.discard(subscription)
                     if not group:
-                        del sentry.subscriptions[key.encode()]
+                        del connection.subscriptions[key.encode()]
 
     def refresh(self, subscription: Subscription) -> None:
         """Read now, without waiting for a change."""
-        for sentry in self._sentries.values():
-            if sentry.has(subscription):
-                sentry.read([subscription])
+        for connection in self._connections.values():
+            if connection.has(subscription):
+                connection.read([subscription])
 
     def _place(self, subscription: Subscription) -> None:
         if self._tasks is None:
             raise RuntimeError("the watch is not running")
         address = self._topology.owner(subscription.key)
-        sentry = self._sentries.get(address)
-        if sentry is None:
-            sentry = self._sentries[address] = _Sentry(address)
-            self._tasks.start_soon(self._guard, sentry)
-        sentry.subscriptions.setdefault(subscription.key.encode(), set()).add(subscription)
-        sentry.read([subscription])
+        connection = self._connections.get(address)
+        if connection is None:
+            connection = self._connections[address] = _TrackedConnection(address)
+            self._tasks.start_soon(self._guard, connection)
+        connection.subscriptions.setdefault(subscription.key.encode(), set()).add(subscription)
+        connection.read([subscription])
 
-    async def _guard(self, sentry: _Sentry) -> None:
+    async def _guard(self, connection: _TrackedConnection) -> None:
         """Keep one server's connection up, armed and reconciled; move on when its keys move."""
         structlog.contextvars.clear_contextvars()  # those of the turn that came here first
         while True:
             try:
-                await self._connected(sentry)
+                await self._connected(connection)
             except (LinkClosedError, ReplyError) as error:
-                if sentry.is_up:
-                    log.warning("watch_lost", server=str(sentry.address), error=str(error))
-                sentry.is_up = False
-            sentry.link = None
+                if connection.is_up:
+                    log.warning("watch_lost", server=str(connection.address), error=str(error))
+                connection.is_up = False
+            connection.link = None
             await anyio.sleep(RETRY_S)
             try:
                 await self._topology.refresh()
             except LinkClosedError:
                 continue
-            moved = self._moved(sentry)
+            moved = self._moved(connection)
             for subscription in moved:
-                sentry.subscriptions.pop(subscription.key.encode(), None)
+                connection.subscriptions.pop(subscription.key.encode(), None)
                 self._place(subscription)
-            if not sentry.subscriptions and moved:
-                del self._sentries[sentry.address]
+            if not connection.subscriptions and moved:
+                del self._connections[connection.address]
                 return
 
-    def _moved(self, sentry: _Sentry) -> list[Subscription]:
+    def _moved(self, connection: _TrackedConnection) -> list[Subscription]:
         """Those of its subscriptions whose keys another server owns now."""
-        owner, address = self._topology.owner, sentry.address
-        found = [s for group in sentry.subscriptions.values() for s in group]
+        owner, address = self._topology.owner, connection.address
+        found = [s for group in connection.subscriptions.values() for s in group]
         return [subscription for subscription in found if owner(subscription.key) != address]
 
-    async def _connected(self, sentry: _Sentry) -> None:
-        sentry.lost = anyio.Event()
-        lost = sentry.lost
+    async def _connected(self, connection: _TrackedConnection) -> None:
+        connection.lost = anyio.Event()
+        lost = connection.lost
         link = await self._topology.open_link(
-            sentry.address, on_push=sentry.pushed, on_lost=lost.set
+            connection.address, on_push=connection.pushed, on_lost=lost.set
         )
         try:
             try:
                 await link.call("CLIENT", "TRACKING", "ON")
-                sentry.tracked = True
+                connection.tracked = True
             except ReplyError as error:
-                sentry.tracked = False
+                connection.tracked = False
                 log.warning("tracking_refused", error=str(error), fallback_ms=int(POLL_S * 1000))
-            sentry.link = link
-            sentry.is_up = True
+            connection.link = link
+            connection.is_up = True
             # Those without an answer have waited for a round already.
             patience_s = max(self._topology.endpoint.timeout_s - RECONCILE_S, RECONCILE_S)
-            sentry.read_all()
-            round_s = RECONCILE_S if sentry.tracked else POLL_S
+            connection.read_all()
+            round_s = RECONCILE_S if connection.tracked else POLL_S
             pages: list[list[Subscription]] = [[]]
             while True:
                 for page in pages:
-                    sentry.read([s for s in page if sentry.has(s)])
+                    connection.read([s for s in page if connection.has(s)])
                     with anyio.move_on_after(round_s / len(pages)):
                         await lost.wait()
                         raise LinkClosedError("the connection was lost, or its keys moved")
-                pages = sentry.pages()
+                pages = connection.pages()
                 # Half-open connections answer nothing: a ping with a deadline finds them, where the
                 # reads had no answer. And a primary that was replaced goes on answering, of what it
                 # hears late or never.
-                if sentry.unanswered or not sentry.subscriptions:
+                if connection.unanswered or not connection.subscriptions:
                     await link.call("PING", timeout_s=patience_s)
-                if self._moved(sentry):
+                if self._moved(connection):
                     raise LinkClosedError("its keys moved")
         finally:
-            sentry.link = None
+            connection.link = None
             link.close()

@@ -1,4 +1,4 @@
-"""What a session wants of one of its turns: its control key and its lease, read as a verdict."""
+"""What a session wants of one of its turns: its control key and its lease, read as a directive."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ import anyio
 import structlog
 
 from voicefleet.schemas import control
-from voicefleet.schemas.control import Level, StopThrough, Wish
+from voicefleet.schemas.control import ControlValue, Level, StopThrough
 from voicefleet.schemas.fields import FieldError
 from voicefleet.schemas.keys import Keys
 from voicefleet.wire.link import Reply, ReplyError
@@ -19,7 +19,7 @@ from voicefleet.worker.store.ledger import Delivery, Lease, Waiter
 log = structlog.stdlib.get_logger(__name__)
 
 
-class Verdict(Enum):
+class Directive(Enum):
     """What a turn has to do now."""
 
     SPEAK = "speak"
@@ -43,7 +43,7 @@ class SessionWatch:
         self._session = session
         self._request = request
         self.epoch = ""
-        self.wish: Wish = Level.RESUME
+        self.control: ControlValue = Level.RESUME
         self.lease = Lease()
         self._problem: str | None = None
         self.changed: Callable[[], None] = _nothing
@@ -68,21 +68,21 @@ class SessionWatch:
         for event in self._seen:
             await event.wait()
 
-    def verdict(self) -> Verdict:
+    def directive(self) -> Directive:
         """What both keys say. Being fenced off outranks stop, stop interrupt, interrupt pause."""
         # A reading may be older than our own acquisition: only a newer epoch is somebody else's.
         if self.epoch and self.lease.epoch and int(self.lease.epoch) > int(self.epoch):
-            return Verdict.LOST
+            return Directive.LOST
         later = self.lease.after(self._delivery.entry, self._delivery.model)
-        if self.wish is Level.STOP:
-            return Verdict.STOP
-        if isinstance(self.wish, StopThrough):
-            named = self.wish.request
+        if self.control is Level.STOP:
+            return Directive.STOP
+        if isinstance(self.control, StopThrough):
+            named = self.control.request
             if named in (self._request, *self._covered, *(waiter.request for waiter in later)):
-                return Verdict.STOP
+                return Directive.STOP
         if self.interrupter is not None:
-            return Verdict.INTERRUPT
-        return Verdict.PAUSE if self.wish is Level.PAUSE else Verdict.SPEAK
+            return Directive.INTERRUPT
+        return Directive.PAUSE if self.control is Level.PAUSE else Directive.SPEAK
 
     @property
     def interrupter(self) -> Waiter | None:
@@ -101,8 +101,8 @@ class SessionWatch:
     @property
     def unresolved(self) -> str | None:
         """The request named by ``stop:<request>``, while it is not known where it stands."""
-        if isinstance(self.wish, StopThrough) and self.verdict() is not Verdict.STOP:
-            return self.wish.request
+        if isinstance(self.control, StopThrough) and self.directive() is not Directive.STOP:
+            return self.control.request
         return None
 
     def cover(self, request: str) -> None:
@@ -112,16 +112,16 @@ class SessionWatch:
 
     def _on_control(self, reply: Reply) -> None:
         problem = str(reply) if isinstance(reply, ReplyError) else None
-        before = self.wish
+        before = self.control
         if problem is None:
             try:
-                self.wish = control.decode(cast(bytes | None, reply))
+                self.control = control.decode(cast(bytes | None, reply))
             except FieldError as error:
                 problem = str(error)
         if problem is not None and problem != self._problem:
             log.warning("control_unknown", session=self._session, error=problem)
         self._problem = problem
-        if self.wish != before:
+        if self.control != before:
             self._notify()
         else:
             self.changed()

@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from voicefleet.schemas.request import InvalidRequest, Request
 from voicefleet.wire.link import ReplyError
-from voicefleet.worker.context import Rooms
+from voicefleet.worker.context import WorkerContext
 from voicefleet.worker.control.session_watch import SessionWatch
 from voicefleet.worker.intake.turn_runner import ENDINGS
 from voicefleet.worker.store.ledger import Claim, Delivery
@@ -44,10 +44,12 @@ class BacklogKeeper:
         answer: Begins to answer a request without a slot. It is in our name by then.
     """
 
-    def __init__(self, rooms: Rooms, model: str, answer: Callable[[Delivery], None]) -> None:
-        self._rooms = rooms
+    def __init__(
+        self, context: WorkerContext, model: str, answer: Callable[[Delivery], None]
+    ) -> None:
+        self._context = context
         self._model = model
-        self._backlog = rooms.backlogs[model]
+        self._backlog = context.backlogs[model]
         self._answer = answer
         self._waiting: dict[str, anyio.CancelScope] = {}
         self._kept_keys: dict[str, list[str]] = {}
@@ -61,7 +63,7 @@ class BacklogKeeper:
 
     async def run(self) -> None:
         """Be the keeper whenever it takes one, until cancelled."""
-        slots, config = self._rooms.slots, self._rooms.config
+        slots, config = self._context.slots, self._context.config
         while True:
             await slots.wait_taken(self._model)
             if not await self._backlog.keep(config.dead_after_ms):
@@ -76,22 +78,22 @@ class BacklogKeeper:
 
     async def _keep(self) -> None:
         """Look after the backlog until there is a free slot, or somebody else does."""
-        rooms, queue, wake = self._rooms, self._rooms.keys.requests, self._rooms.keys.wake
+        context, queue, wake = self._context, self._context.keys.requests, self._context.keys.wake
         queue_key, wake_key = queue(self._model), wake(self._model)
         self._came, self._look = anyio.Event(), anyio.Event()
         async with (
-            rooms.watch.subscribe(queue_key, lambda: ("XLEN", queue_key), self._on_queue),
-            rooms.watch.subscribe(wake_key, lambda: ("GET", wake_key), self._on_wake),
+            context.watch.subscribe(queue_key, lambda: ("XLEN", queue_key), self._on_queue),
+            context.watch.subscribe(wake_key, lambda: ("GET", wake_key), self._on_wake),
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(self._park_what_comes, tasks)
             tasks.start_soon(self._compare, tasks)
             idle_beats = 0
             while idle_beats < IDLE_BEATS:
-                await anyio.sleep(rooms.config.heartbeat_ms / 1000)
-                if not await self._backlog.keep(rooms.config.dead_after_ms):
+                await anyio.sleep(context.config.heartbeat_ms / 1000)
+                if not await self._backlog.keep(context.config.dead_after_ms):
                     break
-                is_free = rooms.slots.is_free(self._model)
+                is_free = context.slots.is_free(self._model)
                 idle_beats = idle_beats + 1 if is_free else 0
             tasks.cancel_scope.cancel()
 
@@ -117,7 +119,7 @@ class BacklogKeeper:
             valid: list[tuple[Delivery, Request]] = []
             for delivery in deliveries:
                 try:
-                    valid.append((delivery, self._rooms.read(delivery)))
+                    valid.append((delivery, self._context.read(delivery)))
                 except InvalidRequest:
                     self._answer(delivery)
             await self._backlog.park([delivery.entry for delivery, _ in valid])
@@ -149,7 +151,7 @@ class BacklogKeeper:
         valid: list[tuple[Delivery, Request]] = []
         for delivery in deliveries:
             try:
-                valid.append((delivery, self._rooms.read(delivery)))
+                valid.append((delivery, self._context.read(delivery)))
             except InvalidRequest:
                 await self._adopt(delivery.entry)
         self._begin(valid, tasks)
@@ -163,7 +165,7 @@ class BacklogKeeper:
     async def _attend(self, delivery: Delivery, request: Request) -> None:
         """Look after one waiting request until it needs no slot, or waits no more."""
         entry = delivery.entry
-        self._kept_keys[entry] = self._rooms.ledger.session_keys(request.session)
+        self._kept_keys[entry] = self._context.ledger.session_keys(request.session)
         try:
             needs_none = await self._enlist(delivery, request)
             with self._waiting[entry]:
@@ -180,8 +182,8 @@ class BacklogKeeper:
         """Let it wait for its session. Returns whether it is answered by that already."""
         if delivery.claim != "fresh":
             return False  # one that was given up waits there already
-        config = self._rooms.config
-        enqueued = await self._rooms.ledger.enqueue(
+        config = self._context.config
+        enqueued = await self._context.ledger.enqueue(
             delivery,
             request,
             most=config.max_waiting_turns,
@@ -193,12 +195,12 @@ class BacklogKeeper:
 
     async def _needs_no_slot(self, delivery: Delivery, request: Request) -> bool:
         """Wait until the request can be answered without a word; ``False``: it is another's."""
-        rooms, limit_s = self._rooms, None
+        context, limit_s = self._context, None
         view = SessionWatch(delivery, request.session, request.name)
-        async with view.open(rooms.watch, rooms.keys):
+        async with view.open(context.watch, context.keys):
             await view.seen()
             if request.deadline_ms is not None:
-                limit_s = max(0.0, (request.deadline_ms - rooms.clock.now_ms()) / 1000)
+                limit_s = max(0.0, (request.deadline_ms - context.clock.now_ms()) / 1000)
             with anyio.move_on_after(limit_s):
                 return await self._is_ended(view, delivery, request)
             # A turn that was begun is not late any more: it waits to be taken over.
@@ -209,14 +211,14 @@ class BacklogKeeper:
         asked: str | None = None
         while True:
             changed = view.differs
-            if view.verdict() in ENDINGS:
+            if view.directive() in ENDINGS:
                 return True
             if delivery.claim == "fresh" and view.is_spoken:
                 return False
             named = view.unresolved
             if named is not None and named != asked:
                 asked = named
-                if await self._rooms.ledger.is_added_later(delivery, request.session, named):
+                if await self._context.ledger.is_added_later(delivery, request.session, named):
                     view.cover(named)
                 continue
             await changed.wait()

@@ -13,14 +13,14 @@ import structlog
 from voicefleet.schemas.audio import Reason
 from voicefleet.schemas.request import InvalidRequest, Request
 from voicefleet.wire.link import ReplyError
-from voicefleet.worker.context import Rooms
+from voicefleet.worker.context import WorkerContext
 from voicefleet.worker.control.key_watch import RECONCILE_S
 from voicefleet.worker.control.session_watch import SessionWatch
 from voicefleet.worker.control.text_stream import TextLog
-from voicefleet.worker.intake.turn_runner import ENDINGS, Performance
+from voicefleet.worker.intake.turn_runner import ENDINGS, TurnRunner
 from voicefleet.worker.intake.waiting_place import Place
 from voicefleet.worker.models.slots import Slot
-from voicefleet.worker.publish.outbox import Fate
+from voicefleet.worker.publish.outbox import PublishOutcome
 from voicefleet.worker.store.ledger import Acquired, Claim, Delivery, Waiter
 
 log = structlog.stdlib.get_logger(__name__)
@@ -35,11 +35,11 @@ class _Left(Enum):
     HAND_BACK = "any worker may take it"
 
 
-class Assignment:
+class Job:
     """One delivery. ``run`` sees it through; ``hand_over`` gives it to another worker.
 
     Args:
-        rooms: The worker's parts.
+        context: The worker's parts.
         delivery: In this worker's name.
         slot: Without one it can be answered, but not spoken before there is one.
         begin: Begins another delivery, in a slot that this one leaves to it.
@@ -47,7 +47,7 @@ class Assignment:
 
     def __init__(
         self,
-        rooms: Rooms,
+        context: WorkerContext,
         delivery: Delivery,
         slot: Slot | None,
         begin: Callable[[Delivery, Slot], None],
@@ -55,7 +55,7 @@ class Assignment:
         self.delivery = delivery
         self.session: str | None = None
         self._name = delivery.entry
-        self._rooms = rooms
+        self._context = context
         self._slot = slot
         self._begin = begin
         self._received_at = time.monotonic()
@@ -67,17 +67,17 @@ class Assignment:
         self._is_others = False
         self.is_leaving = False
         self._waiting = anyio.CancelScope()
-        self._performance: Performance | None = None
+        self._runner: TurnRunner | None = None
 
     @property
     def is_speaking(self) -> bool:
         """Whether it holds its session's lease."""
-        return self._performance is not None
+        return self._runner is not None
 
     @property
     def is_waiting(self) -> bool:
         """Whether it waits for its session."""
-        return self._performance is None and not self.is_leaving
+        return self._runner is None and not self.is_leaving
 
     @property
     def kept_keys(self) -> list[str]:
@@ -85,19 +85,19 @@ class Assignment:
         if self.session is None:
             return []
         text = [] if self._text_key is None else [self._text_key]
-        return [*self._rooms.ledger.session_keys(self.session), *text]
+        return [*self._context.ledger.session_keys(self.session), *text]
 
     def dismiss(self) -> None:
         """Wait no more: the request is in another worker's hands."""
-        if self._performance is None:
+        if self._runner is None:
             self._is_others = True
             self._waiting.cancel()
 
     def hand_over(self) -> None:
         """Give the request to whoever has a slot, in mid-turn if need be. Takes effect at once."""
         self._given_up = True
-        if self._performance is not None:
-            self._performance.hand_over()
+        if self._runner is not None:
+            self._runner.hand_over()
         else:
             self._waiting.cancel()
 
@@ -113,19 +113,19 @@ class Assignment:
             await self._bury(self._name, "failed", f"redis: {error}")
             left = _Left.REMOVE
         except Exception:
-            log.exception("assignment_failed", entry=self.delivery.entry)
+            log.exception("job_failed", entry=self.delivery.entry)
             left = _Left.HAND_BACK
         finally:
             self.is_leaving = True
             self._release_slot()
         if left in (_Left.SETTLE, _Left.REMOVE):
             if self._text_key is not None:  # of a turn that was known before, say
-                await self._rooms.ledger.touch([self._text_key])
+                await self._context.ledger.touch([self._text_key])
             answered_in = self.session if left is _Left.SETTLE else None
-            if not await self._rooms.ledger.settle(self.delivery, answered_in, self._name):
+            if not await self._context.ledger.settle(self.delivery, answered_in, self._name):
                 left = _Left.HAND_BACK
         if left is _Left.HAND_BACK:
-            await self._rooms.ledger.hand_back(self.delivery.model, [self.delivery.entry])
+            await self._context.ledger.hand_back(self.delivery.model, [self.delivery.entry])
 
     async def _run(self) -> _Left:
         request = await self._read()
@@ -133,19 +133,19 @@ class Assignment:
             return _Left.REMOVE
         self.session, self._name = request.session, request.name
         if request.stream:
-            self._text_key = self._rooms.keys.text(request.session, request.name)
+            self._text_key = self._context.keys.text(request.session, request.name)
         bound = {"session": request.session, "request": request.name}
         if request.traceparent is not None:
             bound["trace_id"] = request.traceparent.split("-")[1]
         with structlog.contextvars.bound_contextvars(**bound):
             view = SessionWatch(self.delivery, request.session, request.name)
-            async with view.open(self._rooms.watch, self._rooms.keys):
+            async with view.open(self._context.watch, self._context.keys):
                 return await self._see_through(request, view)
 
     async def _read(self) -> Request | None:
         """The request; one that names its session at least is answered there, in its order."""
         try:
-            return self._rooms.read(self.delivery)
+            return self._context.read(self.delivery)
         except InvalidRequest as error:
             self._rejection = str(error)
             if error.session is not None:
@@ -169,27 +169,27 @@ class Assignment:
                 return acquired
             view.epoch = acquired.epoch
             await view.seen()
-            performance = Performance(
-                self._rooms, view, self.delivery, request, acquired, self._text, heard
+            runner = TurnRunner(
+                self._context, view, self.delivery, request, acquired, self._text, heard
             )
-            self._performance = performance
+            self._runner = runner
             if self._given_up:
-                performance.hand_over()
+                runner.hand_over()
             with structlog.contextvars.bound_contextvars(turn=acquired.turn):
                 try:
                     unspoken = self._unspoken(request, view, begun=acquired.last >= 0)
-                    fate = await performance.run(unspoken)
+                    outcome = await runner.run(unspoken)
                 finally:
-                    self._performance = None
-                if fate is Fate.FORGOTTEN:
-                    log.warning("server_forgot", last=performance.outbox.frames)
+                    self._runner = None
+                if outcome is PublishOutcome.FORGOTTEN:
+                    log.warning("server_forgot", last=runner.outbox.frames)
                     claim, last = "again", acquired
-                    heard = max(heard, performance.outbox.frames)
+                    heard = max(heard, runner.outbox.frames)
                     continue
-                if fate is Fate.ENDED and performance.reason == "interrupted":
+                if outcome is PublishOutcome.ENDED and runner.reason == "interrupted":
                     await self._leave_slot_to(view.interrupter)
                 self._release_slot()
-                return await self._conclude(request, view, performance, acquired, fate)
+                return await self._conclude(request, view, runner, acquired, outcome)
         return _Left.HAND_BACK
 
     # Waiting for the session.
@@ -209,7 +209,7 @@ class Assignment:
                     return _Left.HAND_BACK
                 if not await self._is_ours():
                     return _Left.DROP
-                acquired = await self._rooms.ledger.acquire(
+                acquired = await self._context.ledger.acquire(
                     self.delivery, request.session, request.name, claim=claim, last=last
                 )
                 match acquired.standing:
@@ -224,7 +224,7 @@ class Assignment:
                         if not self._interrupts:
                             self._release_slot()
             if place is None:
-                place = Place(self._rooms.ledger, self.delivery, request.session)
+                place = Place(self._context.ledger, self.delivery, request.session)
                 left = await self._enqueue(request)
                 if left is not None:
                     return left
@@ -235,7 +235,7 @@ class Assignment:
                     left = await self._enqueue(request)
                     if left is not None:
                         return left
-                    place = Place(self._rooms.ledger, self.delivery, request.session)
+                    place = Place(self._context.ledger, self.delivery, request.session)
                     await anyio.sleep(RECONCILE_S)
             else:
                 place.was_seen = True
@@ -244,8 +244,8 @@ class Assignment:
 
     async def _enqueue(self, request: Request) -> _Left | None:
         """Wait for the session; returns what is left to do where there is nothing to wait for."""
-        config = self._rooms.config
-        enqueued = await self._rooms.ledger.enqueue(
+        config = self._context.config
+        enqueued = await self._context.ledger.enqueue(
             self.delivery,
             request,
             most=config.max_waiting_turns,
@@ -269,8 +269,8 @@ class Assignment:
         nothing else says so.
         """
         now = time.monotonic()
-        if self._rooms.loop.stood_still_since(self._received_at):
-            pending = await self._rooms.ledger.pending(self.delivery.model)
+        if self._context.loop.stood_still_since(self._received_at):
+            pending = await self._context.ledger.pending(self.delivery.model)
             if pending is None or self.delivery.entry not in pending:
                 log.info("not_ours_any_more", entry=self.delivery.entry)
                 return False
@@ -291,17 +291,17 @@ class Assignment:
         """Why the request is to be answered without a word, and the error that goes with it."""
         if self._rejection is not None:
             return "rejected", self._rejection
-        ending = ENDINGS.get(view.verdict())
+        ending = ENDINGS.get(view.directive())
         if ending is not None:
             return ending, ""
         late = request.deadline_ms is not None and (
-            self._rooms.clock.now_ms() >= request.deadline_ms
+            self._context.clock.now_ms() >= request.deadline_ms
         )
         return ("expired", "") if late and not begun else None
 
     def _take_slot(self) -> bool:
         if self._slot is None:
-            self._slot = self._rooms.slots.try_take(self.delivery.model)
+            self._slot = self._context.slots.try_take(self.delivery.model)
         return self._slot is not None
 
     def _release_slot(self) -> None:
@@ -311,15 +311,15 @@ class Assignment:
 
     async def _leave_slot_to(self, heir: Waiter | None) -> None:
         """Speak what interrupted this turn in its slot, if it waits for one."""
-        slot, rooms = self._slot, self._rooms
-        if heir is None or slot is None or heir.model not in rooms.backlogs or self._given_up:
+        slot, context = self._slot, self._context
+        if heir is None or slot is None or heir.model not in context.backlogs or self._given_up:
             return
         if heir.model != slot.model:
             self._release_slot()
-            slot = rooms.slots.try_take(heir.model)
+            slot = context.slots.try_take(heir.model)
         self._slot = slot
         if slot is not None:
-            delivery = await rooms.backlogs[heir.model].adopt(heir.entry)
+            delivery = await context.backlogs[heir.model].adopt(heir.entry)
             if delivery is not None:
                 self._slot = None
                 self._begin(delivery, slot)
@@ -330,16 +330,16 @@ class Assignment:
         self,
         request: Request,
         view: SessionWatch,
-        performance: Performance,
+        runner: TurnRunner,
         acquired: Acquired,
-        fate: Fate,
+        outcome: PublishOutcome,
     ) -> _Left:
-        ledger, outbox, turn = self._rooms.ledger, performance.outbox, performance.turn
-        reason, error = performance.reason, performance.error
-        match fate:
-            case Fate.ENDED:
+        ledger, outbox, turn = self._context.ledger, runner.outbox, runner.turn
+        reason, error = runner.reason, runner.error
+        match outcome:
+            case PublishOutcome.ENDED:
                 turn.finished()
-                self._rooms.stats.add(outbox.first_audio_ms, turn.engine_s, turn.audio_s)
+                self._context.stats.add(outbox.first_audio_ms, turn.engine_s, turn.audio_s)
                 figures = {
                     "error": error or None,
                     "first_audio_ms": outbox.first_audio_ms,
@@ -351,30 +351,30 @@ class Assignment:
                 if reason in ("rejected", "failed"):
                     await self._bury(request.name, reason, error)
                 return _Left.SETTLE
-            case Fate.FENCED:
+            case PublishOutcome.FENCED:
                 # Ended by us in a batch whose reply was lost, or another worker's by now.
                 log.info("fenced", frames=outbox.frames)
                 # Taken for dead, we were not killed by this request: nobody shall think so.
-                asked: Claim = "survived" if performance.attempts else "fenced"
+                asked: Claim = "survived" if runner.attempts else "fenced"
                 now = await ledger.acquire(
                     self.delivery, request.session, request.name, claim=asked
                 )
                 left = {"known": _Left.SETTLE, "taken": _Left.DROP}
                 return left.get(now.standing, _Left.HAND_BACK)
-            case Fate.REFUSED:
+            case PublishOutcome.REFUSED:
                 await self._abandon(request.session)
                 await self._bury(request.name, "failed", "the audio key takes no entries")
                 return _Left.REMOVE
-            case Fate.HANDED_OVER | Fate.FAILED | Fate.FORGOTTEN:
-                log.info("handed_over", frames=outbox.frames, fate=fate.value)
-                blameless = fate is not Fate.FAILED and performance.attempts > 0
+            case PublishOutcome.HANDED_OVER | PublishOutcome.FAILED | PublishOutcome.FORGOTTEN:
+                log.info("handed_over", frames=outbox.frames, outcome=outcome.value)
+                blameless = outcome is not PublishOutcome.FAILED and runner.attempts > 0
                 await ledger.release(request.session, acquired.epoch, blameless=blameless)
                 return _Left.HAND_BACK
 
     async def _abandon(self, session: str) -> None:
         """No answer can be given there: let others not wait for it."""
-        rooms, delivery = self._rooms, self.delivery
-        await rooms.ledger.abandon(session, delivery.entry, delivery.model, rooms.name)
+        context, delivery = self._context, self.delivery
+        await context.ledger.abandon(session, delivery.entry, delivery.model, context.name)
 
     async def _bury(self, request: str, reason: str, error: str) -> None:
-        await self._rooms.ledger.bury_letter(self.delivery, self.session, request, reason, error)
+        await self._context.ledger.bury_letter(self.delivery, self.session, request, reason, error)

@@ -1,4 +1,4 @@
-"""Custody: what the pending lists say is in this worker's hands, and what really is.
+"""PendingReconciler: what the pending lists say is in this worker's hands, and what really is.
 
 The two come apart where a reply was lost, where a worker that stalled was taken for dead, and
 where a server forgot. The pending list is right: it is what other workers go by.
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 import structlog
 
-from voicefleet.worker.intake.job import Assignment
+from voicefleet.worker.intake.job import Job
 from voicefleet.worker.store.ledger import Ledger
 
 log = structlog.stdlib.get_logger(__name__)
 
 
-class Custody:
+class PendingReconciler:
     """Compares, each time it is asked. What was on its way at one time is there at the next.
 
     - An entry in our name that nobody here works on is handed back.
@@ -25,18 +25,18 @@ class Custody:
         self._ledger = ledger
         self._models = tuple(models)
         self._stray: dict[str, set[str]] = {}
-        self._foreign: dict[str, set[Assignment]] = {}
+        self._foreign: dict[str, set[Job]] = {}
 
     @property
     def is_in_doubt(self) -> bool:
         """Whether something was apart the last time."""
         return any(self._stray.values()) or any(self._foreign.values())
 
-    async def reconcile(self, assignments: Iterable[Assignment]) -> None:
+    async def reconcile(self, jobs: Iterable[Job]) -> None:
         """Act on what is apart now and was the last time."""
-        held: dict[str, dict[str, Assignment]] = {model: {} for model in self._models}
-        for assignment in assignments:
-            held[assignment.delivery.model][assignment.delivery.entry] = assignment
+        held: dict[str, dict[str, Job]] = {model: {} for model in self._models}
+        for job in jobs:
+            held[job.delivery.model][job.delivery.entry] = job
         for model, mine in held.items():
             pending = await self._ledger.pending(model)
             if pending is None:
@@ -48,8 +48,8 @@ class Custody:
                 await self._ledger.hand_back(model, lasting)
             self._stray[model] = stray - lasting
             waiting = {a for entry, a in mine.items() if entry not in pending and a.is_waiting}
-            for assignment in waiting & self._foreign.get(model, set()):
+            for job in waiting & self._foreign.get(model, set()):
                 # Off the queue altogether, it is the server that forgot: it goes on here.
-                if await self._ledger.is_queued(model, assignment.delivery.entry):
-                    assignment.dismiss()
+                if await self._ledger.is_queued(model, job.delivery.entry):
+                    job.dismiss()
             self._foreign[model] = waiting

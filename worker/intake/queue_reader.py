@@ -12,7 +12,7 @@ from voicefleet.schemas.fields import paired
 from voicefleet.schemas.keys import GROUP
 from voicefleet.wire.connect import Address, Topology
 from voicefleet.wire.link import Link, LinkClosedError, Reply, ReplyError
-from voicefleet.worker.context import Rooms
+from voicefleet.worker.context import WorkerContext
 from voicefleet.worker.store.ledger import Delivery
 
 log = structlog.stdlib.get_logger(__name__)
@@ -34,13 +34,13 @@ class QueueReader:
     """
 
     def __init__(
-        self, rooms: Rooms, topology: Topology, model: str, mine: Callable[[], set[str]]
+        self, context: WorkerContext, topology: Topology, model: str, mine: Callable[[], set[str]]
     ) -> None:
-        self._rooms = rooms
+        self._context = context
         self._topology = topology
         self._model = model
         self._mine = mine
-        self._key = rooms.keys.requests(model)
+        self._key = context.keys.requests(model)
         self._link: Link | None = None
         self._bell: Link | None = None
         self._address: Address | None = None
@@ -54,9 +54,9 @@ class QueueReader:
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
         """Listen for requests that wait for any worker, for the time of the block."""
-        key = self._rooms.keys.wake(self._model)
+        key = self._context.keys.wake(self._model)
         try:
-            async with self._rooms.watch.subscribe(key, lambda: ("GET", key), self._on_wake):
+            async with self._context.watch.subscribe(key, lambda: ("GET", key), self._on_wake):
                 yield
         finally:
             self._close()
@@ -66,7 +66,7 @@ class QueueReader:
         self._woken = False
         if self._may_wait:
             self._may_wait = False
-            waiting = await self._rooms.backlogs[self._model].take()
+            waiting = await self._context.backlogs[self._model].take()
             if waiting is not None:
                 self._may_wait = True  # there may be more
                 return waiting
@@ -85,7 +85,7 @@ class QueueReader:
         except ReplyError as error:
             self._warn("queue_refused", str(error))
             if str(error).startswith("NOGROUP"):
-                await self._rooms.ledger.create_group(self._model)
+                await self._context.ledger.create_group(self._model)
         self._close()
         await anyio.sleep(RETRY_S)
         return None
@@ -103,7 +103,7 @@ class QueueReader:
         self._reading = True
         try:
             reply = await link.call(
-                *("XREADGROUP", "GROUP", GROUP, self._rooms.name, "COUNT", 1),
+                *("XREADGROUP", "GROUP", GROUP, self._context.name, "COUNT", 1),
                 *("BLOCK", BLOCK_MS, "STREAMS", self._key, ">"),
                 timeout_s=BLOCK_MS / 1000 + self._topology.endpoint.timeout_s,
             )
@@ -138,7 +138,7 @@ class QueueReader:
         self._link = link = await self._topology.open_link(owner)
         self._bell = await self._topology.open_link(owner)
         self._client_id = cast(int, await link.call("CLIENT", "ID"))
-        ledger = self._rooms.ledger
+        ledger = self._context.ledger
         stranded = (await ledger.pending(self._model) or set()) - self._mine()
         if stranded:
             log.info("stranded_requests", model=self._model, count=len(stranded))

@@ -13,12 +13,12 @@ import structlog
 
 from voicefleet.schemas.audio import CHANNELS, FORMAT, FRAME_MS, Reason
 from voicefleet.schemas.request import Request, TextPiece
-from voicefleet.worker.context import Rooms
-from voicefleet.worker.control.session_watch import SessionWatch, Verdict
+from voicefleet.worker.context import WorkerContext
+from voicefleet.worker.control.session_watch import Directive, SessionWatch
 from voicefleet.worker.control.text_stream import TextLog, stream_text
 from voicefleet.worker.engines.protocol import CannotSpeakError
-from voicefleet.worker.models.pool import Resident
-from voicefleet.worker.publish.outbox import Fate, Opening, Outbox, Retention
+from voicefleet.worker.models.pool import LoadedModel
+from voicefleet.worker.publish.outbox import Opening, Outbox, PublishOutcome, Retention
 from voicefleet.worker.store.ledger import Acquired, Delivery
 from voicefleet.worker.synthesis.prepared_turn import prepare
 from voicefleet.worker.synthesis.turn import Trail, Turn
@@ -34,11 +34,11 @@ once; of the others, which may be poison, each waits a while of its own, so that
 again does not take the same ones with it each time, and have them counted as poison too.
 """
 
-ENDINGS: dict[Verdict, Reason] = {Verdict.STOP: "stopped", Verdict.INTERRUPT: "interrupted"}
+ENDINGS: dict[Directive, Reason] = {Directive.STOP: "stopped", Directive.INTERRUPT: "interrupted"}
 
 
-class Performance:
-    """One acquired turn. ``run`` sees it to its fate; ``hand_over`` may cut in at any time.
+class TurnRunner:
+    """One acquired turn. ``run`` sees it to its outcome; ``hand_over`` may cut in at any time.
 
     ``heard`` is the last frame that left before the server forgot some, -1 where it did not;
     ``text`` what was read of the turn's text stream by then.
@@ -46,7 +46,7 @@ class Performance:
 
     def __init__(
         self,
-        rooms: Rooms,
+        context: WorkerContext,
         view: SessionWatch,
         delivery: Delivery,
         request: Request,
@@ -54,7 +54,7 @@ class Performance:
         text: TextLog,
         heard: int = -1,
     ) -> None:
-        self._rooms = rooms
+        self._context = context
         self._view = view
         self._delivery = delivery
         self._request = request
@@ -62,12 +62,12 @@ class Performance:
         self._text_log = text
         self.reason: Reason = "completed"
         self.error = ""
-        config = rooms.config
-        text_key = rooms.keys.text(request.session, request.name) if request.stream else None
+        config = context.config
+        text_key = context.keys.text(request.session, request.name) if request.stream else None
         self.outbox = Outbox(
             Opening(
                 session=request.session,
-                keys=tuple(rooms.ledger.session_keys(request.session)),
+                keys=tuple(context.ledger.session_keys(request.session)),
                 text_key=text_key,
                 request=request.name,
                 epoch=acquired.epoch,
@@ -78,7 +78,7 @@ class Performance:
             ),
             config.lead_ms if request.lead_ms is None else request.lead_ms,
             Retention(config.audio_ttl_s, config.audio_window_s, config.resend_window_s),
-            rooms.clock,
+            context.clock,
         )
         self.turn = Turn(self.outbox, config.synthesis_timeout_s)
         # Of this owner's own: none yet where it is suspect.
@@ -87,15 +87,15 @@ class Performance:
 
     def hand_over(self) -> None:
         """Give the turn up in its middle, at once."""
-        self.outbox.settle(Fate.HANDED_OVER)
+        self.outbox.settle(PublishOutcome.HANDED_OVER)
 
-    async def run(self, unspoken: tuple[Reason, str] | None) -> Fate:
+    async def run(self, unspoken: tuple[Reason, str] | None) -> PublishOutcome:
         """Speak the turn, or answer it ``unspoken``: the reason and the error to end it with."""
-        with self._rooms.publisher.open(self.outbox):
+        with self._context.publisher.open(self.outbox):
             async with anyio.create_task_group() as tasks:
-                if unspoken is not None and not self.outbox.owes:
+                if unspoken is not None and not self.outbox.must_replay:
                     self._end(*unspoken)
-                elif self._attempts_with_this > self._rooms.config.max_deliveries:
+                elif self._attempts_with_this > self._context.config.max_deliveries:
                     self._end("failed", "max_deliveries: no worker survived this request")
                 else:
                     self._view.changed = self._react
@@ -116,12 +116,12 @@ class Performance:
     # What the session wishes.
 
     def _react(self) -> None:
-        verdict = self._view.verdict()
-        if verdict is Verdict.LOST:
-            self.outbox.settle(Fate.FENCED)
-        elif verdict in ENDINGS:
-            self._end(ENDINGS[verdict])
-        elif verdict is Verdict.PAUSE:
+        directive = self._view.directive()
+        if directive is Directive.LOST:
+            self.outbox.settle(PublishOutcome.FENCED)
+        elif directive in ENDINGS:
+            self._end(ENDINGS[directive])
+        elif directive is Directive.PAUSE:
             self.turn.pause()
         else:
             self.turn.resume()
@@ -130,18 +130,18 @@ class Performance:
 
     def _end(self, reason: Reason, error: str = "") -> None:
         """End now; frames that have not left never will."""
-        if not self.turn.is_stopped and self.outbox.cut(reason, error):
+        if not self.turn.is_stopped and self.outbox.end_now(reason, error):
             self.reason, self.error = reason, error
-        if not self.outbox.owes:
+        if not self.outbox.must_replay:
             self.turn.stop()
 
     async def _limit_pause(self) -> None:
         """End a turn that is paused for too long."""
         while True:
             changed = self._changed
-            if self._view.verdict() is Verdict.PAUSE:
-                with anyio.move_on_after(self._rooms.config.pause_timeout_s) as limit:
-                    while self._view.verdict() is Verdict.PAUSE:
+            if self._view.directive() is Directive.PAUSE:
+                with anyio.move_on_after(self._context.config.pause_timeout_s) as limit:
+                    while self._view.directive() is Directive.PAUSE:
                         await self._changed.wait()
                 if limit.cancelled_caught:
                     self._end("stopped", "pause_timeout")
@@ -156,7 +156,7 @@ class Performance:
             named = self._view.unresolved
             if named is not None:
                 session = self._request.session
-                if await self._rooms.ledger.is_added_later(self._delivery, session, named):
+                if await self._context.ledger.is_added_later(self._delivery, session, named):
                     self._view.cover(named)
             await changed.wait()
 
@@ -166,19 +166,19 @@ class Performance:
         if self._acquired.standing == "suspect":
             await anyio.sleep(random.uniform(*SUSPECT_WAIT_S))  # noqa: S311
             self.attempts = 1
-            await self._rooms.ledger.begin_attempt(self._request.session, self._acquired.epoch)
+            await self._context.ledger.begin_attempt(self._request.session, self._acquired.epoch)
 
     async def _note_survival(self) -> None:
         """Tell when the turn has made all that may be made: paused, say, it is heard no further."""
         if self._acquired.standing != "new":
             await self.outbox.filled.wait()
-            await self._rooms.ledger.survived(self._request.session, self._acquired.epoch)
+            await self._context.ledger.survived(self._request.session, self._acquired.epoch)
 
     async def _speak(self) -> None:
         await self._begin_attempt()
         try:
-            async with self._rooms.residency.hold(self._delivery.model) as resident:
-                failure = await self._speak_with(resident)
+            async with self._context.pool.hold(self._delivery.model) as loaded_model:
+                failure = await self._speak_with(loaded_model)
         except CannotSpeakError as error:
             self._end("rejected", str(error))
         except Exception as error:
@@ -190,13 +190,13 @@ class Performance:
                 self.reason, self.error = "failed", failure
             self.outbox.close(self.reason, self.error)
 
-    async def _speak_with(self, resident: Resident) -> str | None:
+    async def _speak_with(self, loaded_model: LoadedModel) -> str | None:
         """Speak to the end of the text; returns what was wrong with the text, if anything."""
-        rooms, request, acquired = self._rooms, self._request, self._acquired
-        rendition = await prepare(
+        context, request, acquired = self._context, self._request, self._acquired
+        prepared = await prepare(
             request,
-            resident,
-            rooms.audio.true_peak_dbtp,
+            loaded_model,
+            context.audio.true_peak_dbtp,
             points=Trail.decode(acquired.resume),
             first_frame=max(acquired.last + 1, 1),
         )
@@ -204,22 +204,22 @@ class Performance:
             {
                 "request": request.name,
                 "model": self._delivery.model,
-                "voice": rendition.spec.voice,
-                "worker": rooms.name,
+                "voice": prepared.spec.voice,
+                "worker": context.name,
                 "sample_rate": str(request.sample_rate),
                 "frame_ms": str(FRAME_MS),
                 "format": FORMAT,
                 "channels": str(CHANNELS),
-                "t": str(rooms.clock.now_ms()),
+                "t": str(context.clock.now_ms()),
             }
         )
-        limits = resident.info.limits_for(streamed=request.stream)
-        config = rooms.config
+        limits = loaded_model.info.limits_for(streamed=request.stream)
+        config = context.config
         feed = TextFeed(
             *(limits, config.text_timeout_s, config.max_stream_chars, config.text_settle_ms / 1000)
         )
         async with self._text(feed):
-            await rendition.speak(self.turn, feed)
+            await prepared.speak(self.turn, feed)
         return feed.failure
 
     @asynccontextmanager
@@ -227,9 +227,11 @@ class Performance:
         """Let the turn's text flow into its feed."""
         request = self._request
         if request.stream:
-            key = self._rooms.keys.text(request.session, request.name)
-            mark = partial(self._rooms.ledger.mark_text, key, request.session, self._acquired.epoch)
-            async with stream_text(self._rooms.watch, key, feed, self._text_log, mark):
+            key = self._context.keys.text(request.session, request.name)
+            mark = partial(
+                self._context.ledger.mark_text, key, request.session, self._acquired.epoch
+            )
+            async with stream_text(self._context.watch, key, feed, self._text_log, mark):
                 yield
         else:
             feed.push(TextPiece(text=request.text or "", end=True))
@@ -237,7 +239,7 @@ class Performance:
 
     def _fail(self, error: Exception) -> None:
         """The engine failed: leave the request to another try, or give it up."""
-        last_try = self._attempts_with_this >= self._rooms.config.max_deliveries
+        last_try = self._attempts_with_this >= self._context.config.max_deliveries
         log.warning(
             "engine_failed",
             error=f"{type(error).__name__}: {error}",
@@ -248,7 +250,7 @@ class Performance:
             self.reason, self.error = "failed", f"{type(error).__name__}: {error}"
             self.outbox.close(self.reason, self.error)
         else:
-            self.outbox.settle(Fate.FAILED)
+            self.outbox.settle(PublishOutcome.FAILED)
 
 
 def _nothing() -> None:

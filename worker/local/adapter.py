@@ -41,8 +41,8 @@ from voicefleet.schemas.request import Request, TextPiece
 from voicefleet.worker.config.sections import Config
 from voicefleet.worker.models import engine_registry
 from voicefleet.worker.models.engine_registry import EngineFactory, UnknownModelError
-from voicefleet.worker.models.loaded_model import Resident
-from voicefleet.worker.models.pool import Residency
+from voicefleet.worker.models.loaded_model import LoadedModel
+from voicefleet.worker.models.pool import ModelPool
 from voicefleet.worker.publish.frame_queue import FrameQueue
 from voicefleet.worker.synthesis.prepared_turn import prepare
 from voicefleet.worker.synthesis.turn import Turn, TurnState
@@ -89,7 +89,7 @@ class VoiceAdapter:
         manager = msgspec.structs.replace(
             manager, default_model_id="", preload_model_ids=(), ttl_ms=0
         )
-        self._residency = Residency(
+        self._pool = ModelPool(
             manager, config.engine, config.audio, packs, [self.model_id], build=build
         )
         self._tasks: TaskGroup | None = None
@@ -102,7 +102,7 @@ class VoiceAdapter:
             raise AdapterError("the adapter is open already")
         async with AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            await tasks.start(self._residency.run)
+            await tasks.start(self._pool.run)
             self._tasks, self._stack = tasks, stack.pop_all()
         return self
 
@@ -122,7 +122,7 @@ class VoiceAdapter:
             EngineLoadError: It could not be loaded. A later call tries again.
         """
         self._opened()
-        async with self._residency.hold(self.model_id):
+        async with self._pool.hold(self.model_id):
             pass
 
     async def warm_up(self) -> None:
@@ -132,8 +132,8 @@ class VoiceAdapter:
             EngineError: The model could not be loaded or could not speak.
         """
         self._opened()
-        async with self._residency.hold(self.model_id) as resident:
-            await resident.engine.warm_up(self._config.model_manager.warmup_text)
+        async with self._pool.hold(self.model_id) as loaded_model:
+            await loaded_model.engine.warm_up(self._config.model_manager.warmup_text)
 
     async def unload_model(self) -> None:
         """Give the model's memory back; the next turn loads it again.
@@ -144,7 +144,7 @@ class VoiceAdapter:
         self._opened()
         if self._speech is not None:
             raise AdapterError("the model is speaking: end the turn before unloading it")
-        await self._residency.unload_all()
+        await self._pool.unload_all()
 
     def get_state(self) -> TurnState:
         """What the turn is doing; between turns ``IDLE``, or what ``control`` left behind."""
@@ -259,8 +259,8 @@ class VoiceAdapter:
     async def _speak(self, speech: "_Speech", request: Request, text: AsyncIterable[str]) -> None:
         try:
             with speech.scope:
-                async with self._residency.hold(self.model_id) as resident:
-                    await self._speak_with(resident, speech.turn, request, text)
+                async with self._pool.hold(self.model_id) as loaded_model:
+                    await self._speak_with(loaded_model, speech.turn, request, text)
             speech.queue.close()
         except Exception as error:
             speech.queue.close(error)
@@ -269,10 +269,10 @@ class VoiceAdapter:
             speech.ended.set()
 
     async def _speak_with(
-        self, resident: Resident, turn: Turn, request: Request, text: AsyncIterable[str]
+        self, loaded_model: LoadedModel, turn: Turn, request: Request, text: AsyncIterable[str]
     ) -> None:
-        rendition = await prepare(request, resident, self._config.audio.true_peak_dbtp)
-        limits = resident.info.limits_for(streamed=request.stream)
+        prepared = await prepare(request, loaded_model, self._config.audio.true_peak_dbtp)
+        limits = loaded_model.info.limits_for(streamed=request.stream)
         worker = self._config.worker
         feed = TextFeed(
             *(limits, worker.text_timeout_s, worker.max_stream_chars, worker.text_settle_ms / 1000)
@@ -292,7 +292,7 @@ class VoiceAdapter:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read)
             try:
-                await rendition.speak(turn, feed)
+                await prepared.speak(turn, feed)
             except Exception as error:
                 errors.append(error)
             tasks.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""A model without a worker around it: no Redis, no residency, one engine for as long as a block."""
+"""A model without a worker around it: no Redis, no pool, one engine for as long as a block."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from voicefleet.worker.config.sections import Config
 from voicefleet.worker.engines.protocol import Engine
 from voicefleet.worker.models import engine_registry
 from voicefleet.worker.models.engine_registry import UnknownModelError
-from voicefleet.worker.models.loaded_model import Resident
+from voicefleet.worker.models.loaded_model import LoadedModel
 from voicefleet.worker.voicepacks import voicepack
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
@@ -62,4 +62,4 @@ async def gain_of(voice: str, pack: Voicepack, config: Config) -> float:
     """
     async with loaded(pack, config) as engine:
         await engine.warm_up(config.model_manager.warmup_text)
-        return await Resident(engine, pack, config.audio).gain(voice)
+        return await LoadedModel(engine, pack, config.audio).gain(voice)

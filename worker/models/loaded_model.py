@@ -25,7 +25,7 @@ from voicefleet.worker.voicepacks.voicepack import Voicepack
 _CALIBRATION_SEED = 0
 
 
-class Resident:
+class LoadedModel:
     """A loaded model: its engine, its voicepack, and the gain of each voice."""
 
     def __init__(self, engine: Engine, pack: Voicepack, audio: AudioConfig) -> None:

@@ -20,7 +20,7 @@ from voicefleet.worker.config.sections import AudioConfig, EngineConfig, ModelMa
 from voicefleet.worker.engines.protocol import EngineError, EngineInfo, EngineLoadError
 from voicefleet.worker.models import engine_registry
 from voicefleet.worker.models.engine_registry import EngineFactory, UnknownModelError
-from voicefleet.worker.models.loaded_model import Resident
+from voicefleet.worker.models.loaded_model import LoadedModel
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 log = structlog.get_logger()
@@ -33,7 +33,7 @@ STEADY_S = 60.0
 
 
 @dataclass(eq=False)
-class _Tenancy:
+class _ModelEntry:
     """A model's stay, from the wish to load it. ``done`` is set when it is loaded or has failed.
 
     Times are of the event loop's clock. Who waits for the load counts as a holder too.
@@ -41,7 +41,7 @@ class _Tenancy:
 
     pack: Voicepack
     done: Event = field(default_factory=Event)
-    resident: Resident | None = None
+    loaded_model: LoadedModel | None = None
     error: EngineLoadError | None = None
     holders: int = 0
     loaded_at: float = math.inf
@@ -50,10 +50,10 @@ class _Tenancy:
 
     @property
     def idle(self) -> bool:
-        return self.resident is not None and self.holders == 0
+        return self.loaded_model is not None and self.holders == 0
 
 
-class Residency:
+class ModelPool:
     """Loads models on demand and unloads them when their time has come. ``run`` owns the work.
 
     Args:
@@ -95,7 +95,7 @@ class Residency:
                 f"{len(self._preload)} models are to be preloaded, but resident_cap is "
                 f"{config.resident_cap}"
             )
-        self._tenancies: dict[str, _Tenancy] = {}
+        self._entries: dict[str, _ModelEntry] = {}
         self._leaving: dict[str, Event] = {}
         self._losses = Counter[str]()
         self._reloading: set[str] = set()
@@ -119,13 +119,17 @@ class Residency:
         raise UnknownModelError("no model is served")
 
     @property
-    def resident(self) -> tuple[Resident, ...]:
+    def loaded_models(self) -> tuple[LoadedModel, ...]:
         """The models in memory now."""
-        return tuple(t.resident for t in self._tenancies.values() if t.resident is not None)
+        return tuple(t.loaded_model for t in self._entries.values() if t.loaded_model is not None)
 
     def info(self, model_id: str) -> EngineInfo | None:
         """What a model can do, while it is in memory."""
-        infos = (resident.info for resident in self.resident if resident.model_id == model_id)
+        infos = (
+            loaded_model.info
+            for loaded_model in self.loaded_models
+            if loaded_model.model_id == model_id
+        )
         return next(infos, None)
 
     @property
@@ -142,7 +146,7 @@ class Residency:
         await self._changed.wait()
 
     @asynccontextmanager
-    async def hold(self, model_id: str) -> AsyncGenerator[Resident]:
+    async def hold(self, model_id: str) -> AsyncGenerator[LoadedModel]:
         """Keep a model in memory for the length of a ``with`` block; load it where needed.
 
         All who ask while a model loads share that load; it goes on when one of them is cancelled.
@@ -152,17 +156,17 @@ class Residency:
             EngineLoadError: It could not be loaded. The next holder tries again.
         """
         _require(model_id, self._served, "the served models are")
-        tenancy = self._tenancies.get(model_id) or self._begin(model_id)
-        tenancy.holders += 1
+        entry = self._entries.get(model_id) or self._begin(model_id)
+        entry.holders += 1
         try:
-            await tenancy.done.wait()
-            if tenancy.resident is None:
-                raise EngineLoadError(str(tenancy.error)) from tenancy.error
-            yield tenancy.resident
+            await entry.done.wait()
+            if entry.loaded_model is None:
+                raise EngineLoadError(str(entry.error)) from entry.error
+            yield entry.loaded_model
         finally:
-            tenancy.holders -= 1
-            if tenancy.holders == 0:
-                tenancy.idle_since = anyio.current_time()
+            entry.holders -= 1
+            if entry.holders == 0:
+                entry.idle_since = anyio.current_time()
                 self._notify()
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
@@ -186,78 +190,78 @@ class Residency:
         finally:
             self._group = None
             with CancelScope(shield=True):
-                for tenancy in [*self._tenancies.values()]:
-                    await self._end(tenancy)
+                for entry in [*self._entries.values()]:
+                    await self._end(entry)
         if failure is not None:
             raise failure
 
     async def unload_all(self) -> None:
         """Unload every model that nobody holds, however short its stay was."""
-        for tenancy in [*self._tenancies.values()]:
-            if tenancy.idle:
-                await self._end(tenancy)
+        for entry in [*self._entries.values()]:
+            if entry.idle:
+                await self._end(entry)
 
     async def _preloaded(self) -> EngineLoadError | None:
-        tenancies = [self._begin(model_id) for model_id in self._preload]
-        for tenancy in tenancies:
-            await tenancy.done.wait()
-        return next((tenancy.error for tenancy in tenancies if tenancy.error), None)
+        entries = [self._begin(model_id) for model_id in self._preload]
+        for entry in entries:
+            await entry.done.wait()
+        return next((entry.error for entry in entries if entry.error), None)
 
-    def _begin(self, model_id: str) -> _Tenancy:
+    def _begin(self, model_id: str) -> _ModelEntry:
         if self._group is None:
-            raise RuntimeError("models are loaded only while Residency.run() runs")
-        tenancy = self._tenancies[model_id] = _Tenancy(self._served[model_id])
-        self._group.start_soon(self._load, tenancy, name=f"load {model_id}")
-        return tenancy
+            raise RuntimeError("models are loaded only while ModelPool.run() runs")
+        entry = self._entries[model_id] = _ModelEntry(self._served[model_id])
+        self._group.start_soon(self._load, entry, name=f"load {model_id}")
+        return entry
 
-    async def _load(self, tenancy: _Tenancy) -> None:
-        model_id = tenancy.pack.model_id
+    async def _load(self, entry: _ModelEntry) -> None:
+        model_id = entry.pack.model_id
         # What waits for a load that is cut short is told so.
-        tenancy.error = EngineLoadError(f"{model_id}: the worker is shutting down")
+        entry.error = EngineLoadError(f"{model_id}: the worker is shutting down")
         try:
             async with self._loads:
                 while (leaving := self._leaving.get(model_id)) is not None:
                     await leaving.wait()  # its memory is not free yet
                 await self._take_place()
                 try:
-                    tenancy.resident = await self._bring_in(tenancy.pack)
+                    entry.loaded_model = await self._bring_in(entry.pack)
                 except BaseException:
                     self._places_taken -= 1
                     raise
-            tenancy.error = None
-            tenancy.loaded_at = tenancy.idle_since = anyio.current_time()
+            entry.error = None
+            entry.loaded_at = entry.idle_since = anyio.current_time()
             self._faults.pop(model_id, None)
             self._reloading.discard(model_id)
         except EngineError as error:
-            tenancy.error = EngineLoadError(str(error))
+            entry.error = EngineLoadError(str(error))
         except Exception as error:
             log.exception("model_load_failed", model=model_id)
-            tenancy.error = EngineLoadError(f"{model_id}: {type(error).__name__}: {error}")
+            entry.error = EngineLoadError(f"{model_id}: {type(error).__name__}: {error}")
         finally:
-            if tenancy.resident is None:
-                del self._tenancies[model_id]
-            tenancy.done.set()
+            if entry.loaded_model is None:
+                del self._entries[model_id]
+            entry.done.set()
             self._notify()
-        if tenancy.resident is not None:
-            await self._attend(tenancy, tenancy.resident)
+        if entry.loaded_model is not None:
+            await self._attend(entry, entry.loaded_model)
 
-    async def _attend(self, tenancy: _Tenancy, resident: Resident) -> None:
+    async def _attend(self, entry: _ModelEntry, loaded_model: LoadedModel) -> None:
         """Wait until the model leaves; see to it where that is because its engine was lost."""
-        reason, model_id = "", resident.model_id
-        with tenancy.attending:
-            reason = await resident.engine.lost()
-        if not reason or self._tenancies.get(model_id) is not tenancy:
+        reason, model_id = "", loaded_model.model_id
+        with entry.attending:
+            reason = await loaded_model.engine.lost()
+        if not reason or self._entries.get(model_id) is not entry:
             return
         # Nothing waits between here and `_end`: whoever asks next finds it gone, not lost.
         again = model_id in self._preload
-        if anyio.current_time() - tenancy.loaded_at > STEADY_S:
+        if anyio.current_time() - entry.loaded_at > STEADY_S:
             self._losses[model_id] = 0
         if again:
             self._reloading.add(model_id)
         remedy = "reloading" if again else "loaded again with the next request"
         self._faults[model_id] = f"{reason}; {remedy}"
         log.error("model_lost", model=model_id, reason=reason, remedy=remedy)
-        await self._end(tenancy)
+        await self._end(entry)
         if again:
             await self._reload(model_id)
 
@@ -269,15 +273,15 @@ class Residency:
             await anyio.sleep(RELOAD_AFTER_S[min(losses, len(RELOAD_AFTER_S) - 1)])
             if model_id not in self._reloading:
                 return  # who had it in hand meanwhile brought it back
-            tenancy = self._tenancies.get(model_id) or self._begin(model_id)
-            await tenancy.done.wait()
-            if tenancy.error is None:
+            entry = self._entries.get(model_id) or self._begin(model_id)
+            await entry.done.wait()
+            if entry.error is None:
                 return
-            log.error("model_reload_failed", model=model_id, error=str(tenancy.error))
-            self._faults[model_id] = f"{tenancy.error}; reloading"
+            log.error("model_reload_failed", model=model_id, error=str(entry.error))
+            self._faults[model_id] = f"{entry.error}; reloading"
             self._notify()
 
-    async def _bring_in(self, pack: Voicepack) -> Resident:
+    async def _bring_in(self, pack: Voicepack) -> LoadedModel:
         """Load, warm up and calibrate. Leaves nothing behind when it does not succeed."""
         begun = anyio.current_time()
         engine = self._build(pack, self._engines)
@@ -286,8 +290,8 @@ class Residency:
             loaded = anyio.current_time()
             if self._config.warmup_enabled:
                 await engine.warm_up(self._config.warmup_text)
-            resident = Resident(engine, pack, self._audio)
-            gain = await resident.gain(engine.info.default_voice)
+            loaded_model = LoadedModel(engine, pack, self._audio)
+            gain = await loaded_model.gain(engine.info.default_voice)
         except BaseException:
             with CancelScope(shield=True):
                 await engine.unload()
@@ -299,24 +303,24 @@ class Residency:
             warm_up_ms=round(1000 * (anyio.current_time() - loaded)),
             gain_db=round(20 * math.log10(gain), 2),
         )
-        return resident
+        return loaded_model
 
     async def _take_place(self) -> None:
         """Wait for one of the ``resident_cap`` places, freeing one where that is possible."""
         while self._places_taken >= self._config.resident_cap:
-            idle = [tenancy for tenancy in self._tenancies.values() if tenancy.idle]
-            settled = [tenancy for tenancy in idle if self._movable_in(tenancy) <= 0]
+            idle = [entry for entry in self._entries.values() if entry.idle]
+            settled = [entry for entry in idle if self._movable_in(entry) <= 0]
             if settled:
-                await self._end(min(settled, key=lambda tenancy: tenancy.idle_since))
+                await self._end(min(settled, key=lambda entry: entry.idle_since))
                 continue
             patience = min(map(self._movable_in, idle), default=math.inf)
             with anyio.move_on_after(patience):
                 await self._changed.wait()
         self._places_taken += 1
 
-    def _movable_in(self, tenancy: _Tenancy) -> float:
+    def _movable_in(self, entry: _ModelEntry) -> float:
         """Seconds until the model has had its minimum stay."""
-        return tenancy.loaded_at + self._config.min_residency_ms / 1000 - anyio.current_time()
+        return entry.loaded_at + self._config.min_residency_ms / 1000 - anyio.current_time()
 
     async def _unload_expired(self) -> None:
         """Every so often, unload what has been idle for ``ttl_ms``. Never returns."""
@@ -326,28 +330,28 @@ class Residency:
         while True:
             await anyio.sleep(self._config.evict_check_interval_ms / 1000)
             now = anyio.current_time()
-            for tenancy in [*self._tenancies.values()]:
-                expired = now - tenancy.idle_since >= ttl and self._movable_in(tenancy) <= 0
-                if tenancy.idle and expired:
-                    await self._end(tenancy)
+            for entry in [*self._entries.values()]:
+                expired = now - entry.idle_since >= ttl and self._movable_in(entry) <= 0
+                if entry.idle and expired:
+                    await self._end(entry)
 
-    async def _end(self, tenancy: _Tenancy) -> None:
+    async def _end(self, entry: _ModelEntry) -> None:
         """Unload the model; its place is free only when its memory is."""
-        resident = tenancy.resident
-        if resident is None or self._tenancies.get(resident.model_id) is not tenancy:
+        loaded_model = entry.loaded_model
+        if loaded_model is None or self._entries.get(loaded_model.model_id) is not entry:
             return
-        del self._tenancies[resident.model_id]
-        left = self._leaving[resident.model_id] = Event()
-        tenancy.attending.cancel()
+        del self._entries[loaded_model.model_id]
+        left = self._leaving[loaded_model.model_id] = Event()
+        entry.attending.cancel()
         self._notify()
         try:
             with CancelScope(shield=True):
-                await resident.engine.unload()
-            log.info("model_unloaded", model=resident.model_id)
+                await loaded_model.engine.unload()
+            log.info("model_unloaded", model=loaded_model.model_id)
         except Exception:
-            log.exception("model_unload_failed", model=resident.model_id)
+            log.exception("model_unload_failed", model=loaded_model.model_id)
         finally:
-            del self._leaving[resident.model_id]
+            del self._leaving[loaded_model.model_id]
             left.set()
             self._places_taken -= 1
             self._notify()

@@ -31,7 +31,7 @@ READ_AHEAD_FRAMES = 25
 HOUSEKEEPING_S = 1.0
 
 
-class Fate(Enum):
+class PublishOutcome(Enum):
     """How a turn's publishing came to its end."""
 
     ENDED = "the end entry stands"
@@ -82,7 +82,7 @@ class Outbox:
     ) -> None:
         self.opening = opening
         self.first_audio_ms: float | None = None
-        self.kick = _nothing
+        self.request_flush = _nothing
         self._retention = retention
         self._clock = clock
         self._pacer = Pacer(lead_ms)
@@ -103,7 +103,7 @@ class Outbox:
         self._is_cut = False
         self._end: tuple[Reason, str] | None = None
         self._end_when_paid: tuple[Reason, str] | None = None
-        self._fate: Fate | None = None
+        self._outcome: PublishOutcome | None = None
         self.filled = anyio.Event()
         self._space = anyio.Event()
         self._settled = anyio.Event()
@@ -118,12 +118,12 @@ class Outbox:
     @property
     def ending(self) -> bool:
         """Whether nothing more will be taken: the end is decided, or publishing is over."""
-        return self._end is not None or self._fate is not None
+        return self._end is not None or self._outcome is not None
 
     @property
-    def owes(self) -> bool:
+    def must_replay(self) -> bool:
         """Whether frames that were heard are to be made again: a listener misses an end below."""
-        return self._fate is None and self._next <= self.opening.heard
+        return self._outcome is None and self._next <= self.opening.heard
 
     def start(self, fields: Mapping[str, str]) -> None:
         """Open the turn with its start entry, unless an earlier owner did or its end is decided."""
@@ -134,7 +134,7 @@ class Outbox:
             flat: list[Argument] = ["event", "start"]
             for name, value in fields.items():
                 flat += [name, value]
-            # No kick: it leaves with the first frames, or at the next tick.
+            # No request_flush: it leaves with the first frames, or at the next tick.
             self._entries.append(flat)
 
     async def put(self, frames: Sequence[TurnFrame]) -> None:
@@ -152,14 +152,14 @@ class Outbox:
                 self._entries.append(("pcm", frame.pcm, "text", frame.text))
             else:
                 self._entries.append(("pcm", frame.pcm))
-        if self._end_when_paid is not None and not self.owes:
-            self.cut(*self._end_when_paid)
+        if self._end_when_paid is not None and not self.must_replay:
+            self.end_now(*self._end_when_paid)
         if not self._paused and self._pacer.has_room:
-            self.kick()
+            self.request_flush()
 
     def pause(self) -> None:
         """No further frame leaves, from now on."""
-        if not self._paused and self._fate is None and self._end_when_paid is None:
+        if not self._paused and self._outcome is None and self._end_when_paid is None:
             self._paused = True
             self._note("paused")
 
@@ -173,22 +173,22 @@ class Outbox:
         """Put the state into the session's record, without waiting for its next update."""
         updated_ms = self._clock.now_ms()
         self._record |= {"state": state, "frames": self.frames, "updated_ms": updated_ms}
-        self.kick()
+        self.request_flush()
 
     def close(self, reason: Reason, error: str = "") -> None:
         """End the turn when all its frames have left."""
         if not self.ending:
             self._end = (reason, error)
-            self.kick()
+            self.request_flush()
 
-    def cut(self, reason: Reason, error: str = "") -> bool:
+    def end_now(self, reason: Reason, error: str = "") -> bool:
         """End the turn now: frames that have not left never will, but those that the turn ``owes``.
 
         Returns whether this is how it ends; ``False`` when an end is decided and on its way.
         """
-        if self._fate is not None or (self._in_flight is not None and self._in_flight.ends):
+        if self._outcome is not None or (self._in_flight is not None and self._in_flight.ends):
             return False
-        if self.owes:
+        if self.must_replay:
             self.resume()
             self._end_when_paid = (reason, error)
             return True
@@ -196,35 +196,35 @@ class Outbox:
         self._is_cut = True
         self._drop_unsent()
         self._space.set()
-        self.kick()
+        self.request_flush()
         return True
 
     def _drop_unsent(self) -> None:
         while self._next > max(self._fresh, self.opening.heard + 1):
             self._entries.pop()
 
-    def settle(self, fate: Fate) -> None:
+    def settle(self, outcome: PublishOutcome) -> None:
         """Publish nothing more."""
-        if self._fate is None:
-            self._fate = fate
+        if self._outcome is None:
+            self._outcome = outcome
             self._space.set()
             self._settled.set()
 
-    async def settled(self) -> Fate:
+    async def settled(self) -> PublishOutcome:
         """Wait for the end of publishing."""
         await self._settled.wait()
-        assert self._fate is not None
-        return self._fate
+        assert self._outcome is not None
+        return self._outcome
 
     # The publisher's side.
 
     def close_lane(self) -> None:
-        """Nobody collects any more. Frees the frames now: ``kick`` leads back here in a circle."""
-        self.kick = _nothing
+        """Nobody collects any more: free the frames, which ``request_flush`` keeps in a cycle."""
+        self.request_flush = _nothing
 
     def collect(self, tick: int) -> list[Command]:
         """What may leave at this tick: an append, the end, both, or nothing."""
-        if self._fate is not None:
+        if self._outcome is not None:
             return []
         if self._in_flight is not None:
             self._wanted = True
@@ -261,11 +261,11 @@ class Outbox:
         wanted, self._wanted = self._wanted, False
         last = replies[-1]
         if min(replies) == -2:
-            self.settle(Fate.FENCED)
+            self.settle(PublishOutcome.FENCED)
         elif min(replies) == -3:
-            self.settle(Fate.FORGOTTEN)
+            self.settle(PublishOutcome.FORGOTTEN)
         elif sent.ends and last >= self._end_number:
-            self.settle(Fate.ENDED)
+            self.settle(PublishOutcome.ENDED)
         elif last >= sent.until - 1:
             self._confirmed = sent.until - 1
             self._known = max(self._known, sent.until)
@@ -273,7 +273,7 @@ class Outbox:
                 self._resume.popleft()
             self._forget_old()
         elif last + 1 < self._base:
-            self.settle(Fate.FORGOTTEN)
+            self.settle(PublishOutcome.FORGOTTEN)
         else:
             # The server forgot a tail, in a failover say: send again what it lacks.
             self._confirmed = last
@@ -388,4 +388,4 @@ class Outbox:
 
 
 def _nothing() -> None:
-    """No publisher to kick yet."""
+    """No publisher to request_flush yet."""

@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from voicefleet.wire.connect import Address, Topology
 from voicefleet.wire.link import Command, Link, LinkClosedError, Reply, ReplyError
-from voicefleet.worker.publish.outbox import Fate, Outbox
+from voicefleet.worker.publish.outbox import Outbox, PublishOutcome
 from voicefleet.worker.publish.pacing import TickClock
 from voicefleet.worker.store import scripts
 
@@ -44,10 +44,10 @@ class _Lane:
         self._rests_until = 0.0
 
     def add(self, outbox: Outbox) -> None:
-        outbox.kick = partial(self._send, (outbox,))
+        outbox.request_flush = partial(self._send, (outbox,))
         self.outboxes.add(outbox)
         self._occupied.set()
-        outbox.kick()
+        outbox.request_flush()
 
     async def serve(self, link: Link) -> None:
         """Flush each tick while anyone speaks, until the connection is lost."""
@@ -124,7 +124,7 @@ class _Lane:
         if hopeless:
             # The audio key holds ids beyond ours, say: neither time nor a new connection mends it.
             log.warning("append_impossible", session=outbox.opening.session, error=refused)
-            outbox.settle(Fate.REFUSED)
+            outbox.settle(PublishOutcome.REFUSED)
         elif refused.startswith(FULL):
             log.warning("append_refused", session=outbox.opening.session, error=refused)
             self._rests_until = time.monotonic() + RETRY_S

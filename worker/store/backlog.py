@@ -10,7 +10,7 @@ from typing import cast
 from voicefleet.schemas.fields import paired
 from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from voicefleet.wire.link import Argument, Reply, ReplyError
-from voicefleet.wire.router import Switchboard
+from voicefleet.wire.router import Router
 from voicefleet.worker.store import scripts
 from voicefleet.worker.store.ledger import Claim, Delivery
 from voicefleet.worker.store.scripts import Script
@@ -22,8 +22,8 @@ MOST_LISTED = 10_000
 class Backlog:
     """Calls on the backlog of one model. They wait out a server that is away."""
 
-    def __init__(self, switchboard: Switchboard, keys: Keys, model: str, worker: str) -> None:
-        self._switchboard = switchboard
+    def __init__(self, router: Router, keys: Keys, model: str, worker: str) -> None:
+        self._router = router
         self._model = model
         self._worker = worker
         self._queue = keys.requests(model)
@@ -34,7 +34,7 @@ class Backlog:
     async def keep(self, ttl_ms: int) -> bool:
         """Become the backlog's keeper for ``ttl_ms``, or stay it; whether we are it."""
         keys = [self._keeper]
-        return await scripts.KEEP(self._switchboard, keys, self._worker, ttl_ms) == 1
+        return await scripts.KEEP(self._router, keys, self._worker, ttl_ms) == 1
 
     async def leave(self) -> None:
         """Stop being its keeper."""
@@ -43,7 +43,7 @@ class Backlog:
     async def read(self, most: int) -> list[Delivery]:
         """Take what is on the queue and was not delivered to anybody yet, without waiting."""
         try:
-            reply = await self._switchboard.call(
+            reply = await self._router.call(
                 self._queue,
                 *("XREADGROUP", "GROUP", GROUP, self._worker, "COUNT", most),
                 *("STREAMS", self._queue, ">"),
@@ -78,7 +78,7 @@ class Backlog:
         claims: tuple[tuple[str, Claim], ...] = ((BACKLOG, "fresh"), (ORPHANS, "over"))
         for consumer, claim in claims:
             try:
-                reply = await self._switchboard.call(
+                reply = await self._router.call(
                     *(self._queue, "XPENDING", self._queue, GROUP, "-", "+", MOST_LISTED, consumer)
                 )
             except ReplyError:
@@ -91,7 +91,7 @@ class Backlog:
         if not entries:
             return []
         reads = [("XRANGE", self._queue, entry, entry) for entry, _ in entries]
-        replies = await self._switchboard.batch(self._queue, reads)
+        replies = await self._router.batch(self._queue, reads)
         found: list[Delivery] = []
         for (entry, claim), reply in zip(entries, replies, strict=True):
             if isinstance(reply, list) and reply:
@@ -107,4 +107,4 @@ class Backlog:
 
     async def _run(self, script: Script, *args: Argument) -> Reply:
         shared = (GROUP, ORPHANS, BACKLOG, self._worker)
-        return await script.on_queue(self._switchboard, self._keys, *shared, *args)
+        return await script.on_queue(self._router, self._keys, *shared, *args)

@@ -17,7 +17,7 @@ from voicefleet.schemas.fields import Fields
 from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from voicefleet.schemas.request import Request, TextPiece
 from voicefleet.wire.link import Argument, Reply, ReplyError
-from voicefleet.wire.router import Switchboard
+from voicefleet.wire.router import Router
 from voicefleet.worker.store import scripts
 from voicefleet.worker.store.scripts import Script
 
@@ -146,8 +146,8 @@ class Ledger:
     that trying again would not change.
     """
 
-    def __init__(self, switchboard: Switchboard, keys: Keys, worker: str, ttl_ms: int) -> None:
-        self._switchboard = switchboard
+    def __init__(self, router: Router, keys: Keys, worker: str, ttl_ms: int) -> None:
+        self._router = router
         self._keys = keys
         self._worker = worker
         self._ttl_ms = ttl_ms
@@ -158,7 +158,7 @@ class Ledger:
         """Make the model's queue and group, from its first entry: nothing sent is missed."""
         try:
             key = self._keys.requests(model)
-            await self._switchboard.call(key, "XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM")
+            await self._router.call(key, "XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM")
         except ReplyError as error:
             if not str(error).startswith(("BUSYGROUP", "WRONGTYPE")):
                 raise
@@ -180,7 +180,7 @@ class Ledger:
         """Workers in whose hands the model's requests are, living or dead."""
         key = self._keys.requests(model)
         try:
-            reply = await self._switchboard.call(key, "XINFO", "CONSUMERS", key, GROUP)
+            reply = await self._router.call(key, "XINFO", "CONSUMERS", key, GROUP)
         except ReplyError:
             return set()  # no queue yet, or something else in its place
         consumers = cast(list[dict[bytes, bytes]], reply)
@@ -191,7 +191,7 @@ class Ledger:
         """Entries of the model's queue that are in this worker's name; ``None``: no queue."""
         key = self._keys.requests(model)
         try:
-            reply = await self._switchboard.call(
+            reply = await self._router.call(
                 key, "XPENDING", key, GROUP, "-", "+", 10_000, self._worker
             )
         except ReplyError:
@@ -204,7 +204,7 @@ class Ledger:
             return False
         key = self._keys.requests(model)
         try:
-            return bool(await self._switchboard.call(key, "XRANGE", key, entry, entry))
+            return bool(await self._router.call(key, "XRANGE", key, entry, entry))
         except ReplyError:
             return False  # no entry id, or something else in the queue's place
 
@@ -216,7 +216,7 @@ class Ledger:
         of their own.)
         """
         keys = self._order_keys(delivery.model)
-        if session is not None and not self._switchboard.topology.is_sharded:
+        if session is not None and not self._router.topology.is_sharded:
             keys += [self._keys.lease(session), self._keys.spoken(session)]
         settled = await self._run_on_queue(
             scripts.SETTLE, keys, GROUP, delivery.entry, delivery.model, request
@@ -236,9 +236,7 @@ class Ledger:
         fields += ["request", request, "reason", reason, "error", error, "worker", self._worker]
         try:
             key = self._keys.dead
-            await self._switchboard.call(
-                key, "XADD", key, "MAXLEN", "~", DEAD_LETTERS, "*", *fields
-            )
+            await self._router.call(key, "XADD", key, "MAXLEN", "~", DEAD_LETTERS, "*", *fields)
         except ReplyError as failure:
             log.warning("dead_letter_lost", entry=delivery.entry, error=str(failure))
 
@@ -289,7 +287,7 @@ class Ledger:
     async def _before(self, delivery: Delivery, session: str) -> tuple[list[str], list[str]]:
         """How a script finds what stands before a request: keys of the queue, or names."""
         keys = self._order_keys(delivery.model)
-        if not self._switchboard.topology.is_sharded:
+        if not self._router.topology.is_sharded:
             return keys, []
         reply = await self._run_on_queue(scripts.EARLIER, keys, delivery.entry, session)
         return [], [name.decode("utf-8", "replace") for name in cast(list[bytes], reply or [])]
@@ -310,7 +308,7 @@ class Ledger:
         if claim in ("fresh", "over"):
             # A server that has just taken over may not know of turns that are being spoken: those
             # who speak them come back first, or their numbers would go to others.
-            leads_since = self._switchboard.topology.leads_since(self._keys.lease(session))
+            leads_since = self._router.topology.leads_since(self._keys.lease(session))
             await anyio.sleep(max(0.0, leads_since + OWNERS_RETURN_S - time.monotonic()))
         before, earlier = await self._before(delivery, session)
         reply = await self._run(
@@ -364,14 +362,14 @@ class Ledger:
         """When the session's record was last written: server unix ms, 0 where that is unknown."""
         key = self._keys.session(session)
         try:
-            value = cast(bytes | None, await self._switchboard.call(key, "HGET", key, "updated_ms"))
+            value = cast(bytes | None, await self._router.call(key, "HGET", key, "updated_ms"))
         except ReplyError:
             return 0  # something else in the record's place
         return int(value) if value and value.isdigit() else 0
 
     async def touch(self, keys: Sequence[str]) -> None:
         """Let keys of one session live for another ``audio_ttl_s``."""
-        await self._switchboard.batch(keys[0], [("PEXPIRE", key, self._ttl_ms) for key in keys])
+        await self._router.batch(keys[0], [("PEXPIRE", key, self._ttl_ms) for key in keys])
 
     def session_keys(self, session: str) -> list[str]:
         """KEYS of the session scripts: lease, audio, session, spoken, refused."""
@@ -380,7 +378,7 @@ class Ledger:
         return [key(session) for key in own]
 
     async def _run_on_queue(self, script: Script, keys: Sequence[str], *args: Argument) -> Reply:
-        return await script.on_queue(self._switchboard, keys, *args)
+        return await script.on_queue(self._router, keys, *args)
 
     async def _run(self, script: Script, keys: Sequence[str], *args: Argument) -> Reply:
-        return await script(self._switchboard, keys, *args)
+        return await script(self._router, keys, *args)

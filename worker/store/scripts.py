@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from voicefleet.wire.link import Argument, Command, Reply, ReplyError
-from voicefleet.wire.router import Switchboard
+from voicefleet.wire.router import Router
 
 
 class Script:
@@ -29,27 +29,23 @@ class Script:
         """The EVALSHA command, for a link; the server may not know the script (NOSCRIPT)."""
         return ["EVALSHA", self.sha, len(keys), *keys, *args]
 
-    async def __call__(
-        self, switchboard: Switchboard, keys: Sequence[str], *args: Argument
-    ) -> Reply:
+    async def __call__(self, router: Router, keys: Sequence[str], *args: Argument) -> Reply:
         """Run it, loading it first where the server does not know it.
 
-        Waits and raises as ``Switchboard.call``.
+        Waits and raises as ``Router.call``.
         """
         tail = (len(keys), *keys, *args)
         try:
-            return await switchboard.call(keys[0], "EVALSHA", self.sha, *tail)
+            return await router.call(keys[0], "EVALSHA", self.sha, *tail)
         except ReplyError as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
-            return await switchboard.call(keys[0], "EVAL", self.source, *tail)
+            return await router.call(keys[0], "EVAL", self.source, *tail)
 
-    async def on_queue(
-        self, switchboard: Switchboard, keys: Sequence[str], *args: Argument
-    ) -> Reply:
+    async def on_queue(self, router: Router, keys: Sequence[str], *args: Argument) -> Reply:
         """Run it; ``None`` where the queue is gone, or something else stands in its place."""
         try:
-            return await self(switchboard, keys, *args)
+            return await self(router, keys, *args)
         except ReplyError as error:
             if not str(error).startswith(("NOGROUP", "WRONGTYPE")):
                 raise

@@ -14,15 +14,15 @@ from voicefleet.schemas.request import InvalidRequest, Request
 from voicefleet.worker.audio.chain import AudioChain
 from voicefleet.worker.audio.resume import ResumePoint, resume_point
 from voicefleet.worker.engines.protocol import CannotSpeakError, EngineInfo, TurnSpec
-from voicefleet.worker.models.loaded_model import Resident
+from voicefleet.worker.models.loaded_model import LoadedModel
 from voicefleet.worker.synthesis.turn import Turn
 from voicefleet.worker.text.feed import TextFeed
 
 
-class Rendition(msgspec.Struct, frozen=True, kw_only=True):
+class PreparedTurn(msgspec.Struct, frozen=True, kw_only=True):
     """One turn, ready to be spoken once. Made by ``prepare``."""
 
-    resident: Resident
+    loaded_model: LoadedModel
     spec: TurnSpec
     chain: AudioChain
     first_segment: int
@@ -31,23 +31,23 @@ class Rendition(msgspec.Struct, frozen=True, kw_only=True):
     async def speak(self, turn: Turn, feed: TextFeed) -> bool:
         """Speak what the feed brings; returns and raises as ``Turn.run``."""
         segments = feed.segments(self.first_segment)
-        engine, chain = self.resident.engine, self.chain
+        engine, chain = self.loaded_model.engine, self.chain
         return await turn.run(engine, self.spec, segments, chain, feed.text_of, self.points)
 
 
 async def prepare(
     request: Request,
-    resident: Resident,
+    loaded_model: LoadedModel,
     ceiling_dbtp: float,
     *,
     points: Sequence[ResumePoint] = (),
     first_frame: int = 1,
-) -> Rendition:
+) -> PreparedTurn:
     """Make a request ready to be spoken, from frame ``first_frame`` on.
 
     Args:
         request: How to speak; its text comes with the feed.
-        resident: Held until the turn has been spoken.
+        loaded_model: Held until the turn has been spoken.
         ceiling_dbtp: No true peak above this, in dBTP.
         points: Where the turn can be taken up, as far as an earlier owner noted.
         first_frame: Frames before it are left out.
@@ -56,9 +56,9 @@ async def prepare(
         CannotSpeakError: The request names a voice or mode that the model does not have.
         EngineError: The loudness of its voice could not be measured.
     """
-    info = resident.info
+    info = loaded_model.info
     spec = turn_spec(request, info)
-    gain = await resident.gain(spec.voice)
+    gain = await loaded_model.gain(spec.voice)
     start = resume_point(points, first_frame, info.native_rate)
     make = partial(
         AudioChain,
@@ -69,8 +69,8 @@ async def prepare(
         start=start,
         first_frame=first_frame,
     )
-    return Rendition(
-        resident=resident,
+    return PreparedTurn(
+        loaded_model=loaded_model,
         spec=spec,
         # Far into a long turn it takes up to 0.1 s to bring the filters to where they were.
         chain=make() if start is None else await to_thread.run_sync(make),

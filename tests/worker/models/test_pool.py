@@ -23,7 +23,7 @@ from voicefleet.worker.engines.protocol import (
 )
 from voicefleet.worker.models import engine_registry
 from voicefleet.worker.models.engine_registry import UnknownModelError
-from voicefleet.worker.models.pool import Residency
+from voicefleet.worker.models.pool import ModelPool
 from voicefleet.worker.voicepacks import voicepack
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
@@ -120,9 +120,9 @@ def fleet() -> Fleet:
 @asynccontextmanager
 async def running(
     fleet: Fleet, *, normalise: bool = False, **settings: object
-) -> AsyncGenerator[Residency]:
+) -> AsyncGenerator[ModelPool]:
     settings = {"min_residency_ms": 0, "warmup_enabled": False, **settings}
-    residency = Residency(
+    pool = ModelPool(
         ModelManagerConfig(**settings),  # pyright: ignore[reportArgumentType]
         EngineConfig(),
         AudioConfig(normalise=normalise),
@@ -132,66 +132,66 @@ async def running(
     )
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
-            await group.start(lambda *, task_status: residency.run(task_status=task_status))
-            yield residency
+            await group.start(lambda *, task_status: pool.run(task_status=task_status))
+            yield pool
             group.cancel_scope.cancel()
 
 
-async def touch(residency: Residency, *models: str) -> None:
+async def touch(pool: ModelPool, *models: str) -> None:
     for model in models:
-        async with residency.hold(model):
+        async with pool.hold(model):
             pass
 
 
-def names(residency: Residency) -> set[str]:
-    return {resident.model_id for resident in residency.resident}
+def names(pool: ModelPool) -> set[str]:
+    return {loaded_model.model_id for loaded_model in pool.loaded_models}
 
 
 async def test_holders_share_one_load(fleet: Fleet) -> None:
-    async with running(fleet) as residency, anyio.create_task_group() as group:
+    async with running(fleet) as pool, anyio.create_task_group() as group:
         for _ in range(20):
-            group.start_soon(touch, residency, "tone-1")
+            group.start_soon(touch, pool, "tone-1")
     assert fleet.events == ["load tone-1", "unload tone-1"]
 
 
 async def test_the_longest_idle_leaves_first(fleet: Fleet) -> None:
-    async with running(fleet, resident_cap=2) as residency:
-        await touch(residency, "tone-1", "tone-2", "tone-1", "tone-3")
-        assert names(residency) == {"tone-1", "tone-3"}
+    async with running(fleet, resident_cap=2) as pool:
+        await touch(pool, "tone-1", "tone-2", "tone-1", "tone-3")
+        assert names(pool) == {"tone-1", "tone-3"}
     assert fleet.most_loaded == 2
 
 
 async def test_a_held_model_is_never_unloaded(fleet: Fleet) -> None:
-    async with running(fleet, resident_cap=1) as residency:
-        async with anyio.create_task_group() as group, residency.hold("tone-1"):
-            group.start_soon(touch, residency, "tone-2")
+    async with running(fleet, resident_cap=1) as pool:
+        async with anyio.create_task_group() as group, pool.hold("tone-1"):
+            group.start_soon(touch, pool, "tone-2")
             await anyio.wait_all_tasks_blocked()
             assert fleet.events == ["load tone-1"]
-            await residency.unload_all()
-            assert names(residency) == {"tone-1"}
+            await pool.unload_all()
+            assert names(pool) == {"tone-1"}
         assert fleet.events == ["load tone-1", "unload tone-1", "load tone-2"]
     assert fleet.most_loaded == 1
 
 
 async def test_under_pressure_the_cap_holds(fleet: Fleet) -> None:
     async with (
-        running(fleet, resident_cap=2, max_parallel_loads=4) as residency,
+        running(fleet, resident_cap=2, max_parallel_loads=4) as pool,
         anyio.create_task_group() as group,
     ):
         for start in range(8):
             order = [MODELS[(start + step * (1 + start % 3)) % 4] for step in range(12)]
-            group.start_soon(touch, residency, *order)
+            group.start_soon(touch, pool, *order)
     assert fleet.most_loaded == 2
     assert not fleet.loaded
 
 
 async def test_loads_side_by_side_are_limited(fleet: Fleet) -> None:
     async with (
-        running(fleet, max_parallel_loads=2) as residency,
+        running(fleet, max_parallel_loads=2) as pool,
         anyio.create_task_group() as group,
     ):
         for model in MODELS:
-            group.start_soon(touch, residency, model)
+            group.start_soon(touch, pool, model)
     assert fleet.most_loading == 2
 
 
@@ -199,31 +199,31 @@ async def test_a_failed_load_reaches_all_and_can_be_tried_again(fleet: Fleet) ->
     fleet.failing.add("tone-1")
     failures: list[EngineLoadError] = []
 
-    async def attempt(residency: Residency) -> None:
+    async def attempt(pool: ModelPool) -> None:
         try:
-            await touch(residency, "tone-1")
+            await touch(pool, "tone-1")
         except EngineLoadError as error:
             failures.append(error)
 
-    async with running(fleet, resident_cap=1) as residency:
+    async with running(fleet, resident_cap=1) as pool:
         async with anyio.create_task_group() as group:
             for _ in range(3):
-                group.start_soon(attempt, residency)
+                group.start_soon(attempt, pool)
         assert [str(error) for error in failures] == ["tone-1 has no hands"] * 3
         assert fleet.count("load tone-1") == fleet.count("unload tone-1") == 1
         fleet.failing.clear()
-        await touch(residency, "tone-1")
-        assert names(residency) == {"tone-1"}
+        await touch(pool, "tone-1")
+        assert names(pool) == {"tone-1"}
 
 
 async def test_a_cancelled_waiter_does_not_end_the_load(fleet: Fleet) -> None:
     gate = fleet.gates["tone-1"] = anyio.Event()
-    async with running(fleet) as residency, anyio.create_task_group() as group:
+    async with running(fleet) as pool, anyio.create_task_group() as group:
         with anyio.CancelScope() as impatient:
             async with anyio.create_task_group() as first:
-                first.start_soon(touch, residency, "tone-1")
+                first.start_soon(touch, pool, "tone-1")
                 await anyio.wait_all_tasks_blocked()
-                group.start_soon(touch, residency, "tone-1")
+                group.start_soon(touch, pool, "tone-1")
                 await anyio.wait_all_tasks_blocked()
                 impatient.cancel()
         gate.set()
@@ -231,24 +231,24 @@ async def test_a_cancelled_waiter_does_not_end_the_load(fleet: Fleet) -> None:
 
 
 async def test_idle_models_expire(fleet: Fleet) -> None:
-    async with running(fleet, ttl_ms=20, evict_check_interval_ms=10) as residency:
-        async with residency.hold("tone-1"):
-            await touch(residency, "tone-2")
-            while "tone-2" in names(residency):
+    async with running(fleet, ttl_ms=20, evict_check_interval_ms=10) as pool:
+        async with pool.hold("tone-1"):
+            await touch(pool, "tone-2")
+            while "tone-2" in names(pool):
                 await anyio.sleep(0.01)
             await anyio.sleep(0.1)
-            assert names(residency) == {"tone-1"}
-        while residency.resident:
+            assert names(pool) == {"tone-1"}
+        while pool.loaded_models:
             await anyio.sleep(0.01)
 
 
 async def test_no_model_leaves_before_its_minimum_stay(fleet: Fleet) -> None:
     async with running(
         fleet, resident_cap=1, ttl_ms=1, min_residency_ms=300, evict_check_interval_ms=10
-    ) as residency:
-        await touch(residency, "tone-1")
+    ) as pool:
+        await touch(pool, "tone-1")
         begun = anyio.current_time()
-        await touch(residency, "tone-2")
+        await touch(pool, "tone-2")
         assert anyio.current_time() - begun > 0.25
         assert fleet.events[:3] == ["load tone-1", "unload tone-1", "load tone-2"]
 
@@ -260,9 +260,9 @@ async def test_preloaded_models_are_there_at_the_start(fleet: Fleet) -> None:
         preload_model_ids=("tone-1", "tone-3"),
         warmup_enabled=True,
         warmup_text="Hm.",
-    ) as residency:
-        assert names(residency) == {"tone-1", "tone-3"}
-        assert residency.default_model_id == "tone-3"
+    ) as pool:
+        assert names(pool) == {"tone-1", "tone-3"}
+        assert pool.default_model_id == "tone-3"
         assert {"warm tone-1 Hm.", "warm tone-3 Hm."} <= set(fleet.events)
 
 
@@ -279,11 +279,11 @@ async def test_a_failed_preload_fails_the_start(fleet: Fleet) -> None:
 
 async def test_the_end_of_a_load_that_is_cut_short(fleet: Fleet) -> None:
     fleet.gates["tone-1"] = anyio.Event()
-    async with anyio.create_task_group() as outer, running(fleet) as residency:
+    async with anyio.create_task_group() as outer, running(fleet) as pool:
 
         async def wait() -> None:
             with pytest.raises(EngineLoadError, match="shutting down"):
-                await touch(residency, "tone-1")
+                await touch(pool, "tone-1")
 
         outer.start_soon(wait)
         await anyio.wait_all_tasks_blocked()
@@ -291,29 +291,29 @@ async def test_the_end_of_a_load_that_is_cut_short(fleet: Fleet) -> None:
 
 
 async def test_a_lost_model_that_was_preloaded_is_loaded_again_at_once(fleet: Fleet) -> None:
-    async with running(fleet, preload_model_ids=("tone-1",)) as residency:
-        async with residency.hold("tone-1") as resident:
+    async with running(fleet, preload_model_ids=("tone-1",)) as pool:
+        async with pool.hold("tone-1") as loaded_model:
             fleet.engines[0].gone.set()
             await anyio.wait_all_tasks_blocked()
             assert fleet.events == ["load tone-1", "unload tone-1", "load tone-1"]
-            async with residency.hold("tone-1") as another:
-                assert another is not resident
-        assert not residency.faults
-        assert not residency.is_reloading("tone-1")
+            async with pool.hold("tone-1") as another:
+                assert another is not loaded_model
+        assert not pool.faults
+        assert not pool.is_reloading("tone-1")
 
 
 async def test_while_a_lost_model_is_reloaded_that_is_known(fleet: Fleet) -> None:
-    async with running(fleet, preload_model_ids=("tone-1",)) as residency:
+    async with running(fleet, preload_model_ids=("tone-1",)) as pool:
         gate = fleet.gates["tone-1"] = anyio.Event()
         fleet.engines[0].gone.set()
         await anyio.wait_all_tasks_blocked()
-        assert residency.faults == {"tone-1": "out of breath; reloading"}
-        assert residency.is_reloading("tone-1")
-        assert not residency.resident
+        assert pool.faults == {"tone-1": "out of breath; reloading"}
+        assert pool.is_reloading("tone-1")
+        assert not pool.loaded_models
         gate.set()
-        await touch(residency, "tone-1")
-        assert not residency.faults
-        assert not residency.is_reloading("tone-1")
+        await touch(pool, "tone-1")
+        assert not pool.faults
+        assert not pool.is_reloading("tone-1")
     assert fleet.count("load tone-1") == 2
 
 
@@ -321,18 +321,18 @@ async def test_a_reload_that_fails_is_tried_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("voicefleet.worker.models.pool.RELOAD_AFTER_S", (0.0, 0.01))
-    async with running(fleet, preload_model_ids=("tone-1",)) as residency:
+    async with running(fleet, preload_model_ids=("tone-1",)) as pool:
         fleet.failing.add("tone-1")
         fleet.engines[0].gone.set()
         while fleet.count("load tone-1") < 4:
             await anyio.sleep(0.01)
-        assert residency.faults == {"tone-1": "tone-1 has no hands; reloading"}
-        assert residency.is_reloading("tone-1")
+        assert pool.faults == {"tone-1": "tone-1 has no hands; reloading"}
+        assert pool.is_reloading("tone-1")
         fleet.failing.clear()
-        while residency.is_reloading("tone-1"):
+        while pool.is_reloading("tone-1"):
             await anyio.sleep(0.01)
-        assert names(residency) == {"tone-1"}
-        assert not residency.faults
+        assert names(pool) == {"tone-1"}
+        assert not pool.faults
 
 
 async def test_who_is_lost_again_and_again_waits_longer_each_time(
@@ -340,48 +340,48 @@ async def test_who_is_lost_again_and_again_waits_longer_each_time(
 ) -> None:
     waits = (0.0, 0.02, 0.04, 1000.0)
     monkeypatch.setattr("voicefleet.worker.models.pool.RELOAD_AFTER_S", waits)
-    async with running(fleet, preload_model_ids=("tone-1",)) as residency:
+    async with running(fleet, preload_model_ids=("tone-1",)) as pool:
         for losses in range(1, 5):
-            while fleet.count("load tone-1") < losses or not residency.resident:
+            while fleet.count("load tone-1") < losses or not pool.loaded_models:
                 await anyio.sleep(0.005)
             fleet.engines[-1].gone.set()
         await anyio.sleep(0.1)
-        assert residency.is_reloading("tone-1")
+        assert pool.is_reloading("tone-1")
         assert fleet.count("load tone-1") == 4
-        await touch(residency, "tone-1")  # who needs it need not wait
-        assert not residency.is_reloading("tone-1")
+        await touch(pool, "tone-1")  # who needs it need not wait
+        assert not pool.is_reloading("tone-1")
 
 
 async def test_a_lost_model_that_was_not_preloaded_comes_back_when_it_is_held(
     fleet: Fleet,
 ) -> None:
-    async with running(fleet, resident_cap=1) as residency:
-        await touch(residency, "tone-1")
+    async with running(fleet, resident_cap=1) as pool:
+        await touch(pool, "tone-1")
         fleet.engines[0].gone.set()
         await anyio.wait_all_tasks_blocked()
         assert fleet.events == ["load tone-1", "unload tone-1"]
-        assert residency.faults == {"tone-1": "out of breath; loaded again with the next request"}
-        assert not residency.is_reloading("tone-1")
-        await touch(residency, "tone-1")
-        assert names(residency) == {"tone-1"}
-        assert not residency.faults
+        assert pool.faults == {"tone-1": "out of breath; loaded again with the next request"}
+        assert not pool.is_reloading("tone-1")
+        await touch(pool, "tone-1")
+        assert names(pool) == {"tone-1"}
+        assert not pool.faults
 
 
 async def test_a_model_that_left_in_good_order_is_not_lost(fleet: Fleet) -> None:
-    async with running(fleet, resident_cap=1) as residency:
-        await touch(residency, "tone-1", "tone-2")
+    async with running(fleet, resident_cap=1) as pool:
+        await touch(pool, "tone-1", "tone-2")
         fleet.engines[0].gone.set()
         await anyio.wait_all_tasks_blocked()
-        assert not residency.faults
-        assert names(residency) == {"tone-2"}
+        assert not pool.faults
+        assert names(pool) == {"tone-2"}
 
 
 async def test_a_model_is_not_loaded_while_it_is_still_being_unloaded(fleet: Fleet) -> None:
-    async with running(fleet) as residency, anyio.create_task_group() as group:
-        await touch(residency, "tone-1")
+    async with running(fleet) as pool, anyio.create_task_group() as group:
+        await touch(pool, "tone-1")
         gate = fleet.unload_gate = anyio.Event()
         fleet.engines[0].gone.set()
-        group.start_soon(touch, residency, "tone-1")
+        group.start_soon(touch, pool, "tone-1")
         await anyio.wait_all_tasks_blocked()
         assert fleet.events == ["load tone-1"]
         gate.set()
@@ -389,39 +389,39 @@ async def test_a_model_is_not_loaded_while_it_is_still_being_unloaded(fleet: Fle
 
 
 async def test_each_voice_is_measured_once(fleet: Fleet) -> None:
-    async with running(fleet, normalise=True) as residency, residency.hold("tone-1") as resident:
+    async with running(fleet, normalise=True) as pool, pool.hold("tone-1") as loaded_model:
         assert fleet.count("speak tone-1 a") == 1
         gains: list[float] = []
 
         async def ask() -> None:
-            gains.append(await resident.gain("b"))
+            gains.append(await loaded_model.gain("b"))
 
         async with anyio.create_task_group() as group:
             for _ in range(5):
                 group.start_soon(ask)
         assert fleet.count("speak tone-1 b") == 1
-        assert await resident.gain("a") == pytest.approx(2 * gains[0], rel=0.01)
+        assert await loaded_model.gain("a") == pytest.approx(2 * gains[0], rel=0.01)
         with pytest.raises(CannotSpeakError):
-            await resident.gain("c")
+            await loaded_model.gain("c")
 
 
 async def test_gain_is_one_where_loudness_is_left_alone(fleet: Fleet) -> None:
-    async with running(fleet) as residency, residency.hold("tone-1") as resident:
-        assert await resident.gain("a") == 1.0
+    async with running(fleet) as pool, pool.hold("tone-1") as loaded_model:
+        assert await loaded_model.gain("a") == 1.0
     assert not any(event.startswith("speak") for event in fleet.events)
 
 
 async def test_unknown_models_are_errors(fleet: Fleet) -> None:
-    async with running(fleet) as residency:
+    async with running(fleet) as pool:
         with pytest.raises(UnknownModelError, match="'tone-9'; the served models are tone-1, "):
-            await touch(residency, "tone-9")
+            await touch(pool, "tone-9")
     sections = (EngineConfig(), AudioConfig(), PACKS)
     with pytest.raises(UnknownModelError, match="piper-x"):
-        Residency(ModelManagerConfig(), *sections, ["piper-x"])
+        ModelPool(ModelManagerConfig(), *sections, ["piper-x"])
     with pytest.raises(UnknownModelError, match="tone-2"):
-        Residency(ModelManagerConfig(default_model_id="tone-2"), *sections, ["tone-1"])
+        ModelPool(ModelManagerConfig(default_model_id="tone-2"), *sections, ["tone-1"])
     with pytest.raises(ValueError, match="resident_cap"):
-        Residency(
+        ModelPool(
             ModelManagerConfig(preload_model_ids=("tone-1", "tone-2"), resident_cap=1),
             *sections,
             MODELS,
@@ -432,18 +432,18 @@ async def test_a_family_without_an_engine_is_refused() -> None:
     pack = replace(TONE, family="viola", model_id="viola-x")
     with pytest.raises(UnknownModelError, match=r"cosyvoice2-\*, piper-\*, tone-\*"):
         engine_registry.build(pack, EngineConfig())
-    residency = Residency(
+    pool = ModelPool(
         ModelManagerConfig(), EngineConfig(), AudioConfig(), {"viola-x": pack}, ["viola-x"]
     )
     async with anyio.create_task_group() as group:
-        await group.start(lambda *, task_status: residency.run(task_status=task_status))
+        await group.start(lambda *, task_status: pool.run(task_status=task_status))
         with pytest.raises(EngineLoadError, match="no engine speaks"):
-            await touch(residency, "viola-x")
+            await touch(pool, "viola-x")
         group.cancel_scope.cancel()
 
 
 async def test_real_engines_speak_while_others_come_and_go() -> None:
-    residency = Residency(
+    pool = ModelPool(
         ModelManagerConfig(resident_cap=2, min_residency_ms=0),
         EngineConfig(),
         AudioConfig(),
@@ -455,10 +455,12 @@ async def test_real_engines_speak_while_others_come_and_go() -> None:
         async def segments() -> AsyncIterator[Segment]:
             yield Segment(0, "How much wood would a woodchuck chuck?", 0, 38)
 
-        async with residency.hold(model) as resident:
+        async with pool.hold(model) as loaded_model:
             spec = TurnSpec(voice="tone-a", seed=1)
-            samples = [c.samples async for c in resident.engine.speak(spec, segments())]
-            return float(np.sum(np.abs(np.concatenate(samples)))) * await resident.gain("tone-a")
+            samples = [c.samples async for c in loaded_model.engine.speak(spec, segments())]
+            return float(np.sum(np.abs(np.concatenate(samples)))) * await loaded_model.gain(
+                "tone-a"
+            )
 
     levels: list[float] = []
 
@@ -467,12 +469,12 @@ async def test_real_engines_speak_while_others_come_and_go() -> None:
 
     with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
-            await group.start(lambda *, task_status: residency.run(task_status=task_status))
+            await group.start(lambda *, task_status: pool.run(task_status=task_status))
             async with anyio.create_task_group() as speakers:
                 for model in MODELS:
                     speakers.start_soon(keep, model)
-            assert len(residency.resident) <= 2
+            assert len(pool.loaded_models) <= 2
             group.cancel_scope.cancel()
     assert len(levels) == 20
     assert len(set(levels)) == 1
-    assert residency.resident == ()
+    assert pool.loaded_models == ()

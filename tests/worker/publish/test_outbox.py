@@ -13,9 +13,9 @@ from voicefleet.worker.publish import outbox as module
 from voicefleet.worker.publish.outbox import (
     FREE_RUN_FRAMES,
     READ_AHEAD_FRAMES,
-    Fate,
     Opening,
     Outbox,
+    PublishOutcome,
 )
 from voicefleet.worker.publish.retention import FASTER_KEPT_S, Retention, entries_to_keep
 from voicefleet.worker.store import scripts
@@ -150,7 +150,7 @@ class TestNumbers:
         assert finish.end["reason"] == "completed"
         assert finish.end["frames"] == 3
         assert "error" not in finish.end
-        assert await outbox.settled() is Fate.ENDED
+        assert await outbox.settled() is PublishOutcome.ENDED
         assert outbox.frames == 3
         assert collect(outbox) == []
 
@@ -192,25 +192,25 @@ class TestNumbers:
         if started:
             outbox.start(START)
             await outbox.put(frames(1, 5))
-        outbox.cut("rejected", "voice: no such")
+        outbox.end_now("rejected", "voice: no such")
         *_, finish = flush(outbox, server)
         assert (finish.n, finish.end["frames"]) == (1, 0)
         assert (finish.end["reason"], finish.end["error"]) == ("rejected", "voice: no such")
         assert server.stream == {}
-        assert await outbox.settled() is Fate.ENDED
+        assert await outbox.settled() is PublishOutcome.ENDED
 
     async def test_a_started_turn_without_frames_ends_with_one(self) -> None:
         outbox, server = box(), Server()
         outbox.start(START)
         flush(outbox, server)
-        outbox.cut("stopped")
+        outbox.end_now("stopped")
         (finish,) = flush(outbox, server)
         assert (finish.n, finish.end["frames"], server.last) == (1, 0, 0)
 
     async def test_of_a_text_stream_name_its_key(self) -> None:
         with_text, without = box(text_key="text"), box()
         for outbox, key, flag in ((with_text, "text", "1"), (without, "lease", "0")):
-            outbox.cut("stopped")
+            outbox.end_now("stopped")
             (finish,) = collect(outbox)
             assert finish.keys == [*KEYS, key]
             assert finish.has_text == flag
@@ -334,14 +334,14 @@ class TestPauseAndResume:
         outbox, server = box(last=0), Server(0)
         await outbox.put(frames(1, 3))
         outbox.pause()
-        outbox.cut("stopped", "pause_timeout")
+        outbox.end_now("stopped", "pause_timeout")
         finish = flush(outbox, server)[-1]
         assert (finish.n, finish.end["error"]) == (1, "pause_timeout")
 
     async def test_who_is_told_twice_says_it_once(self) -> None:
         kicks: list[str] = []
         outbox, server = box(last=0), Server(0)
-        outbox.kick = lambda: kicks.append("kick")
+        outbox.request_flush = lambda: kicks.append("request_flush")
         outbox.resume()
         assert not kicks
         outbox.pause()
@@ -368,7 +368,7 @@ class TestTheEnd:
         outbox, server = box(lead_ms=60, last=0), Server(0)
         await outbox.put(frames(1, 10))
         flush(outbox, server)
-        outbox.cut("interrupted")
+        outbox.end_now("interrupted")
         (finish,) = flush(outbox, server)
         assert (finish.n, finish.end["reason"]) == (4, "interrupted")
         assert server.ended == 4
@@ -377,13 +377,13 @@ class TestTheEnd:
         """Who read frame 6 reads on behind it: an end below would never be read."""
         outbox, server = box(last=2, heard=6), Server(2)
         outbox.pause()
-        assert outbox.owes
-        assert outbox.cut("stopped")
+        assert outbox.must_replay
+        assert outbox.end_now("stopped")
         assert sent(flush(outbox, server)) == []
         await outbox.put(frames(3, 2))
-        assert outbox.owes
+        assert outbox.must_replay
         await outbox.put(frames(5, 4))
-        assert not outbox.owes
+        assert not outbox.must_replay
         calls = flush(outbox, server)
         assert sent(calls)[-1] == 6
         assert (calls[-1].n, calls[-1].end["reason"]) == (7, "stopped")
@@ -393,7 +393,7 @@ class TestTheEnd:
         outbox, server = box(lead_ms=60, last=0, heard=5), Server(0)
         await outbox.put(frames(1, 10))
         flush(outbox, server)
-        outbox.cut("stopped")
+        outbox.end_now("stopped")
         for tick in range(1, 10):
             flush(outbox, server, tick)
         assert server.ended == 6
@@ -403,7 +403,7 @@ class TestTheEnd:
         await outbox.put(frames(1, 10))
         outbox.close("completed")
         flush(outbox, server)
-        outbox.cut("stopped")
+        outbox.end_now("stopped")
         (finish,) = flush(outbox, server)
         assert (finish.n, finish.end["reason"]) == (4, "stopped")
 
@@ -411,7 +411,7 @@ class TestTheEnd:
         outbox, server = box(lead_ms=60, last=0), Server(0)
         await outbox.put(frames(1, 10))
         calls = collect(outbox)
-        outbox.cut("stopped")
+        outbox.end_now("stopped")
         assert collect(outbox) == []
         outbox.confirm(server.run(calls))
         (finish,) = flush(outbox, server)
@@ -421,7 +421,7 @@ class TestTheEnd:
         outbox, server = box(lead_ms=60, last=0), Server(0)
         await outbox.put(frames(1, 10))
         collect(outbox)
-        outbox.cut("stopped")
+        outbox.end_now("stopped")
         outbox.unanswered()
         append, finish = flush(outbox, server)
         assert append.numbers == [1, 2, 3]
@@ -438,9 +438,9 @@ class TestTheEnd:
             outbox.pause()
         if order == "refused first":
             outbox.refused()
-            outbox.cut("stopped")
+            outbox.end_now("stopped")
         else:
-            outbox.cut("stopped")
+            outbox.end_now("stopped")
             outbox.refused()
         calls = flush(outbox, server, 20)
         assert sent(calls) == []
@@ -454,7 +454,7 @@ class TestTheEnd:
         collect(outbox)
         outbox.pause()
         outbox.unanswered()
-        outbox.cut("stopped")
+        outbox.end_now("stopped")
         append, finish = flush(outbox, server)
         assert append.numbers == [1, 2, 3]
         assert finish.n == server.ended == 4
@@ -464,9 +464,9 @@ class TestTheEnd:
         await outbox.put(frames(1, 2))
         outbox.close("completed")
         calls = collect(outbox)
-        outbox.cut("stopped")
+        outbox.end_now("stopped")
         outbox.confirm(server.run(calls))
-        assert await outbox.settled() is Fate.ENDED
+        assert await outbox.settled() is PublishOutcome.ENDED
         assert calls[-1].end["reason"] == "completed"
 
     @pytest.mark.parametrize("arrived", [False, True])
@@ -480,25 +480,27 @@ class TestTheEnd:
         outbox.unanswered()
         again = flush(outbox, server)
         assert sent(again) == [1, 2]
-        assert await outbox.settled() is Fate.ENDED
+        assert await outbox.settled() is PublishOutcome.ENDED
         assert server.ended == 3
         assert sorted(server.stream) == [0, 1, 2]
 
     async def test_settled_is_settled(self) -> None:
         outbox = box()
-        outbox.settle(Fate.HANDED_OVER)
-        outbox.settle(Fate.ENDED)
-        outbox.cut("stopped")
+        outbox.settle(PublishOutcome.HANDED_OVER)
+        outbox.settle(PublishOutcome.ENDED)
+        outbox.end_now("stopped")
         await outbox.put(frames(0, 1))
-        assert await outbox.settled() is Fate.HANDED_OVER
+        assert await outbox.settled() is PublishOutcome.HANDED_OVER
         assert collect(outbox) == []
 
 
 class TestAnswers:
-    @pytest.mark.parametrize(("answer", "fate"), [(-2, Fate.FENCED), (-3, Fate.FORGOTTEN)])
+    @pytest.mark.parametrize(
+        ("answer", "outcome"), [(-2, PublishOutcome.FENCED), (-3, PublishOutcome.FORGOTTEN)]
+    )
     @pytest.mark.parametrize("ends", [False, True])
     async def test_of_a_lost_lease_end_the_publishing(
-        self, answer: int, fate: Fate, ends: bool
+        self, answer: int, outcome: PublishOutcome, ends: bool
     ) -> None:
         outbox, server = box(last=0), Server(0)
         await outbox.put(frames(1, 2))
@@ -506,7 +508,7 @@ class TestAnswers:
             outbox.close("completed")
         server.fault = answer
         flush(outbox, server)
-        assert await outbox.settled() is fate
+        assert await outbox.settled() is outcome
 
     async def test_with_a_gap_have_the_rest_sent_again(self) -> None:
         outbox, server = box(last=0), Server(0)
@@ -556,7 +558,7 @@ class TestAnswers:
         server.forget(kept + 5)
         await outbox.put(frames(1000, 1))
         flush(outbox, server)
-        assert await outbox.settled() is Fate.FORGOTTEN
+        assert await outbox.settled() is PublishOutcome.FORGOTTEN
 
     async def test_no_answer_has_the_same_entries_sent_again(self) -> None:
         outbox, server = box(lead_ms=100, last=0), Server(0)
@@ -617,17 +619,17 @@ class TestBackpressure:
             tasks.start_soon(outbox.put, frames(2, 1))
             await anyio.wait_all_tasks_blocked()
             if how == "cut":
-                outbox.cut("stopped")
+                outbox.end_now("stopped")
             else:
-                outbox.settle(Fate.FENCED)
+                outbox.settle(PublishOutcome.FENCED)
         assert outbox.ending
 
     async def test_who_can_leave_now_kicks(self) -> None:
         outbox, server = box(lead_ms=100, last=0), Server(0)
         kicks: list[str] = []
-        outbox.kick = lambda: kicks.append("kick")
+        outbox.request_flush = lambda: kicks.append("request_flush")
         await outbox.put(frames(1, 6))
-        assert kicks.pop() == "kick"
+        assert kicks.pop() == "request_flush"
         flush(outbox, server)
         await outbox.put(frames(7, 1))
         assert not kicks  # the lead is full: the next tick is soon enough
@@ -753,13 +755,13 @@ async def test_whatever_gets_lost_the_stream_has_every_entry_once(
     if how == "close":
         outbox.close("completed")
     else:
-        outbox.cut("stopped")
+        outbox.end_now("stopped")
     expected = made if how == "close" else outbox.frames
     for _ in range(2 * made + 10):
         tick += 1
         flush(outbox, server, tick)
     with anyio.fail_after(1):
-        assert await outbox.settled() is Fate.ENDED
+        assert await outbox.settled() is PublishOutcome.ENDED
     if server.stream:
         assert sorted(server.stream) == list(range(expected + 1))
         assert all(server.stream[n] == ["pcm", b"frame %d" % n] for n in range(1, expected + 1))

@@ -44,8 +44,8 @@ async def hosting(
 
 
 def engine_of(service: Service) -> HostedEngine:
-    (resident,) = service._rooms.residency.resident  # pyright: ignore[reportPrivateUsage]
-    engine = resident.engine
+    (loaded_model,) = service._context.pool.loaded_models  # pyright: ignore[reportPrivateUsage]
+    engine = loaded_model.engine
     assert isinstance(engine, HostedEngine)
     return engine
 

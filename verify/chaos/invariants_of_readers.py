@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 
-from verify.chaos.calm import Calm
 from verify.chaos.evidence import RECORDER, Entry, Evidence
 from verify.chaos.journal import Shrank
+from verify.chaos.quiet_periods import Calm
 from verify.chaos.stream_id import Id
 from verify.chaos.verdict import Violation
 

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from verify.chaos.calm import Calm
 from verify.chaos.evidence import Evidence
 from verify.chaos.journal import Aftermath, Capacity, Fault
-from verify.chaos.lives import History, Turn
+from verify.chaos.quiet_periods import Calm
+from verify.chaos.reconstruction import History, Turn
 from verify.chaos.verdict import Violation
 
 RECOVERY_S: Final = 5.0

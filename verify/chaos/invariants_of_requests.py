@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from verify.chaos.calm import Calm
+from verify.chaos.control_values import Wishes
 from verify.chaos.evidence import NEVER_SPOKEN, Evidence, Request
-from verify.chaos.lives import History, Life, Turn
+from verify.chaos.quiet_periods import Calm
+from verify.chaos.reconstruction import History, Life, Turn
 from verify.chaos.verdict import Violation
-from verify.chaos.wishes import Wishes
 
 DEADLINE_LATE_MS: Final = 500
 """A turn may start so long after its deadline: it is looked at shortly before."""

@@ -5,15 +5,15 @@ from typing import Final
 
 import msgspec
 
-from verify.chaos.calm import Calm
 from verify.chaos.evidence import Request
 from verify.chaos.journal import Wished
+from verify.chaos.quiet_periods import Calm
 
 LINGER_S: Final = 0.5
 """A wish that was taken back may still act for so long."""
 
 
-class Wish(msgspec.Struct, frozen=True):
+class ControlValue(msgspec.Struct, frozen=True):
     """A value of the control key.
 
     ``until``: the next wish of the same client. ``binding_until``: somebody else, or a server that
@@ -52,13 +52,13 @@ class Wishes:
 
     def __init__(self, wished: Sequence[Wished], calm: Calm) -> None:
         self._calm = calm
-        self._wishes: list[Wish] = []
+        self._wishes: list[ControlValue] = []
         for index, one in enumerate(wished):
             until = wished[index + 1].at if index + 1 < len(wished) else float("inf")
             binding = min(until, calm.overruled(one.at))
-            self._wishes.append(Wish(one.value, one.at, until, binding))
+            self._wishes.append(ControlValue(one.value, one.at, until, binding))
 
-    def __iter__(self) -> Iterator[Wish]:
+    def __iter__(self) -> Iterator[ControlValue]:
         return iter(self._wishes)
 
     def stopped(self, request: Request, requests: Mapping[str, Request], end_at: float) -> bool:

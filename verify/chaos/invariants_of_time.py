@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
-from verify.chaos.calm import Calm
+from verify.chaos.control_values import ControlValue, Wishes
 from verify.chaos.evidence import Entry, Evidence, Request
-from verify.chaos.lives import History, Turn
+from verify.chaos.quiet_periods import Calm
+from verify.chaos.reconstruction import History, Turn
 from verify.chaos.verdict import Violation
-from verify.chaos.wishes import Wish, Wishes
 
 STOP_S: Final = 1.0
 PAUSE_S: Final = 0.5
@@ -53,7 +53,7 @@ def _broken(promise: str, turn: Turn, at: float, detail: str) -> Violation:
 
 
 def _followed(
-    turn: Turn, wish: Wish, requests: dict[str, Request], calm: Calm
+    turn: Turn, wish: ControlValue, requests: dict[str, Request], calm: Calm
 ) -> Iterator[Violation]:
     """After a pause no frame, after a stop nothing but the end."""
     request = requests.get(turn.request)

@@ -123,7 +123,7 @@ class Desk:
                 self._journal.write(order.asked(at, None, again=again))
         return left
 
-    async def wish(self, session: str, value: str) -> None:
+    async def control_value(self, session: str, value: str) -> None:
         """Set the session's control key; with an empty value, delete it."""
         key = self._keys.control(session)
         self._journal.write(Wished(at=time.monotonic(), session=session, value=value))

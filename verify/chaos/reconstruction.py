@@ -22,9 +22,9 @@ from typing import Final
 
 import msgspec
 
-from verify.chaos.calm import Calm
 from verify.chaos.evidence import Entry, Reading
 from verify.chaos.journal import Shrank
+from verify.chaos.quiet_periods import Calm
 from verify.chaos.stream_id import NOWHERE, Id
 from verify.chaos.verdict import Violation
 

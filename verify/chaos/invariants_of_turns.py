@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Final
 
 from verify.chaos.evidence import Entry, Evidence, Request
-from verify.chaos.lives import History, Life, Turn
+from verify.chaos.reconstruction import History, Life, Turn
 from verify.chaos.verdict import Violation
 
 FRAMES_PER_S: Final = 50

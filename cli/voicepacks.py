@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from voicefleet.cli.failure import Failure
+from voicefleet.cli.failure import Failure, require
 from voicefleet.cli.table import Json, print_json, print_table
+from voicefleet.installation import install
 
 if TYPE_CHECKING:
     from voicefleet.worker.voicepacks.voicepack import Voicepack
@@ -21,9 +22,8 @@ Former = Annotated[str, Parameter(show=False, help="What --dir was called here."
 @app.command(name="list")
 def list_(*, directory: Directory = "", as_json: Json = False) -> None:
     """List them."""
-    from voicefleet.worker.voicepacks import (  # noqa: PLC0415 the client does without the worker's side
-        voicepack,
-    )
+    require("worker")
+    from voicefleet.worker.voicepacks import voicepack  # noqa: PLC0415
 
     packs = voicepack.discover(voicepack.default_directory(directory))
     if as_json:
@@ -60,6 +60,7 @@ def list_(*, directory: Directory = "", as_json: Json = False) -> None:
 @app.command
 def check(*, directory: Directory = "", as_json: Json = False) -> int:
     """Say what stands in the way of loading each of them; exit status 1 where anything does."""
+    require("worker")
     from voicefleet.worker.voicepacks import voicepack  # noqa: PLC0415
 
     folder = voicepack.default_directory(directory)
@@ -103,6 +104,7 @@ def fetch(
         directory: The folder of voicepacks to put the model in. Where it does not know the model,
             the default folder does. Default: the folder that a worker started here would use.
     """
+    require("worker")
     from voicefleet.cli.progress import shown  # noqa: PLC0415
     from voicefleet.worker.voicepacks import hub_fetch, voicepack  # noqa: PLC0415
     from voicefleet.worker.voicepacks.hub import Repository  # noqa: PLC0415
@@ -146,6 +148,7 @@ def convert(
         dtype: What the copies hold. One in 16 bit serves that type only. The vocoder stays fp32.
         directory: The folder of voicepacks that the model is looked for in.
     """
+    require("worker")
     from voicefleet.worker.voicepacks import voicepack  # noqa: PLC0415
 
     pack = _pack(model, voicepack.default_directory(directory))
@@ -174,6 +177,7 @@ def random(
         seed: Other seeds give other weights.
         directory: The folder of voicepacks to put it in. Default: the one a worker here would use.
     """
+    require("worker")
     from voicefleet.worker.voicepacks import voicepack  # noqa: PLC0415
 
     try:
@@ -203,6 +207,4 @@ def _pack(model: str, *folders: Path) -> "Voicepack":
 
 
 def _needs_extra(error: ImportError) -> Failure:
-    from voicefleet.worker.extras import install  # noqa: PLC0415
-
     return Failure(f"this needs the cosyvoice extra: {install('cosyvoice')} ({error})")

@@ -9,7 +9,7 @@ import msgspec
 from cyclopts import App, Parameter
 
 from voicefleet.cli.configs import locate
-from voicefleet.cli.failure import Failure
+from voicefleet.cli.failure import Failure, require
 from voicefleet.cli.table import Json, print_json, print_table
 
 if TYPE_CHECKING:
@@ -171,9 +171,8 @@ def mix(
 
 
 def _pack(model: str, directory: str) -> "Voicepack":
-    from voicefleet.worker.voicepacks import (  # noqa: PLC0415 the client does without the worker's side
-        voicepack,
-    )
+    require("cosyvoice")
+    from voicefleet.worker.voicepacks import voicepack  # noqa: PLC0415
 
     folder = voicepack.default_directory(directory)
     packs = voicepack.discover(folder)
@@ -181,22 +180,12 @@ def _pack(model: str, directory: str) -> "Voicepack":
         raise Failure(f"--model: there is no voicepack {model!r} in {folder}; {_known(packs)}")
     if packs[model].family != FAMILY:
         raise Failure(f"--model: {model} does not speak in recorded voices; {_known(packs)}")
-    _need_extra()
     return packs[model]
 
 
 def _known(packs: "dict[str, Voicepack]") -> str:
     models = [model for model, pack in packs.items() if pack.family == FAMILY]
     return f"models that take voices: {', '.join(models) or 'none'}"
-
-
-def _need_extra() -> None:
-    from voicefleet.worker.extras import install  # noqa: PLC0415
-
-    try:
-        import safetensors  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport]
-    except ImportError:
-        raise Failure(f"voices need the cosyvoice extra: {install('cosyvoice')}") from None
 
 
 def _free(pack: "Voicepack", name: str, *, force: bool) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from voicefleet.cli.configs import locate
-from voicefleet.cli.failure import Failure
+from voicefleet.cli.failure import Failure, require
 from voicefleet.producer.wav import WavWriter
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ async def worker(
     debug
         Show a traceback of errors.
     """
-    # The client's commands do without the worker's side, and start faster so.
+    require("worker")
     from voicefleet.worker.config.loading import load  # noqa: PLC0415
     from voicefleet.worker.logs import configure  # noqa: PLC0415
     from voicefleet.worker.service import run, worker_name  # noqa: PLC0415

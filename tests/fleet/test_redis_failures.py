@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from tests.harness.fleet import HANG_S, Heard, Orchestrator, serving, worker_process
 from tests.harness.key_leaks import KeyLeaks
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.audio import End
 
 pytestmark = pytest.mark.anyio

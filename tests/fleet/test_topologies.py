@@ -15,7 +15,7 @@ from redis.backoff import ConstantBackoff
 
 from tests.harness.fleet import HANG_S, Orchestrator, serving, worker_process
 from tests.harness.servers import start_sentinel
-from voicefleet.cli.embedded_server import EmbeddedServer, ServerTls
+from voicefleet.embedded_server import EmbeddedServer, ServerTls
 
 pytestmark = pytest.mark.anyio
 

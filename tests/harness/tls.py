@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme
 
-from voicefleet.cli.embedded_server import HOST, EmbeddedServer, ServerTls
+from voicefleet.embedded_server import HOST, EmbeddedServer, ServerTls
 
 MUTUAL = ("tls-auth-clients yes",)
 

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from tests.harness.servers import SLOTS
-from voicefleet.cli.embedded_server import HOST, EmbeddedServer, ServerTls
+from voicefleet.embedded_server import HOST, EmbeddedServer, ServerTls
 
 START_S = 20.0
 

@@ -22,7 +22,7 @@ from voicefleet import (
     Turn,
     VoiceFleet,
 )
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.producer.reading import reader as reader_module
 
 pytestmark = pytest.mark.anyio

@@ -27,7 +27,7 @@ from tests.harness.acl import (
 from tests.harness.fleet import HANG_S, Orchestrator, serving, worker_process
 from tests.harness.topologies import start_cluster, start_sentinels
 from voicefleet import VoiceFleet
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.wire.link import ReplyError
 
 pytestmark = pytest.mark.anyio

@@ -16,7 +16,7 @@ from rich.pretty import pretty_repr
 
 from tests.harness.acl import ADMIN, Guarded, set_password, write_acl
 from tests.harness.fleet import HANG_S, ROOT, Orchestrator
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.wire.connect import client
 from voicefleet.wire.endpoint import RedisConfig, parse, resolve
 from voicefleet.worker.config.loading import ConfigError, load

@@ -22,7 +22,7 @@ from tests.harness.fleet import HANG_S, ROOT, Orchestrator, worker_process
 from tests.harness.tls import Authority
 from tests.harness.topologies import start_cluster, start_sentinels
 from voicefleet import ServerUnreachable, VoiceFleet
-from voicefleet.cli.embedded_server import EmbeddedServer, ServerTls
+from voicefleet.embedded_server import EmbeddedServer, ServerTls
 from voicefleet.wire.connect import connect
 from voicefleet.wire.endpoint import RedisConfig, resolve
 from voicefleet.wire.link import Link, LinkClosedError

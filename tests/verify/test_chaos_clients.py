@@ -24,7 +24,7 @@ from verify.chaos.references import make_references
 from verify.chaos.repertoire import Piece
 from verify.chaos.request_writer import Desk
 from verify.chaos.stream_id import Id
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
 from voicefleet.wire.connect import client, connect
 from voicefleet.wire.endpoint import RedisConfig, resolve

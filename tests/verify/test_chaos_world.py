@@ -26,7 +26,7 @@ from verify.chaos.sabotage import SaboteurEngine
 from verify.chaos.schedule import RECOVERY_S, Injection, Schedule, UnknownKindError
 from verify.chaos.standalone import Standalone
 from verify.chaos.workers import Recipe, Workers
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
 from voicefleet.worker.config.sections import EngineConfig
 from voicefleet.worker.engines.protocol import EngineError, Samples, Segment, TurnSpec

@@ -14,7 +14,7 @@ from verify.model_check.fleets import Faults, Fleet
 from verify.model_check.search import Found, Search
 from verify.model_check.server import Server
 from verify.model_check.world import World
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 
 pytestmark = pytest.mark.timeout(600)  # hangs only: two shared cores may be slow
 

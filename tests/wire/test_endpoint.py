@@ -13,7 +13,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voicefleet.cli.embedded_server import HOST, EmbeddedServer, ServerTls
+from voicefleet.embedded_server import HOST, EmbeddedServer, ServerTls
 from voicefleet.wire.endpoint import BadUrlError, Endpoint, Location, RedisConfig, parse, resolve
 
 HIDDEN = "hunter2"

@@ -10,7 +10,7 @@ import pytest
 from anyio.abc import SocketStream
 from redis.asyncio import Redis
 
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.wire.endpoint import Endpoint, RedisConfig, resolve
 from voicefleet.wire.link import Link, LinkClosedError, Reply, ReplyError
 

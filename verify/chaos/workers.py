@@ -21,18 +21,10 @@ from anyio.abc import Process
 from bench.testbed import ROOT
 from verify.chaos.clock import FakeClock
 from verify.chaos.sabotage import POISONED
+from voicefleet.child_process import tied
 
 AGAIN_S: Final = 0.5
 END_S: Final = 15.0
-
-# Asks the kernel to kill it when the bench dies (PR_SET_PDEATHSIG is 1), then becomes the worker.
-_TIE_TO_PARENT: Final = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    os._exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 _TRACEBACK: Final = re.compile(r"Traceback \(most recent call last\)")
 _ERROR: Final = re.compile(
@@ -151,15 +143,13 @@ class Worker:
         command += ["--name", recipe.name]
         for setting in recipe.settings:
             command += ["--set", setting]
-        if sys.platform == "linux":
-            command = [sys.executable, "-I", "-S", "-c", _TIE_TO_PARENT, str(os.getpid()), *command]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("VOICEFLEET_")}
         environ["VOICEFLEET_REDIS_URL"] = recipe.url
         if self.clock is not None:
             environ |= self.clock.environment
         with self.log.open("ab") as log:
             return await anyio.open_process(
-                command,
+                tied(command),
                 cwd=ROOT,
                 env=environ,
                 stdin=subprocess.DEVNULL,

@@ -26,7 +26,7 @@ from tests.harness.steady import SECRET, Steady, steady
 from verify.fuzz.campaign import Find, Report
 from verify.fuzz.mutators import BROKEN_UTF8, NUMBERS, spoil, spoil_fields
 from verify.fuzz.of_protocol import REQUESTS, WORDS
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.audio import End, decode
 from voicefleet.schemas.fields import SESSION
 

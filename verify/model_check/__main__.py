@@ -8,7 +8,7 @@ from verify.model_check.fleets import Ask, Faults, Fleet
 from verify.model_check.search import Search
 from verify.model_check.server import Server
 from verify.model_check.world import World
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 
 ASKS = {
     name.lower(): value

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from voicefleet.worker.extras import install
+from voicefleet.installation import install
 from voicefleet.worker.voicepacks.hub import HubError, Listing, Repository
 from voicefleet.worker.voicepacks.voicepack import HubFile
 

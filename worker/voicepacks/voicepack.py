@@ -14,8 +14,8 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from voicefleet import installation
 from voicefleet.schemas.fields import excerpt
-from voicefleet.worker import shipped
 from voicefleet.worker.config import plain_yaml
 from voicefleet.worker.config.plain_yaml import PlainLoader
 
@@ -240,7 +240,7 @@ def default_directory(configured: str = "") -> Path:
         return Path(configured).expanduser()
     here = Path.cwd()
     around = (folder / "voicepacks" for folder in (here, *here.parents))
-    for candidate in (*around, shipped.folder("voicepacks")):
+    for candidate in (*around, installation.shipped("voicepacks")):
         if folders(candidate):
             return candidate
     raise VoicepackError("there is no folder of voicepacks: set model_manager.voicepacks_dir")

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis, from_url
 from redis.asyncio.cluster import RedisCluster
 
-from voicefleet.cli.embedded_server import EmbeddedServer
+from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.wire.connect import connect
 from voicefleet.wire.endpoint import RedisConfig, resolve
 from voicefleet.wire.link import Reply, ReplyError

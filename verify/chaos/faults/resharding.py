@@ -11,7 +11,7 @@ from verify.chaos.done import Done
 from verify.chaos.node import Node
 from verify.chaos.schedule import Injection
 from verify.chaos.world import CannotInjectError, World
-from voicefleet.cli.embedded_server import HOST
+from voicefleet.embedded_server import HOST
 
 MOVED: Final = 8
 _PAGE: Final = 10

@@ -13,8 +13,8 @@ from collections.abc import Generator
 from types import ModuleType
 from typing import Any, Final
 
+from voicefleet.installation import install
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from voicefleet.worker.extras import install
 
 HOW_TO_BRING: Final = (
     "git clone --recursive https://github.com/FunAudioLLM/CosyVoice, and put that folder and its "

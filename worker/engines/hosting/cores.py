@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from voicefleet.installation import install
 from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.hosting.core import CoreFactory
 from voicefleet.worker.engines.protocol import EngineLoadError
-from voicefleet.worker.extras import install
 
 
 class CoreSource(NamedTuple):

@@ -14,6 +14,7 @@ import anyio
 import numpy as np
 from anyio import to_thread
 
+from voicefleet.installation import install
 from voicefleet.worker.config.sections import PiperConfig
 from voicefleet.worker.engines import memory
 from voicefleet.worker.engines.piper.edges import SentenceEdges, pause_after
@@ -30,7 +31,6 @@ from voicefleet.worker.engines.protocol import (
     SegmentLimits,
     TurnSpec,
 )
-from voicefleet.worker.extras import install
 from voicefleet.worker.voicepacks.voicepack import Voicepack, VoicepackError
 
 if TYPE_CHECKING:

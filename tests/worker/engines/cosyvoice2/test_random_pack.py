@@ -17,11 +17,11 @@ import numpy as np
 
 from tests.harness.fleet import ROOT
 from voicefleet.cli import main
+from voicefleet.installation import install
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
 from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, layout, model_yaml, random_pack
 from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
 from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files
-from voicefleet.worker.extras import install
 from voicefleet.worker.voicepacks import voicepack
 
 

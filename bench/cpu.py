@@ -14,12 +14,11 @@ from bench.rooms import shares
 from bench.sampler import MEAN_S, Samples
 from bench.steady_state import SteadyState, observe
 from bench.testbed import TONE, testbed
-from voicefleet.schemas.audio import FRAME_MS
+from voicefleet.schemas.audio import FRAMES_PER_S
 
 MODEL: Final = "tone-test"
 JUDGED_AT: Final = 64
 TARGET_US: Final = 25.0
-_FRAMES_PER_S: Final = 1000 / FRAME_MS
 
 
 def run(plan: Plan) -> Report:
@@ -65,7 +64,7 @@ def _figures(state: SteadyState, rooms: dict[str, float]) -> list[Figure]:
         figure(f"{at}, worker a frame", cost, "us", target=target, samples=state.frame_count),
         *(figure(f"{at}, of which {room}", share * cost, "us") for room, share in rooms.items()),
         figure(f"{at}, worker's share of a core", state.worker_share * 100, "%"),
-        figure(f"{at}, sessions a worker core", 1e6 / cost / _FRAMES_PER_S, ""),
+        figure(f"{at}, sessions a worker core", 1e6 / cost / FRAMES_PER_S, ""),
         figure(f"{at}, server a frame", state.server_us_per_frame, "us"),
         figure(f"{at}, frames/s a server core", 1e6 / state.server_us_per_frame, ""),
     ]

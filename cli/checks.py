@@ -12,6 +12,7 @@ from voicefleet.cli.rights import is_refused
 from voicefleet.installation import install, missing
 from voicefleet.producer.client import VoiceFleet
 from voicefleet.producer.errors import ServerRefused, VoiceFleetError, translated
+from voicefleet.schemas.request import DEFAULT_SAMPLE_RATE
 from voicefleet.wire.link import Reply
 
 OLDEST_SERVERS: Final = {"redis": (7, 0), "valkey": (8, 0)}
@@ -21,11 +22,11 @@ PUSH_TIMEOUT_S: Final = 1.0
 
 async def server(fleet: VoiceFleet) -> Findings:
     """Which server it is, and whether it is new enough."""
-    said = await fleet.server.info("server")
-    kind = "valkey" if "valkey_version" in said else "redis"
-    number = str(said.get(f"{kind}_version", "0"))
+    info = await fleet.redis.info("server")
+    kind = "valkey" if "valkey_version" in info else "redis"
+    number = str(info.get(f"{kind}_version", "0"))
     oldest = OLDEST_SERVERS[kind]
-    found = f"{kind.capitalize()} {number}, {fleet.server.endpoint!r}"
+    found = f"{kind.capitalize()} {number}, {fleet.redis.endpoint!r}"
     if tuple(int(part) for part in number.split(".")[:2]) >= oldest:
         yield Finding("ok", found)
     else:
@@ -35,8 +36,8 @@ async def server(fleet: VoiceFleet) -> Findings:
 
 async def memory(fleet: VoiceFleet) -> Findings:
     """Whether the server would throw frames or requests away."""
-    said = await fleet.server.info("memory")
-    policy, limit = str(said.get("maxmemory_policy", "?")), int(said.get("maxmemory", 0))
+    info = await fleet.redis.info("memory")
+    policy, limit = str(info.get("maxmemory_policy", "?")), int(info.get("maxmemory", 0))
     if policy == "noeviction":
         yield Finding("ok", "maxmemory-policy noeviction")
     else:
@@ -46,15 +47,20 @@ async def memory(fleet: VoiceFleet) -> Findings:
             grade, f"maxmemory-policy {policy}, maxmemory {limit}", advice if limit else ""
         )
     if not limit:
-        yield Finding(
-            "ok", "no maxmemory: reckon 2.1 kB a frame, 6.3 MB a session at audio_window_s 60"
-        )
+        # The client alone does without these.
+        from voicefleet.worker.config.sections import WorkerConfig  # noqa: PLC0415
+        from voicefleet.worker.publish.retention import session_mb  # noqa: PLC0415
+
+        window_s = WorkerConfig().audio_window_s
+        size = f"{session_mb(window_s, DEFAULT_SAMPLE_RATE):.1f} MB"
+        kept = f"at audio_window_s {window_s:g} and {DEFAULT_SAMPLE_RATE} Hz"
+        yield Finding("ok", f"no maxmemory: reckon {size} a session, {kept}")
 
 
 async def persistence(fleet: VoiceFleet) -> Findings:
     """What a restart of the server would lose."""
-    said = await fleet.server.info("persistence")
-    if int(said.get("aof_enabled", 0)):
+    info = await fleet.redis.info("persistence")
+    if int(info.get("aof_enabled", 0)):
         yield Finding("ok", "append-only file on: turns go on after a restart")
     else:
         advice = "CONFIG SET appendonly yes, or have a replica"
@@ -64,7 +70,7 @@ async def persistence(fleet: VoiceFleet) -> Findings:
 async def clock(fleet: VoiceFleet) -> Findings:
     """How far this machine's clock is from the server's."""
     asked = time.time()
-    seconds, micros = await fleet.server.call("TIME")
+    seconds, micros = await fleet.redis.call("TIME")
     answered = time.time()
     offset = offset_ms((asked + answered) / 2, seconds + micros / 1e6)
     found = f"this clock is {offset:+d} ms from the server's"
@@ -89,17 +95,17 @@ async def tracking(fleet: VoiceFleet) -> Findings:
         if message and message[0] == b"invalidate":
             pushed.set()
 
-    topology = fleet.server.topology
+    topology = fleet.redis.topology
     found = "client-side caching (RESP3, CLIENT TRACKING)"
     fallback = "workers fall back to asking every 20 ms; allow CLIENT TRACKING: +client|tracking"
     try:
-        with translated(fleet.server.endpoint):
+        with translated(fleet.redis.endpoint):
             link = await topology.open_link(topology.owner(key), on_push)
     except VoiceFleetError as error:
         yield Finding("fail", f"a RESP3 connection: {error}", "HELLO 3 must be allowed")
         return
     try:
-        with translated(fleet.server.endpoint):
+        with translated(fleet.redis.endpoint):
             if await is_refused(link, ("HSET", key, "doctor", 0)):
                 yield Finding("ok", f"{found}: not looked at, this is not a worker's user")
                 return
@@ -170,7 +176,7 @@ async def workers(fleet: VoiceFleet) -> Findings:
         advice = "voicefleet worker --config piper"
         yield Finding("fail", "no worker is ready: requests wait", advice)
     try:
-        dead = int(await fleet.server.call("XLEN", fleet.keys.dead))
+        dead = int(await fleet.redis.call("XLEN", fleet.keys.dead))
     except ServerRefused:
         yield Finding("ok", "dead letters: not looked at, this user may not read them")
         return

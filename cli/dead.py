@@ -57,13 +57,13 @@ async def _newest_first(fleet: VoiceFleet) -> AsyncGenerator[dict[str, str]]:
     """The entries with their ids, as ``id``."""
     end = "+"
     while True:
-        reply = await fleet.server.call("XREVRANGE", fleet.keys.dead, end, "-", "COUNT", PAGE)
+        reply = await fleet.redis.call("XREVRANGE", fleet.keys.dead, end, "-", "COUNT", PAGE)
         page = cast(list[tuple[bytes, dict[bytes, bytes]]], reply)
         for entry, fields in page:
-            said = {
+            letter = {
                 name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()
             }
-            yield {"id": entry.decode(), **said}
+            yield {"id": entry.decode(), **letter}
         if len(page) < PAGE:
             return
         end = f"({page[-1][0].decode()}"

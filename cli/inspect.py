@@ -11,7 +11,7 @@ from voicefleet.producer.client import VoiceFleet
 
 async def now_ms(fleet: VoiceFleet) -> int:
     """The server's time, in unix ms."""
-    seconds, micros = await fleet.server.call("TIME")
+    seconds, micros = await fleet.redis.call("TIME")
     return seconds * 1000 + micros // 1000
 
 

@@ -37,7 +37,7 @@ async def rights(fleet: VoiceFleet) -> Findings:
         yield Finding("ok", f"user {user} may do all that {names} do")
     if clients in meant:
         try:
-            await fleet.server.call("CLIENT UNBLOCK", 0)
+            await fleet.redis.call("CLIENT UNBLOCK", 0)
         except ServerRefused:
             found = "CLIENT UNBLOCK is refused: the client makes a connection for each new session"
             yield Finding("warn", found, f"ACL SETUSER {user} +client|unblock")
@@ -58,7 +58,7 @@ def _grants(refused: Sequence[Attempt]) -> str:
 @asynccontextmanager
 async def _links(fleet: VoiceFleet) -> AsyncGenerator[Callable[[str], Awaitable[Link]]]:
     """Raw connections to the servers that own keys: redis-py would read odd replies for us."""
-    topology = fleet.server.topology
+    topology = fleet.redis.topology
     links: dict[tuple[str, int], Link] = {}
 
     async def link_to(key: str) -> Link:
@@ -67,7 +67,7 @@ async def _links(fleet: VoiceFleet) -> AsyncGenerator[Callable[[str], Awaitable[
             links[owner] = await topology.open_link(owner)
         return links[owner]
 
-    with translated(fleet.server.endpoint):
+    with translated(fleet.redis.endpoint):
         try:
             yield link_to
         finally:
@@ -83,7 +83,7 @@ async def is_refused(link: Link, command: Sequence[Argument]) -> bool:
 
 async def _user(fleet: VoiceFleet) -> str:
     try:
-        name: bytes = await fleet.server.call("ACL WHOAMI")
+        name: bytes = await fleet.redis.call("ACL WHOAMI")
     except VoiceFleetError:
-        return fleet.server.endpoint.username or "default"
+        return fleet.redis.endpoint.username or "default"
     return name.decode()

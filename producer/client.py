@@ -10,7 +10,7 @@ import anyio
 
 from voicefleet.producer.discovery import Capacity, Discovery, Worker
 from voicefleet.producer.reading.reader import Readers
-from voicefleet.producer.redis_client import Server
+from voicefleet.producer.redis_client import RedisClient
 from voicefleet.producer.session import Session, SpeakOptions
 from voicefleet.producer.turn import Context, Turn
 from voicefleet.schemas import Keys, ModelRecord, SessionRecord
@@ -59,17 +59,17 @@ class VoiceFleet:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(Server.open(self._endpoint))
+            redis = await stack.enter_async_context(RedisClient.open(self._endpoint))
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            discovery = Discovery(server, self._keys)
+            discovery = Discovery(redis, self._keys)
 
             async def served() -> tuple[str, ...]:
                 return tuple(await discovery.models())
 
             context = Context(
-                server=server,
-                readers=Readers(server, tasks, give_up_after=self._reconnect_for),
+                redis=redis,
+                readers=Readers(redis, tasks, give_up_after=self._reconnect_for),
                 tasks=tasks,
                 keys=self._keys,
                 key_ttl_s=CONTROL_TTL_S,
@@ -96,9 +96,9 @@ class VoiceFleet:
         return self._entered
 
     @property
-    def server(self) -> Server:
-        """Redis as this client uses it, for what the client itself does not offer."""
-        return self._open[0].server
+    def redis(self) -> RedisClient:
+        """The commands under this client, for what it does not offer itself."""
+        return self._open[0].redis
 
     @property
     def keys(self) -> Keys:

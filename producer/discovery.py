@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from voicefleet.producer.redis_client import Server
+from voicefleet.producer.redis_client import RedisClient
 from voicefleet.schemas import FieldError, Keys, ModelRecord, SessionRecord, WorkerRecord
 from voicefleet.schemas.records import decode
 
@@ -34,15 +34,15 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 class Discovery:
     """Reads the fleet's records under one prefix. Records of another shape are passed over."""
 
-    def __init__(self, server: Server, keys: Keys) -> None:
-        self._server = server
+    def __init__(self, redis: RedisClient, keys: Keys) -> None:
+        self._redis = redis
         self._keys = keys
 
     async def workers(self) -> list[Worker]:
         """All live workers, by name."""
-        raw = await self._server.call("ZRANGE", self._keys.workers, 0, -1)
+        raw = await self._redis.call("ZRANGE", self._keys.workers, 0, -1)
         names = sorted(name.decode("utf-8", "replace") for name in raw)
-        hashes = await self._server.hashes([self._keys.worker(name) for name in names])
+        hashes = await self._redis.hashes([self._keys.worker(name) for name in names])
         found: list[Worker] = []
         for name, fields in zip(names, hashes, strict=True):
             if fields:  # a name without a record: it died, and nobody has pruned it yet
@@ -55,7 +55,7 @@ class Discovery:
     async def models(self) -> dict[str, ModelRecord]:
         """All models that live workers serve."""
         served = sorted({m for worker in await self.workers() for m in worker.record.models})
-        hashes = await self._server.hashes([self._keys.model(model) for model in served])
+        hashes = await self._redis.hashes([self._keys.model(model) for model in served])
         found: dict[str, ModelRecord] = {}
         for model, fields in zip(served, hashes, strict=True):
             if fields:
@@ -76,7 +76,7 @@ class Discovery:
             workers=len(ready),
             slots_total=sum(record.slots_total for record in ready),
             slots_free=sum(record.slots_free for record in ready),
-            requests=await self._server.call("XLEN", self._keys.requests(model)),
+            requests=await self._redis.call("XLEN", self._keys.requests(model)),
         )
 
     async def sessions(self) -> AsyncGenerator[tuple[str, SessionRecord]]:
@@ -84,11 +84,11 @@ class Discovery:
         before, after = self._keys.session("\0").split("\0")
         seen: set[str] = set()
         pattern = "".join(f"\\{c}" if c in "*?[]\\" else c for c in before) + "*" + after
-        async for key in self._server.scan(pattern):
+        async for key in self._redis.scan(pattern):
             if key in seen:
                 continue
             seen.add(key)
-            fields = await self._server.hash(key)
+            fields = await self._redis.hash(key)
             if fields:
                 try:
                     record = decode(SessionRecord, fields)

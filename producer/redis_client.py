@@ -14,7 +14,7 @@ from voicefleet.wire.link import Argument
 StreamEntry = tuple[bytes, dict[bytes, bytes]]
 
 
-class Server:
+class RedisClient:
     """Redis as the client uses it.
 
     Every method raises ``ServerUnreachable`` or ``ServerRefused`` where redis-py would raise.

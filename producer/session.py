@@ -4,6 +4,8 @@ import uuid
 from collections.abc import AsyncIterable
 from typing import TypedDict, Unpack
 
+import msgspec
+
 from voicefleet.producer.reading.listener import Listener
 from voicefleet.producer.reading.position import from_turn as place_of_turn
 from voicefleet.producer.turn import Context, Order, StreamedTurn, Turn
@@ -39,6 +41,9 @@ class SpeakOptions(TypedDict, total=False):
     """Send also when no worker serves the model yet."""
 
 
+_OF_THE_REQUEST = SpeakOptions.__annotations__.keys() & set(Request.__struct_fields__)
+
+
 class Session:
     """Handle of one session. Cheap, without state of its own: make as many as you like."""
 
@@ -71,22 +76,9 @@ class Session:
         model = options.get("model", self._model)
         if not model:
             raise ValueError("name a model: speak(..., model=...)")
-        request = Request(
-            session=self.id,
-            request=options.get("request", uuid.uuid4().hex),
-            text=text,
-            stream=text is None,
-            voice=options.get("voice"),
-            mode=options.get("mode"),
-            instruct=options.get("instruct"),
-            speed=options.get("speed", 1.0),
-            seed=options.get("seed"),
-            sample_rate=options.get("sample_rate", 48000),
-            lead_ms=options.get("lead_ms"),
-            deadline_ms=options.get("deadline_ms"),
-            interrupt=options.get("interrupt", False),
-            traceparent=options.get("traceparent"),
-        )
+        request = Request(session=self.id, request=uuid.uuid4().hex, text=text, stream=text is None)
+        spoken = {name: value for name, value in options.items() if name in _OF_THE_REQUEST}
+        request = msgspec.structs.replace(request, **spoken)
         return Order(
             model=model,
             request=request,
@@ -117,19 +109,19 @@ class Session:
     async def _control(self, wish: ControlValue) -> None:
         # The key is a level: with a TTL a wish that its author forgot does not hold for ever. When
         # it lapses the session is resumed, so it outlives every pause and every wait.
-        await self._context.server.set(
+        await self._context.redis.set(
             self._context.keys.control(self.id), encode_wish(wish), ttl_s=self._context.key_ttl_s
         )
 
     async def control_value(self) -> ControlValue:
         """What the control key says now. Raises ``FieldError`` where it says something unknown."""
         return decode_wish(
-            await self._context.server.call("GET", self._context.keys.control(self.id))
+            await self._context.redis.call("GET", self._context.keys.control(self.id))
         )
 
     async def state(self) -> SessionRecord | None:
         """The session's record, ``None`` where the fleet knows of no such session."""
-        fields = await self._context.server.hash(self._context.keys.session(self.id))
+        fields = await self._context.redis.hash(self._context.keys.session(self.id))
         return decode_record(SessionRecord, fields) if fields else None
 
     def listen(
@@ -147,7 +139,7 @@ class Session:
         if isinstance(place, str) and place != "$":
             place = EntryId.parse(place)
         return Listener(
-            self._context.server,
+            self._context.redis,
             self._context.readers,
             self._context.keys.audio(self.id),
             place,

@@ -8,7 +8,7 @@ import anyio
 
 from voicefleet.producer.errors import ServerRefused, VoiceFleetError
 from voicefleet.producer.reading.subscription import Subscription
-from voicefleet.producer.redis_client import Server
+from voicefleet.producer.redis_client import RedisClient
 from voicefleet.schemas import TextPiece
 from voicefleet.schemas.request import MAX_TEXT
 
@@ -20,8 +20,8 @@ class TextWriter:
     the server refuses the second copy. A worker's marks go in between (``2-1``).
     """
 
-    def __init__(self, server: Server, key: str, *, ttl_s: int) -> None:
-        self._server = server
+    def __init__(self, redis: RedisClient, key: str, *, ttl_s: int) -> None:
+        self._redis = redis
         self._key = key
         self._ttl_s = ttl_s
         self._count = 0
@@ -44,13 +44,13 @@ class TextWriter:
         fields = piece.encode()
         flat = [part for item in fields.items() for part in item]
         try:
-            await self._server.batch(
+            await self._redis.batch(
                 [("XADD", self._key, entry, *flat), ("EXPIRE", self._key, self._ttl_s)]
             )
         except ServerRefused as refusal:
             if "equal or smaller" not in str(refusal):
                 raise
-            there = await self._server.call("XRANGE", self._key, entry, entry)
+            there = await self._redis.call("XRANGE", self._key, entry, entry)
             if not there or there[0][1] != {k.encode(): v for k, v in fields.items()}:
                 raise
 

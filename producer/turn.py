@@ -20,7 +20,7 @@ from voicefleet.producer.errors import (
 from voicefleet.producer.reading.position import continuity_after, first
 from voicefleet.producer.reading.reader import Readers
 from voicefleet.producer.reading.subscription import Subscription
-from voicefleet.producer.redis_client import Server
+from voicefleet.producer.redis_client import RedisClient
 from voicefleet.producer.text import TextWriter, pump
 from voicefleet.schemas import AudioEntry, End, EntryId, Frame, Keys, Request, Start, TextPiece
 
@@ -31,7 +31,7 @@ FAREWELL_S = 1.0
 class Context(msgspec.Struct, frozen=True):
     """What the turns of one client share."""
 
-    server: Server
+    redis: RedisClient
     readers: Readers
     tasks: TaskGroup
     keys: Keys
@@ -98,7 +98,7 @@ class Turn:
         self._start: Start | None = None
         self._end: End | None = None
         self._text = TextWriter(
-            context.server,
+            context.redis,
             context.keys.text(order.request.session, order.request.name),
             ttl_s=context.key_ttl_s,
         )
@@ -149,7 +149,7 @@ class Turn:
     async def _send(self) -> None:
         context, order, request = self._context, self._order, self._order.request
         audio = context.keys.audio(request.session)
-        served, tail, _ = await context.server.batch(
+        served, tail, _ = await context.redis.batch(
             [
                 ("EXISTS", context.keys.model(order.model)),
                 ("XREVRANGE", audio, "+", "-", "COUNT", 1),
@@ -159,7 +159,7 @@ class Turn:
         if not served and not order.wait_for_worker:
             raise UnknownModel(order.model, await context.served())
         if order.start_within is not None:
-            seconds, micros = await context.server.call("TIME")
+            seconds, micros = await context.redis.call("TIME")
             now = seconds * 1000 + micros // 1000
             deadline = now + round(order.start_within * 1000)
             request = msgspec.structs.replace(request, deadline_ms=deadline)
@@ -167,7 +167,7 @@ class Turn:
         place = continuity_after(None if searching else first(tail))
         subscription = Subscription(audio, place, self._mine, searching=searching)
         self._may_be_known = True
-        await context.server.add(context.keys.requests(order.model), "*", request.encode())
+        await context.redis.add(context.keys.requests(order.model), "*", request.encode())
         await context.readers.subscribe(subscription)
         # From here on the turn may be dropped at any time: reading must end with it.
         weakref.finalize(self, subscription.close)
@@ -185,7 +185,7 @@ class Turn:
 
         async def stop() -> None:
             key = context.keys.control(session)
-            await context.server.set(key, f"stop:{request}", ttl_s=context.key_ttl_s)
+            await context.redis.set(key, f"stop:{request}", ttl_s=context.key_ttl_s)
 
         return stop
 

@@ -1,10 +1,13 @@
-"""The wire protocol as typed structs. Knows no Redis client and imports nothing of ours."""
+"""The wire protocol, docs/protocol.md, as typed structs.
+
+Imports neither a Redis client nor any other package of ours.
+"""
 
 from voicefleet.schemas.audio import FRAME_MS, AudioEntry, End, EntryId, Frame, Reason, Start
 from voicefleet.schemas.control import ControlValue, Level, StopThrough
 from voicefleet.schemas.fields import FieldError
 from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
-from voicefleet.schemas.records import ModelRecord, SessionRecord, WorkerRecord
+from voicefleet.schemas.records import DeadLetter, ModelRecord, SessionRecord, WorkerRecord
 from voicefleet.schemas.request import InvalidRequest, Request, TextPiece
 
 __all__ = [
@@ -14,6 +17,7 @@ __all__ = [
     "ORPHANS",
     "AudioEntry",
     "ControlValue",
+    "DeadLetter",
     "End",
     "EntryId",
     "FieldError",

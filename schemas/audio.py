@@ -8,7 +8,9 @@ from voicefleet.schemas import fields as f
 from voicefleet.schemas.fields import FieldError, Fields
 
 FRAME_MS: Final = 20
+FRAMES_PER_S: Final = 1000 // FRAME_MS
 FORMAT: Final = "s16le"
+BYTES_PER_SAMPLE: Final = 2
 CHANNELS: Final = 1
 
 Reason = Literal["completed", "stopped", "interrupted", "expired", "rejected", "failed"]
@@ -18,8 +20,13 @@ REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
 
 def samples_per_frame(sample_rate: int) -> int:
-    """Samples in one 20 ms frame."""
-    return sample_rate // 50
+    """Samples in one frame."""
+    return sample_rate // FRAMES_PER_S
+
+
+def bytes_per_frame(sample_rate: int) -> int:
+    """Bytes of one frame's PCM: 1920 at 48 kHz."""
+    return samples_per_frame(sample_rate) * BYTES_PER_SAMPLE * CHANNELS
 
 
 class EntryId(msgspec.Struct, frozen=True, order=True):
@@ -42,7 +49,11 @@ class EntryId(msgspec.Struct, frozen=True, order=True):
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """Opens a spoken turn: what its frames are. ``t`` is unix ms in server time."""
+    """Opens a spoken turn and says what its frames are.
+
+    ``sample_rate`` is in Hz, ``t`` in unix ms of the server's clock. Within protocol version 1
+    ``frame_ms``, ``format`` and ``channels`` are always 20, ``s16le`` and 1.
+    """
 
     id: EntryId
     request: str
@@ -50,13 +61,16 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     voice: str
     worker: str
     sample_rate: int
+    frame_ms: int = FRAME_MS
+    format: str = FORMAT
+    channels: int = CHANNELS
     t: int
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
-    """20 ms of signed 16-bit little-endian mono PCM, from ``(id.n - 1) * 20`` ms of its turn.
+    """20 ms of signed 16-bit little-endian mono PCM, ``(id.n - 1) * 20`` ms after its turn began.
 
-    ``text`` is the part of the text whose speech begins in this frame, where one does.
+    ``text`` is the part of the text whose speech begins in this frame, ``None`` if none does.
     """
 
     id: EntryId
@@ -65,7 +79,11 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
-    """Closes a turn of ``frames`` frames. ``error`` says why it failed or was rejected."""
+    """Closes a turn of ``frames`` frames.
+
+    ``error`` says why the turn failed, was rejected, or was stopped by a time limit. ``t`` is in
+    unix ms of the server's clock.
+    """
 
     id: EntryId
     request: str
@@ -102,6 +120,9 @@ def decode(entry: bytes | str, fields: Fields) -> AudioEntry:
             voice=f.text(fields, "voice") or "",
             worker=f.text(fields, "worker") or "",
             sample_rate=f.integer(fields, "sample_rate", 1, 2**31) or 0,
+            frame_ms=f.integer(fields, "frame_ms", 1, 1000) or FRAME_MS,
+            format=f.text(fields, "format") or FORMAT,
+            channels=f.integer(fields, "channels", 1, 256) or CHANNELS,
             t=t,
         )
     if event == "end":

@@ -1,4 +1,4 @@
-"""The session's wish: what ``tts:control:{<S>}`` says."""
+"""What a session's control key ``tts:control:{<S>}`` says: pause, resume, stop."""
 
 import enum
 
@@ -8,7 +8,7 @@ from voicefleet.schemas.fields import SESSION, FieldError, excerpt
 
 
 class Level(enum.Enum):
-    """What holds for the whole session."""
+    """A control value that holds for the whole session."""
 
     RESUME = "resume"
     PAUSE = "pause"
@@ -24,16 +24,16 @@ class StopThrough(msgspec.Struct, frozen=True):
 ControlValue = Level | StopThrough
 
 
-def encode(wish: ControlValue) -> str:
+def encode(value: ControlValue) -> str:
     """The key's value."""
-    return f"stop:{wish.request}" if isinstance(wish, StopThrough) else wish.value
+    return f"stop:{value.request}" if isinstance(value, StopThrough) else value.value
 
 
 def decode(raw: bytes | None) -> ControlValue:
-    """Read the key's value; a missing key means resume.
+    """Read the key's value; ``None``, a missing key, means resume.
 
     Raises:
-        FieldError: An unknown value, which leaves things as they are.
+        FieldError: The value is unknown. The session then goes on as it was.
     """
     if raw is None:
         return Level.RESUME

@@ -1,12 +1,19 @@
-"""Parsing of the flat byte fields that Redis hands out, with errors that name the field."""
+"""Parsing of the flat byte fields that Redis returns, with errors that name the field."""
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Final
 
-SESSION = re.compile(r"[A-Za-z0-9_.:\-]{1,128}", re.ASCII)
-"""Session ids and request names."""
+MAX_NAME: Final = 128
+MAX_MODEL: Final = 64
 
-MODEL = re.compile(r"[a-z0-9][a-z0-9_.\-]{0,63}", re.ASCII)
+SESSION: Final = re.compile(rf"[A-Za-z0-9_.:\-]{{1,{MAX_NAME}}}", re.ASCII)
+"""Session ids, request names and voices."""
+
+NAME_WORDS: Final = f"1 to {MAX_NAME} characters of A-Z a-z 0-9 _ . : -"
+"""The same, for people."""
+
+MODEL: Final = re.compile(rf"[a-z0-9][a-z0-9_.\-]{{0,{MAX_MODEL - 1}}}", re.ASCII)
 """Model ids."""
 
 _DECIMAL = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -16,7 +23,7 @@ Fields = Mapping[bytes, bytes]
 
 
 def paired(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    """A stream entry's fields, which the server sends as names and values in turn."""
+    """A stream entry's fields; the server sends them as a flat list: name, value, name, value."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -39,26 +46,29 @@ def excerpt(value: str, limit: int = 40) -> str:
     return shown if len(shown) <= limit else f"{shown[:limit]}..."
 
 
-def text(fields: Fields, name: str) -> str | None:
+def text(fields: Fields, name: str, most: int | None = None) -> str | None:
     """The field as UTF-8 text, ``None`` if it is absent.
 
     Raises:
-        FieldError: It is not valid UTF-8.
+        FieldError: It is not valid UTF-8, or has more than ``most`` characters.
     """
     raw = fields.get(name.encode())
     if raw is None:
         return None
     try:
-        return raw.decode("utf-8")
+        value = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FieldError(name, f"is not valid UTF-8 at byte {error.start}") from None
+    if most is not None and len(value) > most:
+        raise FieldError(name, f"has {len(value)} characters; at most {most} are allowed")
+    return value
 
 
-def matching(fields: Fields, name: str, pattern: re.Pattern[str], allowed: str) -> str | None:
-    """The field if all of it matches ``pattern``; ``allowed`` says so in words."""
+def name(fields: Fields, name: str) -> str | None:
+    """The field if it is a session id or a name of that form, ``None`` if it is absent."""
     value = text(fields, name)
-    if value is not None and not pattern.fullmatch(value):
-        raise FieldError(name, f"{excerpt(value)} is not {allowed}")
+    if value is not None and not SESSION.fullmatch(value):
+        raise FieldError(name, f"{excerpt(value)} is not {NAME_WORDS}")
     return value
 
 

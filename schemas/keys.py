@@ -1,7 +1,7 @@
 """Names of every Redis key of the protocol.
 
-All keys of one session carry the hash tag ``{<session>}`` and all keys of one model's queue
-the slot of its request stream, so each server-side script touches one Cluster slot.
+All keys of one session carry the hash tag ``{<session>}``. All keys of one model's queue lie in the
+slot of its request stream. So every server-side script touches one Cluster slot.
 """
 
 import msgspec
@@ -10,10 +10,10 @@ GROUP = "workers"
 """The consumer group on every request stream."""
 
 ORPHANS = "orphans"
-"""Pseudo consumer that holds requests nobody owns: handed back, or of a dead worker."""
+"""Pseudo consumer that holds requests without an owner: handed back, or of a dead worker."""
 
 BACKLOG = "backlog"
-"""Pseudo consumer that holds requests which came while no slot was free."""
+"""Pseudo consumer that holds requests that wait for a free slot."""
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -26,11 +26,11 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}:requests:{model}"
 
     def text(self, session: str, request: str) -> str:
-        """Text that arrives while it is being spoken (stream)."""
+        """Text that arrives while its turn is being spoken (stream)."""
         return f"{self.prefix}:text:{{{session}}}:{request}"
 
     def control(self, session: str) -> str:
-        """The session's wish: pause, resume, stop (string)."""
+        """The session's control value: pause, resume, stop (string)."""
         return f"{self.prefix}:control:{{{session}}}"
 
     def audio(self, session: str) -> str:
@@ -38,7 +38,7 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}:audio:{{{session}}}"
 
     def session(self, session: str) -> str:
-        """The session's state, for reading (hash)."""
+        """The session's state, for people and orchestrators (hash)."""
         return f"{self.prefix}:session:{{{session}}}"
 
     def worker(self, name: str) -> str:
@@ -56,13 +56,13 @@ class Keys(msgspec.Struct, frozen=True):
 
     @property
     def dead(self) -> str:
-        """Requests that no worker may try again (stream)."""
+        """Dead letters: requests that no worker may try again (stream)."""
         return f"{self.prefix}:dead"
 
     # Private to the workers; their layout is no part of the contract.
 
     def lease(self, session: str) -> str:
-        """Who speaks the session and who waits for it (hash, private)."""
+        """The session's lease: which turn is spoken, by whom, and which wait (hash, private)."""
         return f"{self.prefix}:lease:{{{session}}}"
 
     def spoken(self, session: str) -> str:
@@ -70,7 +70,7 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}:spoken:{{{session}}}"
 
     def refused(self, session: str) -> str:
-        """Requests refused because too many wait, to be answered in their order (list, private)."""
+        """Requests refused because too many wait; each is answered in its order (list, private)."""
         return f"{self.prefix}:refused:{{{session}}}"
 
     # These live in the slot of the model's request stream.
@@ -80,21 +80,21 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}:wake:{{{self.requests(model)}}}"
 
     def order(self, model: str) -> str:
-        """Whose each unfinished entry of the queue is (sorted set, private)."""
+        """The session of each unfinished entry of the queue (sorted set, private)."""
         return f"{self.prefix}:order:{{{self.requests(model)}}}"
 
     def backlog(self, model: str) -> str:
-        """Entries that wait for a slot, scored by when they are served (sorted set, private)."""
+        """Entries that wait for a slot, scored by their order of service (sorted set, private)."""
         return f"{self.prefix}:backlog:{{{self.requests(model)}}}"
 
     def books(self, model: str) -> str:
-        """What each tenant of the backlog was given so far (hash, private)."""
+        """How much service each tenant of the backlog has had (hash, private)."""
         return f"{self.prefix}:books:{{{self.requests(model)}}}"
 
     def ranks(self, model: str) -> str:
-        """A tenant's entries of the backlog in the order of service (sorted set, private)."""
+        """Each tenant's entries of the backlog in their order of service (sorted set, private)."""
         return f"{self.prefix}:ranks:{{{self.requests(model)}}}"
 
     def keeper(self, model: str) -> str:
-        """The worker that looks after the model's backlog (string, private)."""
+        """The worker that keeps the model's backlog (string, private)."""
         return f"{self.prefix}:keeper:{{{self.requests(model)}}}"

@@ -1,17 +1,25 @@
-"""Records people and orchestrators read with HGETALL: sessions, workers, models."""
+"""Records that people and orchestrators read: sessions, workers, models, dead letters."""
 
-from typing import Literal, TypeVar, get_args, get_origin
+from typing import Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
+from voicefleet.schemas.audio import Reason
 from voicefleet.schemas.fields import FieldError, Fields, excerpt
+
+MAX_DEAD_LETTERS: Final = 10_000
+"""So many dead letters are kept, the newest; the server may keep a few more."""
 
 SessionState = Literal["queued", "speaking", "paused", "idle"]
 WorkerState = Literal["starting", "ready", "draining"]
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``tts:session:{<S>}``. ``first_audio_ms``: request added to first frame."""
+    """``tts:session:{<S>}``: the session's newest turn and what it does now.
+
+    ``first_audio_ms`` is the time from adding the request to its first frame; ``updated_ms`` is
+    unix ms of the server's clock.
+    """
 
     state: SessionState
     turn: int = 0
@@ -25,12 +33,14 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """``tts:worker:<name>``. Times are unix ms in server time; ``models`` are the served ids.
+    """``tts:worker:<name>``: one worker's capacity, load and heartbeat.
 
-    ``rtf`` is engine time per second of audio; the latency figures cover recent turns. Where the
-    device is a GPU: its memory, the part of it that the engines hold, and what the costliest of
-    them adds for each session and for each voice in use. ``faults`` says which models were lost
-    and are not back yet, and why: ``<model>: <reason>; <what is done>``, joined by `` | ``.
+    ``started_ms`` and ``beat_ms`` are unix ms. ``models`` are the ids of the served models.
+    ``first_audio_p50_ms``, ``first_audio_p95_ms`` and ``rtf`` (engine seconds per second of audio)
+    cover recent turns. On a GPU ``vram_total_mb`` is its memory, ``vram_used_mb`` what the engines
+    hold of it, and ``session_mb`` and ``voice_mb`` what one more session or voice costs, of the
+    most expensive engine. ``faults`` names the models that failed and are not back yet:
+    ``<model>: <reason>; <remedy>``, joined by `` | ``.
     """
 
     state: WorkerState
@@ -55,7 +65,10 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """``tts:model:<model>``: what a served model can do. ``native_rate`` is in Hz."""
+    """``tts:model:<model>``: what a served model can do.
+
+    ``native_rate`` and ``sample_rates`` are in Hz. ``synthetic``: a test signal, no speech.
+    """
 
     family: str
     version: str
@@ -69,11 +82,27 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     synthetic: bool = False
 
 
-Record = TypeVar("Record", SessionRecord, WorkerRecord, ModelRecord)
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of ``tts:dead``: a request that no worker may try again, and why; never its text.
+
+    ``entry`` is the request's id in the queue of ``model``. ``session`` is ``None`` where the
+    request did not hold a valid one.
+    """
+
+    model: str
+    entry: str
+    session: str | None = None
+    request: str
+    reason: Reason
+    error: str
+    worker: str
 
 
-def encode(record: SessionRecord | WorkerRecord | ModelRecord) -> dict[str, str]:
-    """A hash: lists are joined by commas, booleans are 0 or 1, absent values are left out."""
+Record = TypeVar("Record", SessionRecord, WorkerRecord, ModelRecord, DeadLetter)
+
+
+def encode(record: SessionRecord | WorkerRecord | ModelRecord | DeadLetter) -> dict[str, str]:
+    """The record's fields: lists joined by commas, booleans as 0 or 1, ``None`` left out."""
     out: dict[str, str] = {}
     for name, value in msgspec.structs.asdict(record).items():
         if value is None:
@@ -90,7 +119,7 @@ def encode(record: SessionRecord | WorkerRecord | ModelRecord) -> dict[str, str]
 
 
 def decode(kind: type[Record], fields: Fields) -> Record:
-    """Read a hash. Unknown fields are ignored, so that newer workers can say more.
+    """Read a record's fields. Unknown ones are ignored: newer workers may say more.
 
     Raises:
         FieldError: A field is missing or has another type.

@@ -1,4 +1,4 @@
-"""A request to speak: one entry of ``tts:requests:<model>``."""
+"""A request to speak: one entry of ``tts:requests:<model>``, and of its text stream."""
 
 import hashlib
 import re
@@ -10,13 +10,21 @@ from voicefleet.schemas import fields as f
 from voicefleet.schemas.fields import FieldError, Fields
 
 SAMPLE_RATES: Final = (8000, 16000, 24000, 48000)
+DEFAULT_SAMPLE_RATE: Final = 48000
 MODES: Final = ("zero_shot", "cross_lingual", "instruct", "sft")
 MAX_TEXT: Final = 10_000
+"""Characters of a request's text, and of one entry of a text stream."""
+
 MAX_INSTRUCT: Final = 1_000
+"""Characters."""
+
+MIN_SPEED: Final = 0.5
+MAX_SPEED: Final = 2.0
 MAX_LEAD_MS: Final = 60_000
 MAX_INTEGER: Final = 2**63 - 1
+REMEMBERED_NAMES: Final = 1_024
+"""So many of a session's newest requests are known by their names (``acquire.lua``)."""
 
-_NAME_WORDS: Final = "1 to 128 characters of A-Z a-z 0-9 _ . : -"
 _PIECE_FLAGS: Final = ("flush", "end", "settle", "timeout")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -51,7 +59,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     instruct: str | None = None
     speed: float = 1.0
     seed: int | None = None
-    sample_rate: int = 48000
+    sample_rate: int = DEFAULT_SAMPLE_RATE
     lead_ms: int | None = None
     deadline_ms: int | None = None
     interrupt: bool = False
@@ -82,23 +90,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     def encode(self) -> dict[str, bytes]:
         """The entry's fields; those at their default are left out."""
-        # Lone surrogates pass, and are then refused as the invalid UTF-8 they are.
-        out: dict[str, bytes] = {"session": self.session.encode("utf-8", "surrogatepass")}
-        for name in ("request", "text", "voice", "mode", "instruct", "traceparent"):
-            value = getattr(self, name)
-            if value is not None:
-                out[name] = value.encode("utf-8", "surrogatepass")
-        for name in ("seed", "lead_ms", "deadline_ms"):
-            value = getattr(self, name)
-            if value is not None:
-                out[name] = str(value).encode()
-        if self.speed != 1.0:
-            out["speed"] = repr(self.speed).encode()
-        if self.sample_rate != 48000:
-            out["sample_rate"] = str(self.sample_rate).encode()
-        for name in ("stream", "interrupt"):
-            if getattr(self, name):
-                out[name] = b"1"
+        out: dict[str, bytes] = {}
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            if field.type in (str, str | None):
+                # Lone surrogates pass, and are then refused as the invalid UTF-8 they are.
+                out[field.name] = value.encode("utf-8", "surrogatepass")
+            else:
+                out[field.name] = str(int(value) if field.type is bool else value).encode()
         return out
 
     @classmethod
@@ -111,10 +112,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         session: str | None = None
         name = entry
         try:
-            session = f.matching(fields, "session", f.SESSION, _NAME_WORDS)
+            session = f.name(fields, "session")
             if session is None:
-                raise FieldError("session", f"is missing; it is {_NAME_WORDS}")
-            name = f.matching(fields, "request", f.SESSION, _NAME_WORDS) or entry
+                raise FieldError("session", f"is missing; it is {f.NAME_WORDS}")
+            name = f.name(fields, "request") or entry
             return cls._decode(session, name, fields)
         except FieldError as error:
             raise InvalidRequest(error, session, name) from None
@@ -122,18 +123,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def _decode(cls, session: str, name: str, fields: Fields) -> "Request":
         stream = f.flag(fields, "stream")
-        text = f.text(fields, "text")
+        text = f.text(fields, "text", MAX_TEXT)
         if stream and text is not None:
             raise FieldError("text", "is not allowed with stream 1: send it in the text stream")
         if not stream and not text:
             raise FieldError("text", "is missing or empty; give text, or stream 1")
-        if text is not None and len(text) > MAX_TEXT:
-            raise FieldError("text", f"has {len(text)} characters; at most {MAX_TEXT} are allowed")
-        instruct = f.text(fields, "instruct")
-        if instruct is not None and len(instruct) > MAX_INSTRUCT:
-            raise FieldError("instruct", f"has more than {MAX_INSTRUCT} characters")
         rate = f.choice(fields, "sample_rate", [str(rate) for rate in SAMPLE_RATES])
-        speed = f.number(fields, "speed", 0.5, 2.0)
+        speed = f.number(fields, "speed", MIN_SPEED, MAX_SPEED)
         # W3C trace context: an invalid traceparent is ignored, it never fails the work it traces.
         trace = fields.get(b"traceparent", b"").decode("ascii", "replace")
         return cls(
@@ -141,12 +137,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             request=name,
             text=text,
             stream=stream,
-            voice=f.matching(fields, "voice", f.SESSION, _NAME_WORDS),
+            voice=f.name(fields, "voice"),
             mode=f.choice(fields, "mode", MODES),
-            instruct=instruct,
+            instruct=f.text(fields, "instruct", MAX_INSTRUCT),
             speed=1.0 if speed is None else speed,
             seed=f.integer(fields, "seed", 0, MAX_INTEGER),
-            sample_rate=48000 if rate is None else int(rate),
+            sample_rate=DEFAULT_SAMPLE_RATE if rate is None else int(rate),
             lead_ms=f.integer(fields, "lead_ms", 0, MAX_LEAD_MS),
             deadline_ms=f.integer(fields, "deadline_ms", 0, MAX_INTEGER),
             interrupt=f.flag(fields, "interrupt"),
@@ -157,8 +153,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class TextPiece(msgspec.Struct, frozen=True):
     """One entry of a text stream: more text, a flush, the end, or several of these at once.
 
-    Workers add two more: ``settle``, all up to here is spoken if it reads as a complete sentence,
-    and ``timeout``, all up to here is spoken and then the turn fails, for no text came.
+    Workers add two more: ``settle`` speaks all up to here if it reads as a complete sentence;
+    ``timeout`` speaks all up to here and then fails the turn, because no text came.
     """
 
     text: str = ""
@@ -182,7 +178,5 @@ class TextPiece(msgspec.Struct, frozen=True):
         Raises:
             FieldError: The text is not UTF-8 or too long, or a flag is not 0 or 1.
         """
-        text = f.text(fields, "text") or ""
-        if len(text) > MAX_TEXT:
-            raise FieldError("text", f"has {len(text)} characters; at most {MAX_TEXT} are allowed")
+        text = f.text(fields, "text", MAX_TEXT) or ""
         return cls(text, **{name: f.flag(fields, name) for name in _PIECE_FLAGS})

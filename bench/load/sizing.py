@@ -11,7 +11,7 @@ from bench.cpu_time import CpuMark
 from bench.load.point import Point
 from bench.resp import Connection, pack
 from voicefleet.embedded_server import EmbeddedServer
-from voicefleet.schemas.audio import FRAME_MS
+from voicefleet.schemas.audio import FRAMES_PER_S
 from voicefleet.schemas.keys import GROUP, Keys
 from voicefleet.worker.config.sections import WorkerConfig
 from voicefleet.worker.heartbeat import LOOK_AROUND_BEATS
@@ -29,8 +29,6 @@ SHARD_MEMORY_GB: Final = 16.0
 LINK_GBIT: Final = 10.0
 TURN_EVERY_S: Final = 10.0
 """A session's turns come in such distances."""
-
-FRAMES_PER_S: Final = 1000 / FRAME_MS
 
 _BEAT_S: Final = 1.0
 """How long the server is made to answer heartbeats' questions, for each size."""

@@ -10,7 +10,7 @@ from voicefleet.producer.reading.continuity import Continuity
 from voicefleet.producer.reading.position import find
 from voicefleet.producer.reading.reader import Readers
 from voicefleet.producer.reading.subscription import Subscription
-from voicefleet.producer.redis_client import Server
+from voicefleet.producer.redis_client import RedisClient
 from voicefleet.schemas import AudioEntry, EntryId
 
 
@@ -30,9 +30,13 @@ class Listener:
     """
 
     def __init__(
-        self, server: Server, readers: Readers, key: str, place: Continuity | EntryId | str | None
+        self,
+        redis: RedisClient,
+        readers: Readers,
+        key: str,
+        place: Continuity | EntryId | str | None,
     ) -> None:
-        self._server = server
+        self._redis = redis
         self._readers = readers
         self._key = key
         self._place = place
@@ -47,7 +51,7 @@ class Listener:
             if self._subscription is None and not self._closed:
                 place = self._place
                 if not isinstance(place, Continuity):
-                    place = await find(self._server, self._key, place)
+                    place = await find(self._redis, self._key, place)
                 subscription = Subscription(self._key, place, _everything)
                 weakref.finalize(self, subscription.close)
                 self._subscription = subscription

@@ -3,7 +3,7 @@
 from typing import cast
 
 from voicefleet.producer.reading.continuity import OLDEST, Continuity, just_before
-from voicefleet.producer.redis_client import Server, StreamEntry
+from voicefleet.producer.redis_client import RedisClient, StreamEntry
 from voicefleet.schemas import EntryId
 
 NOW = "$"
@@ -23,7 +23,7 @@ def from_turn(turn: int) -> Continuity:
     return Continuity(just_before(EntryId(turn, 0)))
 
 
-async def find(server: Server, key: str, after: EntryId | str | None) -> Continuity:
+async def find(redis: RedisClient, key: str, after: EntryId | str | None) -> Continuity:
     """The place after an entry id, ``NOW``, or ``None`` for the oldest entry that is kept.
 
     Raises:
@@ -32,9 +32,9 @@ async def find(server: Server, key: str, after: EntryId | str | None) -> Continu
     if after is None:
         return Continuity(OLDEST)
     if after == NOW:
-        return continuity_after(first(await server.call("XREVRANGE", key, "+", "-", "COUNT", 1)))
+        return continuity_after(first(await redis.call("XREVRANGE", key, "+", "-", "COUNT", 1)))
     at = after if isinstance(after, EntryId) else EntryId.parse(after)
-    entry = first(await server.call("XRANGE", key, str(at), str(at)))
+    entry = first(await redis.call("XRANGE", key, str(at), str(at)))
     return Continuity(at) if entry is None else continuity_after(entry)
 
 

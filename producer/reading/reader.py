@@ -21,7 +21,7 @@ from voicefleet.producer.errors import (
     translated,
 )
 from voicefleet.producer.reading.subscription import Subscription
-from voicefleet.producer.redis_client import Server
+from voicefleet.producer.redis_client import RedisClient
 from voicefleet.schemas import AudioEntry, EntryId, FieldError
 from voicefleet.schemas.audio import decode
 from voicefleet.schemas.fields import paired
@@ -43,19 +43,19 @@ _OF_ONE_KEY: Final = ("WRONGTYPE", "NOPERM")
 class Readers:
     """The readers of one client. Their tasks live in the client's task group."""
 
-    def __init__(self, server: Server, tasks: TaskGroup, *, give_up_after: float) -> None:
-        self._server = server
+    def __init__(self, redis: RedisClient, tasks: TaskGroup, *, give_up_after: float) -> None:
+        self._redis = redis
         self._tasks = tasks
         self._give_up_after = give_up_after
         self._readers: dict[str, Reader] = {}
 
     async def subscribe(self, subscription: Subscription) -> None:
         """Read for ``subscription`` from now on, until it is closed."""
-        cluster = self._server.endpoint.topology == "cluster"
+        cluster = self._redis.endpoint.topology == "cluster"
         group = subscription.key if cluster else ""
         reader = self._readers.get(group)
         if reader is None:
-            reader = Reader(self._server, lingers=not cluster, give_up_after=self._give_up_after)
+            reader = Reader(self._redis, lingers=not cluster, give_up_after=self._give_up_after)
             self._readers[group] = reader
             self._tasks.start_soon(self._run, group, reader)
         await reader.add(subscription)
@@ -87,8 +87,8 @@ class Reader:
     one ends.
     """
 
-    def __init__(self, server: Server, *, lingers: bool, give_up_after: float) -> None:
-        self._server = server
+    def __init__(self, redis: RedisClient, *, lingers: bool, give_up_after: float) -> None:
+        self._redis = redis
         self._lingers = lingers
         self._give_up_after = give_up_after
         self._subscriptions: dict[str, set[Subscription]] = {}
@@ -118,10 +118,10 @@ class Reader:
         return since is not None and since <= subscription.cursor
 
     async def _unblock(self) -> bool:
-        if self._server.endpoint.topology == "cluster":
+        if self._redis.endpoint.topology == "cluster":
             return False
         try:
-            return await self._server.call("CLIENT UNBLOCK", self._client_id) == 1
+            return await self._redis.call("CLIENT UNBLOCK", self._client_id) == 1
         except VoiceFleetError:  # most of all: no right to, as it is in @dangerous
             return False
 
@@ -139,7 +139,7 @@ class Reader:
                     await self._added.wait()
                     continue
                 try:
-                    with translated(self._server.endpoint):
+                    with translated(self._redis.endpoint):
                         await self._read(cursors)
                     lost_since, attempt = None, 0
                 except ServerRefused as refusal:
@@ -167,7 +167,7 @@ class Reader:
         if attempt == 0:
             return
         try:
-            await self._server.topology.refresh()
+            await self._redis.topology.refresh()
         except LinkClosedError as error:
             logger.debug("reader: %s", error)
         await anyio.sleep(min(0.02 * 2**attempt, 1.0) * random.uniform(0.5, 1.0))  # noqa: S311
@@ -190,7 +190,7 @@ class Reader:
         command = ("XREAD", "COUNT", COUNT, "BLOCK", BLOCK_MS, "STREAMS", *cursors, *ids)
         self._reading = cursors
         try:
-            timeout = BLOCK_MS / 1000 + self._server.endpoint.timeout_s
+            timeout = BLOCK_MS / 1000 + self._redis.endpoint.timeout_s
             reply = await link.call(*command, timeout_s=timeout)
         except ReplyError as error:
             await self._blame(link, cursors, error)
@@ -206,7 +206,7 @@ class Reader:
         await self._look_into_silence(link, cursors, now)
 
     async def _connect(self, key: str) -> Link:
-        topology = self._server.topology
+        topology = self._redis.topology
         link = await topology.open_link(topology.owner(key))
         try:
             self._client_id = cast(int, await link.call("CLIENT", "ID"))

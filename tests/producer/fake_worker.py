@@ -43,7 +43,7 @@ class FakeWorker:
         """The next request, gone from the queue."""
         key = self.keys.requests(model)
         reply = await self.redis.execute_command(
-            "XREAD", "BLOCK", 3000, "COUNT", 1, "STREAMS", key, "0"
+            "XREAD", "BLOCK", 20_000, "COUNT", 1, "STREAMS", key, "0"
         )
         ((_, ((entry, fields),)),) = reply
         await self.redis.xdel(key, entry)

@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voicefleet.schemas import End, EntryId, FieldError, Frame, Start
-from voicefleet.schemas.audio import FRAME_MS, REASONS, decode, samples_per_frame
+from voicefleet.schemas.audio import (
+    FRAME_MS,
+    REASONS,
+    bytes_per_frame,
+    decode,
+    samples_per_frame,
+)
 from voicefleet.schemas.request import SAMPLE_RATES
 
 START = {
@@ -29,8 +35,14 @@ def test_the_three_kinds_as_the_protocol_writes_them() -> None:
         voice="joe",
         worker="gpu0@host",
         sample_rate=48000,
+        frame_ms=20,
+        format="s16le",
+        channels=1,
         t=1700000000000,
     )
+    other = decode(b"3-0", START | {b"frame_ms": b"10", b"format": b"f32", b"channels": b"2"})
+    assert isinstance(other, Start)
+    assert (other.frame_ms, other.format, other.channels) == (10, "f32", 2)
     assert decode(b"3-1", {b"pcm": b"\x01\x00" * 960}) == Frame(
         id=EntryId(3, 1), pcm=b"\x01\x00" * 960
     )
@@ -131,4 +143,5 @@ def test_what_is_no_id(raw: str | bytes) -> None:
 
 def test_a_frame_is_twenty_milliseconds_at_every_rate() -> None:
     assert [samples_per_frame(rate) for rate in SAMPLE_RATES] == [160, 320, 480, 960]
+    assert [bytes_per_frame(rate) for rate in SAMPLE_RATES] == [320, 640, 960, 1920]
     assert all(samples_per_frame(rate) * 1000 == rate * FRAME_MS for rate in SAMPLE_RATES)

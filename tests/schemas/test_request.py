@@ -133,7 +133,7 @@ ALLOWED_WORDS = {
     "request": NAME_WORDS,
     "voice": NAME_WORDS,
     "text": TEXT_WORDS,
-    "instruct": "1000 characters|UTF-8",
+    "instruct": "at most 1000 are allowed|UTF-8",
     "mode": "one of zero_shot, cross_lingual, instruct, sft",
     "speed": "a number from 0.5 to 2.0",
     "seed": f"an integer from 0 to {MAX_INTEGER}",

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from voicefleet.schemas.audio import samples_per_frame
+from voicefleet.schemas.audio import BYTES_PER_SAMPLE, bytes_per_frame, samples_per_frame
 from voicefleet.worker.audio.limiter import TruePeakLimiter
 from voicefleet.worker.audio.resample import StreamResampler
 from voicefleet.worker.audio.resume import ResumePoint
@@ -18,7 +18,6 @@ from voicefleet.worker.engines.protocol import Chunk, EngineError, Segment
 
 DEFAULT_CEILING_DBTP = -1.0
 
-_BYTES_PER_SAMPLE = 2
 _FULL_SCALE = 32768.0
 
 
@@ -78,7 +77,7 @@ class AudioChain:
         self._native = start.native if start else 0
         skipped = self._resampler.skip(self._native)
         self._next_frame = skipped // self._samples_per_frame + 1
-        self._pcm = bytes(skipped % self._samples_per_frame * _BYTES_PER_SAMPLE)
+        self._pcm = bytes(skipped % self._samples_per_frame * BYTES_PER_SAMPLE)
         self._marks: deque[tuple[int, SegmentStart]] = deque()
 
     def push(self, chunk: Chunk) -> list[Frame]:
@@ -102,7 +101,7 @@ class AudioChain:
         """Return the rest of the turn. Its last frame is padded with silence."""
         self._take(self._limiter.push(self._resampler.finish()))
         self._take(self._limiter.finish())
-        size = self._samples_per_frame * _BYTES_PER_SAMPLE
+        size = bytes_per_frame(self._sample_rate)
         self._pcm += bytes(-len(self._pcm) % size)
         # The limiter's look-ahead has kept the last frame back until now, so a segment without
         # audio of its own, at the very end, still finds a frame.
@@ -122,7 +121,7 @@ class AudioChain:
 
     def _frames(self) -> list[Frame]:
         """Cut off the frames that are complete, less those before the first that is wanted."""
-        size = self._samples_per_frame * _BYTES_PER_SAMPLE
+        size = bytes_per_frame(self._sample_rate)
         complete = len(self._pcm) // size
         frames: list[Frame] = []
         for i in range(complete):

@@ -376,5 +376,5 @@ class Job:
         context, delivery = self._context, self.delivery
         await context.ledger.abandon(session, delivery.entry, delivery.model, context.name)
 
-    async def _bury(self, request: str, reason: str, error: str) -> None:
+    async def _bury(self, request: str, reason: Reason, error: str) -> None:
         await self._context.ledger.bury_letter(self.delivery, self.session, request, reason, error)

@@ -13,11 +13,11 @@ from enum import Enum
 import anyio
 import msgspec
 
-from voicefleet.schemas.audio import Reason
+from voicefleet.schemas.audio import FRAMES_PER_S, Reason
 from voicefleet.schemas.records import SessionState
 from voicefleet.wire.link import Argument, Command
 from voicefleet.worker.publish.pacing import Pacer
-from voicefleet.worker.publish.retention import FRAMES_PER_S, Retention, Window
+from voicefleet.worker.publish.retention import Retention, Window
 from voicefleet.worker.store import scripts
 from voicefleet.worker.store.clock import ServerClock
 from voicefleet.worker.synthesis.turn import TurnFrame

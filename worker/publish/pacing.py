@@ -8,7 +8,9 @@ two frames into one tick and none into the next.
 
 import time
 
-TICK_S = 0.020
+from voicefleet.schemas.audio import FRAME_MS
+
+TICK_S = FRAME_MS / 1000
 
 
 class TickClock:
@@ -34,7 +36,7 @@ class Pacer:
     """
 
     def __init__(self, lead_ms: int) -> None:
-        self._lead = max(1, lead_ms // 20) if lead_ms else None
+        self._lead = max(1, lead_ms // FRAME_MS) if lead_ms else None
         self._ahead = 0
         self._tick = 0
         self._dry = True

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-FRAMES_PER_S: Final = 50
+from voicefleet.schemas.audio import FRAMES_PER_S, bytes_per_frame
 
 FASTER_KEPT_S: Final = 120.0
 """Audio kept beyond the window where it is made faster than real time: 12 MB at 48 kHz. Without a
@@ -43,3 +43,13 @@ class Window:
 def entries_to_keep(frames: int) -> int:
     """How many entries of a stream are sure to hold its last ``frames`` frames."""
     return int(frames * (1 + START_AND_END_SHARE)) + FRAMES_PER_S
+
+
+ENTRY_OVERHEAD_BYTES: Final = 47
+"""Memory of the server that a frame's entry takes beside its PCM: measured at 48 kHz."""
+
+
+def session_mb(audio_window_s: float, sample_rate: int) -> float:
+    """Memory of the server that the kept audio of one session takes, in MB (10^6 bytes)."""
+    entries = entries_to_keep(int(audio_window_s * FRAMES_PER_S))
+    return entries * (bytes_per_frame(sample_rate) + ENTRY_OVERHEAD_BYTES) / 1e6

@@ -13,8 +13,11 @@ import anyio
 import msgspec
 import structlog
 
+from voicefleet.schemas import records
+from voicefleet.schemas.audio import Reason
 from voicefleet.schemas.fields import Fields
 from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
+from voicefleet.schemas.records import MAX_DEAD_LETTERS, DeadLetter
 from voicefleet.schemas.request import Request, TextPiece
 from voicefleet.wire.link import Argument, Reply, ReplyError
 from voicefleet.wire.router import Router
@@ -23,7 +26,6 @@ from voicefleet.worker.store.scripts import Script
 
 log = structlog.stdlib.get_logger(__name__)
 
-DEAD_LETTERS = 10_000
 OWNERS_RETURN_S = 2.0
 MOST_DIGITS = 20
 
@@ -227,16 +229,22 @@ class Ledger:
         return [self._keys.requests(model), self._keys.order(model)]
 
     async def bury_letter(
-        self, delivery: Delivery, session: str | None, request: str, reason: str, error: str
+        self, delivery: Delivery, session: str | None, request: str, reason: Reason, error: str
     ) -> None:
         """Note in ``tts:dead`` that nobody may try this request again, and why; not its text."""
-        fields: list[str] = ["model", delivery.model, "entry", delivery.entry]
-        if session is not None:
-            fields += ["session", session]
-        fields += ["request", request, "reason", reason, "error", error, "worker", self._worker]
+        letter = DeadLetter(
+            model=delivery.model,
+            entry=delivery.entry,
+            session=session,
+            request=request,
+            reason=reason,
+            error=error,
+            worker=self._worker,
+        )
+        fields = [part for item in records.encode(letter).items() for part in item]
         try:
             key = self._keys.dead
-            await self._router.call(key, "XADD", key, "MAXLEN", "~", DEAD_LETTERS, "*", *fields)
+            await self._router.call(key, "XADD", key, "MAXLEN", "~", MAX_DEAD_LETTERS, "*", *fields)
         except ReplyError as failure:
             log.warning("dead_letter_lost", entry=delivery.entry, error=str(failure))
 

@@ -22,6 +22,7 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 test-engine: $(VENV)/installed-engine
 	$(BIN)/pytest tests/worker/engines/cosyvoice2 -n 2 --dist loadfile $(ARGS)

@@ -9,9 +9,8 @@ import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from bench import machine, table
+from bench import load_commands, machine, table
 from bench.cosyvoice import commands as engine_commands
-from bench.load import commands as load_commands
 from bench.plan import QUICK, Plan
 from bench.report import Record, Report
 

@@ -83,7 +83,7 @@ def engine(
     out
         Where JSON and pictures go.
     """
-    from bench import engine as bench  # noqa: PLC0415  torch, when it is asked for
+    from bench.cosyvoice import engine as bench  # noqa: PLC0415  torch, when it is asked for
 
     plan = _plan(pack, device, dtype, eager, quick, threads, sessions, seconds, texts, note)
     plan = msgspec.structs.replace(plan, device_times=device_times, suffix=suffix)
@@ -114,7 +114,7 @@ def gpu(
 
     The parameters are those of ``engine``.
     """
-    from bench import gpu as bench  # noqa: PLC0415  torch, when it is asked for
+    from bench.cosyvoice import gpu as bench  # noqa: PLC0415  torch, when it is asked for
 
     plan = _plan(pack, device, dtype, eager, quick, threads, sessions, seconds, texts, note)
     where = _packs(packs)

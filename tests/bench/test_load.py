@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("psutil", reason="the benches are not installed (group bench)")
 
-from bench import overload, scale, soak
-from bench.load import sizing
+
+from bench.load import overload, scale, sizing, soak
 from bench.load.call import Call, Step, asking, gaps_ms, off_grid_ms
 from bench.load.callers import Callers
 from bench.load.flood import MODEST, FloodPlan, scripts

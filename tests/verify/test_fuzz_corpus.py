@@ -270,7 +270,7 @@ class TestPiper:
         """A folder with a graph and its configuration, both sound."""
         for package in ("piper", "onnx", "onnxruntime"):
             pytest.importorskip(package, reason="needs the piper extra")
-        from tests.worker.engines import tiny_vits
+        from tests.harness import tiny_vits
 
         (tmp_path / "x.onnx").write_bytes(tiny_vits.model(2))
         (tmp_path / "x.onnx.json").write_text(json.dumps(tiny_vits.config(2)))

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import onnx
 
-from tests.worker.engines import tiny_vits
+from tests.harness import tiny_vits
 from verify.fuzz.mutators import NUMBERS, spoil, spoil_tree
 from verify.fuzz.target import Target, ensure
 from voicefleet.worker.config.sections import PiperConfig

@@ -12,7 +12,7 @@ from rich.console import Console
 from bench import machine, table
 from bench.report import Record, Report
 
-RESULTS: Final = Path(__file__).parent.parent / "results"
+RESULTS: Final = Path(__file__).parent / "results"
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -43,7 +43,7 @@ def scale(
     out
         Where JSON and picture go.
     """
-    from bench import scale as bench  # noqa: PLC0415  each command imports its own bench
+    from bench.load import scale as bench  # noqa: PLC0415  each command imports its own bench
 
     plan = msgspec.structs.replace(
         bench.QUICK if quick else bench.ScalePlan(),
@@ -75,7 +75,7 @@ def soak(
     out
         Where JSON and picture go, and soak.partial.jsonl while it runs.
     """
-    from bench import soak as bench  # noqa: PLC0415
+    from bench.load import soak as bench  # noqa: PLC0415
 
     plan = msgspec.structs.replace(
         bench.SoakPlan.of(minutes), **_given(callers=callers, warm_up_min=warm_up, seed=seed)
@@ -96,7 +96,7 @@ def overload(*, quick: Flag = False, seconds: float | None = None, out: Path = R
     out
         Where JSON and picture go.
     """
-    from bench import overload as bench  # noqa: PLC0415
+    from bench.load import overload as bench  # noqa: PLC0415
 
     plan = msgspec.structs.replace(
         bench.QUICK if quick else bench.OverloadPlan(), **_given(flood_s=seconds)

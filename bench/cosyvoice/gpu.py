@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import msgspec
 
+from bench.cosyvoice.engine import AIMS
 from bench.cosyvoice.fleet import RATE, Fleet, worker_record
 from bench.cosyvoice.level import Level, figures_of, level_of
 from bench.cosyvoice.load import Closed
 from bench.cosyvoice.packs import PackName, pack_of
 from bench.cosyvoice.plan import EnginePlan
 from bench.cpu_time import CpuMark
-from bench.engine import AIMS
 from bench.percentiles import Percentiles
 from bench.report import Figure, Report, figure
 from bench.testbed import ROOT, Testbed, testbed

@@ -16,7 +16,7 @@ from voicefleet.wire.endpoint import BadUrlError, parse
 from voicefleet.wire.link import Link, LinkClosedError
 from voicefleet.worker.config.loading import ConfigError, load
 from voicefleet.worker.config.sections import PiperConfig
-from voicefleet.worker.control.session_watch import SessionWatch, Verdict
+from voicefleet.worker.control.session_watch import Directive, SessionWatch
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
 from voicefleet.worker.engines.cosyvoice2.pack import layout, model_yaml, published_yaml
@@ -33,6 +33,7 @@ from voicefleet.worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
+from voicefleet.worker.store.lease_states import Claim
 from voicefleet.worker.store.ledger import Delivery, Lease
 from voicefleet.worker.synthesis.turn import Trail
 from voicefleet.worker.voicepacks import voicepack
@@ -352,10 +353,10 @@ class TestPiper:
 
 class TestLease:
     def test_an_epoch_of_5000_digits(self) -> None:
-        watch = SessionWatch(Delivery("m", "1-1", {}, "fresh"), "s", "r")
+        watch = SessionWatch(Delivery("m", "1-1", {}, Claim.FRESH), "s", "r")
         watch.epoch = "1763836229000000"
         watch.lease = Lease.decode({b"active": b"1", b"epoch": b"9" * 5000})
-        assert watch.verdict() in (Verdict.SPEAK, Verdict.LOST)
+        assert watch.directive() in (Directive.SPEAK, Directive.YIELD)
 
     @pytest.mark.parametrize(
         "raw",

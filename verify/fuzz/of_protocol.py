@@ -16,6 +16,7 @@ from voicefleet.schemas.records import ModelRecord, SessionRecord, WorkerRecord
 from voicefleet.schemas.request import MAX_TEXT, InvalidRequest, Request, TextPiece
 from voicefleet.worker.audio.resume import resume_point
 from voicefleet.worker.control.session_watch import SessionWatch
+from voicefleet.worker.store.lease_states import Claim
 from voicefleet.worker.store.ledger import Delivery
 from voicefleet.worker.synthesis.turn import Trail
 
@@ -184,7 +185,7 @@ def lease(_: Path) -> Target:
     words = (b"w:", b"w:1-1:m", b"w:a-b:m", b"w:1-1-1:m", b"!", *_NUMBERS)
 
     def feed(fields: Fields) -> None:
-        watch = SessionWatch(Delivery("tone-test", "1763836229000-0", {}, "fresh"), "s", "r3")
+        watch = SessionWatch(Delivery("tone-test", "1763836229000-0", {}, Claim.FRESH), "s", "r3")
         watch.epoch = "1763836229000000"
         watch._on_lease(fields)
         watch.verdict()

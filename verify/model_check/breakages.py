@@ -90,7 +90,11 @@ BREAKAGES = (
     ),
     Breakage(
         "acquire does not know names",
-        *(scripts.ACQUIRE, "if spoken_as and (claim ~= 'again'", "if false and (claim ~= 'again'"),
+        *(
+            scripts.ACQUIRE,
+            "if spoken_as and (claim ~= 'regain'",
+            "if false and (claim ~= 'regain'",
+        ),
         Fleet("twice", fleets.TWICE, Faults()),
     ),
     Breakage(
@@ -132,7 +136,7 @@ BREAKAGES = (
     ),
     Breakage(
         "take does not say that somebody had it before",
-        *(scripts.TAKE, "return {'over', ", "return {'fresh', "),
+        *(scripts.TAKE, "return {'take_over', ", "return {'fresh', "),
         Fleet("one", fleets.ONE, CRASH),
     ),
     Breakage(

@@ -9,6 +9,7 @@ from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from voicefleet.wire.link import Command
 from voicefleet.worker.publish.outbox import Outbox
 from voicefleet.worker.store import scripts
+from voicefleet.worker.store.lease_states import Claim
 
 KEYS = Keys("x")
 MODEL = "m"
@@ -81,7 +82,7 @@ def delivered(call: Call, reply: object) -> tuple[str, str] | None:
         if reply is None:
             return None
         ((_, entries),) = cast(tuple[tuple[str, tuple[tuple[str, object], ...]]], reply)
-        return entries[0][0], "fresh"
+        return entries[0][0], Claim.FRESH
     taken = cast(tuple[str, ...], reply)
     return (taken[1], taken[0]) if taken else None
 

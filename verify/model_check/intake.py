@@ -7,6 +7,7 @@ from verify.model_check.calls import KEYS, MODEL
 from verify.model_check.ground import Ground
 from verify.model_check.state import Next, State, Worker, put, short
 from voicefleet.schemas.keys import BACKLOG, ORPHANS
+from voicefleet.worker.store.lease_states import Claim, Standing
 
 
 class Intake:
@@ -106,7 +107,7 @@ class Intake:
     def _kept(self, state: State, at: int, worker: Worker, entry: str) -> State:
         """What the keeper makes of a request that it read."""
         if self._script.ask_of(entry).is_rejected:
-            task = self._script.begin(worker.name, entry, "fresh", slot=False)
+            task = self._script.begin(worker.name, entry, Claim.FRESH, slot=False)
             return put(state, at, tasks=(*worker.tasks, task))
         return put(state, at, page=(entry,))
 
@@ -127,7 +128,7 @@ class Intake:
         call = calls.enqueue(ask.session, ask.name, entry)
         label = f"{worker.name}: keeper lists {entry}"
         after, reply = self._ground.execute(state, call, label)
-        if reply[0] in ("known", "full"):
+        if reply[0] in (Standing.ALREADY_ANSWERED, Standing.SESSION_FULL):
             yield self._adopting(after, at, worker, entry)
         elif after is not state:
             yield f"{label} -> {short(reply)}", False, after

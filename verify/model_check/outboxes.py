@@ -89,15 +89,15 @@ class Outboxes:
 
         return self._once(("send", number, frames, end), send)
 
-    def cut(self, number: int, reason: Reason, error: str) -> int:
+    def end_now(self, number: int, reason: Reason, error: str) -> int:
         """End now."""
 
-        def cut() -> int:
+        def end_now() -> int:
             outbox = self._clone(number)
             outbox.end_now(reason, error)
             return self._number(outbox)
 
-        return self._once(("cut", number, reason, error), cut)
+        return self._once(("end_now", number, reason, error), end_now)
 
     def confirm(self, number: int, replies: tuple[int, ...]) -> int:
         def confirm() -> int:

@@ -7,6 +7,7 @@ from verify.model_check.calls import Call
 from verify.model_check.fleets import Ask, Fleet
 from verify.model_check.outboxes import Outboxes
 from voicefleet.worker.publish.outbox import PublishOutcome
+from voicefleet.worker.store.lease_states import Claim, Standing
 
 CANCELLABLE = ("acquire", "enqueue", "waiting", "free")
 """Where a drain takes a request from: it does not hold its session's lease."""
@@ -72,29 +73,29 @@ class Script:
         if task.stage == "dropped":
             return None
         match task.stage, reply:
-            case "acquire", ("new" | "over", _, turn, last, attempts, _):
+            case "acquire", (Standing.NEW | Standing.TAKEN_OVER, _, turn, last, attempts, _):
                 return self._speak(task, epoch, int(turn), int(last), int(attempts))
-            case "acquire", ("suspect", _, turn, last, attempts, _):
+            case "acquire", (Standing.CRASH_SUSPECTED, _, turn, last, attempts, _):
                 return self._suspect(task, epoch, int(turn), int(last), int(attempts))
             case "attempt", _:
                 return task._replace(stage="speaking")
-            case (("acquire" | "fenced"), ("known",)):
+            case (("acquire" | "inquire"), (Standing.ALREADY_ANSWERED,)):
                 return self._settle(task)
-            case "acquire", ("busy",) if task.queued:
+            case "acquire", (Standing.WAITING,) if task.queued:
                 return task._replace(stage="waiting", slot=False)
-            case "acquire", ("busy",):
+            case "acquire", (Standing.WAITING,):
                 return self.enqueue(task._replace(slot=False))
-            case "enqueue", ("taken", *_):
+            case "enqueue", (Standing.HELD_ELSEWHERE, *_):
                 return None
-            case "enqueue", (("known" | "full"), *_):
+            case "enqueue", ((Standing.ALREADY_ANSWERED | Standing.SESSION_FULL), *_):
                 return self._settle(task)
             case (("enqueue" | "free"), _):
                 return task._replace(stage="waiting")
-            case ("fenced", ("busy",)) | ("settle", -1) | ("release", _):
+            case ("inquire", (Standing.WAITING,)) | ("settle", -1) | ("release", _):
                 return self.hand_back(worker, task)
             case "settle", -1:
                 return self.hand_back(worker, task)
-            case _:  # taken; settled; handed back
+            case _:  # held elsewhere; settled; handed back
                 return None
 
     def _speak(self, task: Task, epoch: int, turn: int, last: int, attempts: int) -> Task:
@@ -124,15 +125,17 @@ class Script:
         """``Job._conclude``."""
         ask = self.ask(task)
         if outcome is PublishOutcome.FORGOTTEN:
-            again = Task(task.ask, "again", "acquire", epoch=task.epoch, turn=task.turn)
+            again = Task(task.ask, Claim.REGAIN, "acquire", epoch=task.epoch, turn=task.turn)
             return self.acquire(worker, again)
-        done = Task(task.ask, "fresh", "", slot=False)
+        done = Task(task.ask, Claim.FRESH, "", slot=False)
         if outcome is PublishOutcome.ENDED:
             return self._settle(done)
         if outcome is PublishOutcome.FENCED:
-            call = calls.acquire(ask.session, ask.name, ask.entry, "survived", worker)
-            return self._leave(done, "fenced", call)
-        return self._release(done, task.epoch, blameless=outcome is not PublishOutcome.FAILED)
+            call = calls.acquire(ask.session, ask.name, ask.entry, Claim.INQUIRE_ALIVE, worker)
+            return self._leave(done, "inquire", call)
+        return self._release(
+            done, task.epoch, blameless=outcome is not PublishOutcome.ENGINE_FAILED
+        )
 
     def _settle(self, task: Task) -> Task:
         ask = self.ask(task)

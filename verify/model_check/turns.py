@@ -109,7 +109,7 @@ class Turns:
         if state.left.failures and not outboxes.is_ending(task.outbox):
             left = state.left._replace(failures=state.left.failures - 1)
             if task.attempts < self._ground.fleet.max_deliveries:
-                label, _, after = self._leave(state, at, worker, task, PublishOutcome.FAILED)
+                label, _, after = self._leave(state, at, worker, task, PublishOutcome.ENGINE_FAILED)
                 yield label, True, after._replace(left=left)
             elif not task.line:
                 sent = outboxes.send(task.outbox, 0, ("failed", "engine"))

@@ -26,7 +26,7 @@ class Directive(Enum):
     PAUSE = "pause"
     STOP = "stop"
     INTERRUPT = "interrupt"
-    LOST = "lost"
+    YIELD = "yield"
 
 
 class SessionWatch:
@@ -72,7 +72,7 @@ class SessionWatch:
         """What both keys say. Being fenced off outranks stop, stop interrupt, interrupt pause."""
         # A reading may be older than our own acquisition: only a newer epoch is somebody else's.
         if self.epoch and self.lease.epoch and int(self.lease.epoch) > int(self.epoch):
-            return Directive.LOST
+            return Directive.YIELD
         later = self.lease.after(self._delivery.entry, self._delivery.model)
         if self.control is Level.STOP:
             return Directive.STOP

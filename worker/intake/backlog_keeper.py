@@ -17,7 +17,8 @@ from voicefleet.wire.link import ReplyError
 from voicefleet.worker.context import WorkerContext
 from voicefleet.worker.control.session_watch import SessionWatch
 from voicefleet.worker.intake.turn_runner import ENDINGS
-from voicefleet.worker.store.ledger import Claim, Delivery
+from voicefleet.worker.store.lease_states import Claim, Standing
+from voicefleet.worker.store.ledger import Delivery
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -180,7 +181,7 @@ class BacklogKeeper:
 
     async def _enlist(self, delivery: Delivery, request: Request) -> bool:
         """Let it wait for its session. Returns whether it is answered by that already."""
-        if delivery.claim != "fresh":
+        if delivery.claim is not Claim.FRESH:
             return False  # one that was given up waits there already
         config = self._context.config
         enqueued = await self._context.ledger.enqueue(
@@ -191,7 +192,7 @@ class BacklogKeeper:
         )
         if enqueued.talks:
             await self._backlog.promote(delivery.entry)
-        return enqueued.place in ("known", "full")
+        return enqueued.standing in (Standing.ALREADY_ANSWERED, Standing.SESSION_FULL)
 
     async def _needs_no_slot(self, delivery: Delivery, request: Request) -> bool:
         """Wait until the request can be answered without a word; ``False``: it is another's."""
@@ -213,7 +214,7 @@ class BacklogKeeper:
             changed = view.differs
             if view.directive() in ENDINGS:
                 return True
-            if delivery.claim == "fresh" and view.is_spoken:
+            if delivery.claim is Claim.FRESH and view.is_spoken:
                 return False
             named = view.unresolved
             if named is not None and named != asked:

@@ -18,10 +18,11 @@ from voicefleet.worker.control.key_watch import RECONCILE_S
 from voicefleet.worker.control.session_watch import SessionWatch
 from voicefleet.worker.control.text_stream import TextLog
 from voicefleet.worker.intake.turn_runner import ENDINGS, TurnRunner
-from voicefleet.worker.intake.waiting_place import Place
+from voicefleet.worker.intake.waiting_place import PlaceInLine
 from voicefleet.worker.models.slots import Slot
 from voicefleet.worker.publish.outbox import PublishOutcome
-from voicefleet.worker.store.ledger import Acquired, Claim, Delivery, Waiter
+from voicefleet.worker.store.lease_states import Claim, Standing
+from voicefleet.worker.store.ledger import Acquired, Delivery, Waiter
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -156,7 +157,7 @@ class Job:
             return None
 
     async def _see_through(self, request: Request, view: SessionWatch) -> _Left:
-        claim: Claim = self.delivery.claim
+        claim = self.delivery.claim
         last: Acquired | None = None
         heard = -1
         while not self._given_up:
@@ -183,7 +184,7 @@ class Job:
                     self._runner = None
                 if outcome is PublishOutcome.FORGOTTEN:
                     log.warning("server_forgot", last=runner.outbox.frames)
-                    claim, last = "again", acquired
+                    claim, last = Claim.REGAIN, acquired
                     heard = max(heard, runner.outbox.frames)
                     continue
                 if outcome is PublishOutcome.ENDED and runner.reason == "interrupted":
@@ -198,7 +199,7 @@ class Job:
         self, request: Request, view: SessionWatch, claim: Claim, last: Acquired | None
     ) -> Acquired | _Left:
         """Take the lease when it is this request's turn, and a slot to speak it in."""
-        place: Place | None = None
+        place: PlaceInLine | None = None
         self._interrupts = request.interrupt
         if self._slot is None:  # what it is to be answered with has to be known
             await view.seen()
@@ -213,18 +214,18 @@ class Job:
                     self.delivery, request.session, request.name, claim=claim, last=last
                 )
                 match acquired.standing:
-                    case "new" | "over" | "suspect":
+                    case Standing.NEW | Standing.TAKEN_OVER | Standing.CRASH_SUSPECTED:
                         return acquired
-                    case "known":
+                    case Standing.ALREADY_ANSWERED | Standing.SESSION_FULL:
                         return _Left.SETTLE
-                    case "taken":
+                    case Standing.HELD_ELSEWHERE:
                         return _Left.DROP
-                    case "busy":
+                    case Standing.WAITING:
                         # What an interrupting turn waits for ends at once, and leaves it a slot.
                         if not self._interrupts:
                             self._release_slot()
             if place is None:
-                place = Place(self._context.ledger, self.delivery, request.session)
+                place = PlaceInLine(self._context.ledger, self.delivery, request.session)
                 left = await self._enqueue(request)
                 if left is not None:
                     return left
@@ -235,7 +236,7 @@ class Job:
                     left = await self._enqueue(request)
                     if left is not None:
                         return left
-                    place = Place(self._context.ledger, self.delivery, request.session)
+                    place = PlaceInLine(self._context.ledger, self.delivery, request.session)
                     await anyio.sleep(RECONCILE_S)
             else:
                 place.was_seen = True
@@ -251,16 +252,16 @@ class Job:
             most=config.max_waiting_turns,
             conversation_s=config.conversation_s,
         )
-        match enqueued.place:
-            case "listed":
+        match enqueued.standing:
+            case Standing.ALREADY_ANSWERED | Standing.SESSION_FULL:
+                return _Left.SETTLE
+            case Standing.HELD_ELSEWHERE:
+                return _Left.DROP
+            case _:
                 self._interrupts = enqueued.interrupts
                 if not self._interrupts:
                     self._release_slot()
                 return None
-            case "known" | "full":
-                return _Left.SETTLE
-            case "taken":
-                return _Left.DROP
 
     async def _is_ours(self) -> bool:
         """Whether the request is still in our hands, if this process stood still meanwhile.
@@ -344,7 +345,7 @@ class Job:
                     "error": error or None,
                     "first_audio_ms": outbox.first_audio_ms,
                     "rtf": round(turn.engine_s / turn.audio_s, 4) if turn.audio_s else None,
-                    "taken_over": acquired.standing != "new" or None,
+                    "taken_over": acquired.standing is not Standing.NEW or None,
                 }
                 said = {name: figure for name, figure in figures.items() if figure is not None}
                 log.info("turn", reason=reason, frames=outbox.frames, **said)
@@ -355,19 +356,24 @@ class Job:
                 # Ended by us in a batch whose reply was lost, or another worker's by now.
                 log.info("fenced", frames=outbox.frames)
                 # Taken for dead, we were not killed by this request: nobody shall think so.
-                asked: Claim = "survived" if runner.attempts else "fenced"
+                asked = Claim.INQUIRE_ALIVE if runner.attempts else Claim.INQUIRE
                 now = await ledger.acquire(
                     self.delivery, request.session, request.name, claim=asked
                 )
-                left = {"known": _Left.SETTLE, "taken": _Left.DROP}
+                left = {
+                    Standing.ALREADY_ANSWERED: _Left.SETTLE,
+                    Standing.HELD_ELSEWHERE: _Left.DROP,
+                }
                 return left.get(now.standing, _Left.HAND_BACK)
-            case PublishOutcome.REFUSED:
+            case PublishOutcome.UNWRITABLE:
                 await self._abandon(request.session)
                 await self._bury(request.name, "failed", "the audio key takes no entries")
                 return _Left.REMOVE
-            case PublishOutcome.HANDED_OVER | PublishOutcome.FAILED | PublishOutcome.FORGOTTEN:
+            case (
+                PublishOutcome.HANDED_OVER | PublishOutcome.ENGINE_FAILED | PublishOutcome.FORGOTTEN
+            ):
                 log.info("handed_over", frames=outbox.frames, outcome=outcome.value)
-                blameless = outcome is not PublishOutcome.FAILED and runner.attempts > 0
+                blameless = outcome is not PublishOutcome.ENGINE_FAILED and runner.attempts > 0
                 await ledger.release(request.session, acquired.epoch, blameless=blameless)
                 return _Left.HAND_BACK
 

@@ -13,6 +13,7 @@ from voicefleet.schemas.keys import GROUP
 from voicefleet.wire.connect import Address, Topology
 from voicefleet.wire.link import Link, LinkClosedError, Reply, ReplyError
 from voicefleet.worker.context import WorkerContext
+from voicefleet.worker.store.lease_states import Claim
 from voicefleet.worker.store.ledger import Delivery
 
 log = structlog.stdlib.get_logger(__name__)
@@ -114,7 +115,7 @@ class QueueReader:
             return None
         (entries,) = cast(dict[bytes, list[tuple[bytes, list[bytes]]]], reply).values()
         ((entry, flat),) = entries
-        return Delivery(self._model, entry.decode(), paired(flat), "fresh")
+        return Delivery(self._model, entry.decode(), paired(flat), Claim.FRESH)
 
     def _ring(self) -> None:
         """End the blocked read."""

@@ -19,6 +19,7 @@ from voicefleet.worker.control.text_stream import TextLog, stream_text
 from voicefleet.worker.engines.protocol import CannotSpeakError
 from voicefleet.worker.models.pool import LoadedModel
 from voicefleet.worker.publish.outbox import Opening, Outbox, PublishOutcome, Retention
+from voicefleet.worker.store.lease_states import Standing
 from voicefleet.worker.store.ledger import Acquired, Delivery
 from voicefleet.worker.synthesis.prepared_turn import prepare
 from voicefleet.worker.synthesis.turn import Trail, Turn
@@ -82,7 +83,7 @@ class TurnRunner:
         )
         self.turn = Turn(self.outbox, config.synthesis_timeout_s)
         # Of this owner's own: none yet where it is suspect.
-        self.attempts = 0 if acquired.standing == "suspect" else 1
+        self.attempts = 0 if acquired.standing is Standing.CRASH_SUSPECTED else 1
         self._changed = anyio.Event()
 
     def hand_over(self) -> None:
@@ -111,13 +112,13 @@ class TurnRunner:
 
     @property
     def _attempts_with_this(self) -> int:
-        return self._acquired.attempts + (self._acquired.standing == "suspect")
+        return self._acquired.attempts + (self._acquired.standing is Standing.CRASH_SUSPECTED)
 
     # What the session wishes.
 
     def _react(self) -> None:
         directive = self._view.directive()
-        if directive is Directive.LOST:
+        if directive is Directive.YIELD:
             self.outbox.settle(PublishOutcome.FENCED)
         elif directive in ENDINGS:
             self._end(ENDINGS[directive])
@@ -163,14 +164,14 @@ class TurnRunner:
     # Speaking.
 
     async def _begin_attempt(self) -> None:
-        if self._acquired.standing == "suspect":
+        if self._acquired.standing is Standing.CRASH_SUSPECTED:
             await anyio.sleep(random.uniform(*SUSPECT_WAIT_S))  # noqa: S311
             self.attempts = 1
             await self._context.ledger.begin_attempt(self._request.session, self._acquired.epoch)
 
     async def _note_survival(self) -> None:
         """Tell when the turn has made all that may be made: paused, say, it is heard no further."""
-        if self._acquired.standing != "new":
+        if self._acquired.standing is not Standing.NEW:
             await self.outbox.filled.wait()
             await self._context.ledger.survived(self._request.session, self._acquired.epoch)
 
@@ -250,7 +251,7 @@ class TurnRunner:
             self.reason, self.error = "failed", f"{type(error).__name__}: {error}"
             self.outbox.close(self.reason, self.error)
         else:
-            self.outbox.settle(PublishOutcome.FAILED)
+            self.outbox.settle(PublishOutcome.ENGINE_FAILED)
 
 
 def _nothing() -> None:

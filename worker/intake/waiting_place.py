@@ -14,7 +14,7 @@ SILENCE_S = 5.0
 """An owner writes each second that it has a turn, and one who is next begins at once."""
 
 
-class Place:
+class PlaceInLine:
     """The place of one waiting request; its holder says what it reads of the lease.
 
     Args:

@@ -34,12 +34,18 @@ HOUSEKEEPING_S = 1.0
 class PublishOutcome(Enum):
     """How a turn's publishing came to its end."""
 
-    ENDED = "the end entry stands"
-    FENCED = "another owner holds the lease"
-    FORGOTTEN = "the server forgot more than was kept"
-    REFUSED = "the audio key takes no entries"
-    HANDED_OVER = "given up for another worker"
-    FAILED = "the engine failed, another try is left"
+    ENDED = "ended"
+    """The turn's end entry is in the stream."""
+    FENCED = "fenced"
+    """A later owner holds the lease."""
+    FORGOTTEN = "forgotten"
+    """The server forgot the lease, or more frames than are kept to be sent again."""
+    UNWRITABLE = "unwritable"
+    """The audio key takes no entries."""
+    HANDED_OVER = "handed_over"
+    """This worker gave the turn up for another worker."""
+    ENGINE_FAILED = "engine_failed"
+    """The engine failed, and another attempt is left."""
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):

@@ -124,7 +124,7 @@ class _Lane:
         if hopeless:
             # The audio key holds ids beyond ours, say: neither time nor a new connection mends it.
             log.warning("append_impossible", session=outbox.opening.session, error=refused)
-            outbox.settle(PublishOutcome.REFUSED)
+            outbox.settle(PublishOutcome.UNWRITABLE)
         elif refused.startswith(FULL):
             log.warning("append_refused", session=outbox.opening.session, error=refused)
             self._rests_until = time.monotonic() + RETRY_S

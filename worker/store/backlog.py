@@ -12,7 +12,8 @@ from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from voicefleet.wire.link import Argument, Reply, ReplyError
 from voicefleet.wire.router import Router
 from voicefleet.worker.store import scripts
-from voicefleet.worker.store.ledger import Claim, Delivery
+from voicefleet.worker.store.lease_states import Claim
+from voicefleet.worker.store.ledger import Delivery
 from voicefleet.worker.store.scripts import Script
 
 MOST_LISTED = 10_000
@@ -53,7 +54,7 @@ class Backlog:
         if reply is None:
             return []
         (entries,) = cast(dict[bytes, list[tuple[bytes, list[bytes]]]], reply).values()
-        return [Delivery(self._model, e.decode(), paired(flat), "fresh") for e, flat in entries]
+        return [Delivery(self._model, e.decode(), paired(flat), Claim.FRESH) for e, flat in entries]
 
     async def park(self, entries: Sequence[str]) -> None:
         """Let requests of ours wait for any worker's slot."""
@@ -75,8 +76,7 @@ class Backlog:
     async def listed(self) -> dict[str, Claim] | None:
         """Entries that wait for a slot, and how each is to be claimed; ``None``: no queue."""
         found: dict[str, Claim] = {}
-        claims: tuple[tuple[str, Claim], ...] = ((BACKLOG, "fresh"), (ORPHANS, "over"))
-        for consumer, claim in claims:
+        for consumer, claim in ((BACKLOG, Claim.FRESH), (ORPHANS, Claim.TAKE_OVER)):
             try:
                 reply = await self._router.call(
                     *(self._queue, "XPENDING", self._queue, GROUP, "-", "+", MOST_LISTED, consumer)
@@ -103,7 +103,7 @@ class Backlog:
         if not reply:
             return None
         claim, entry, fields = cast(tuple[bytes, bytes, list[bytes]], reply)
-        return Delivery(self._model, entry.decode(), paired(fields), cast(Claim, claim.decode()))
+        return Delivery(self._model, entry.decode(), paired(fields), Claim(claim.decode()))
 
     async def _run(self, script: Script, *args: Argument) -> Reply:
         shared = (GROUP, ORPHANS, BACKLOG, self._worker)

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Literal, cast
+from typing import cast
 
 import anyio
 import msgspec
@@ -22,6 +22,7 @@ from voicefleet.schemas.request import Request, TextPiece
 from voicefleet.wire.link import Argument, Reply, ReplyError
 from voicefleet.wire.router import Router
 from voicefleet.worker.store import scripts
+from voicefleet.worker.store.lease_states import Claim, Standing
 from voicefleet.worker.store.scripts import Script
 
 log = structlog.stdlib.get_logger(__name__)
@@ -29,15 +30,12 @@ log = structlog.stdlib.get_logger(__name__)
 OWNERS_RETURN_S = 2.0
 MOST_DIGITS = 20
 
-Claim = Literal["fresh", "over", "again", "fenced", "survived"]
-Standing = Literal["new", "over", "suspect", "taken", "busy", "known"]
-Place = Literal["listed", "known", "full", "taken"]
-
 
 class Delivery(msgspec.Struct, frozen=True):
     """One entry of a model's request stream in this worker's hands.
 
-    ``claim`` says how it came: ``fresh``, never spoken yet, or ``over`` from another owner.
+    ``claim`` says how its session's lease is asked for: ``FRESH``, or ``TAKE_OVER`` where another
+    worker had the request before.
     """
 
     model: str
@@ -72,7 +70,7 @@ class Enqueued(msgspec.Struct, frozen=True):
     session speaks, or has spoken lately.
     """
 
-    place: Place
+    standing: Standing
     interrupts: bool
     talks: bool
 
@@ -261,8 +259,8 @@ class Ledger:
     ) -> Enqueued:
         """Let a request wait for its session, unless ``most`` wait before it.
 
-        Where it is ``full`` the session's own keys know: the request is answered in its order,
-        whoever is there then; a dead letter says so.
+        ``SESSION_FULL`` is noted in the session's own keys: whoever is there then answers the
+        request in its order. A dead letter says so.
 
         Args:
             delivery: The request's entry.
@@ -285,12 +283,13 @@ class Ledger:
             int(conversation_s * 1000),
             *earlier,
         )
-        place, interrupts, talks = cast(list[bytes], reply)
-        if place == b"full":
+        answer, interrupts, talks = cast(list[bytes], reply)
+        standing = Standing(answer.decode())
+        if standing is Standing.SESSION_FULL:
             error = f"max_waiting_turns: {most} requests wait in this session"
             log.info("rejected", error=error)
             await self.bury_letter(delivery, session, request.name, "rejected", error)
-        return Enqueued(cast(Place, place.decode()), interrupts == b"1", talks == b"1")
+        return Enqueued(standing, interrupts == b"1", talks == b"1")
 
     async def _before(self, delivery: Delivery, session: str) -> tuple[list[str], list[str]]:
         """How a script finds what stands before a request: keys of the queue, or names."""
@@ -311,9 +310,9 @@ class Ledger:
     ) -> Acquired:
         """Take the session's lease for this request, if it is its turn.
 
-        Claimed ``again``, ``last`` is what this worker held before the server forgot it.
+        With ``REGAIN``, ``last`` is what this worker held before the server forgot it.
         """
-        if claim in ("fresh", "over"):
+        if claim in (Claim.FRESH, Claim.TAKE_OVER):
             # A server that has just taken over may not know of turns that are being spoken: those
             # who speak them come back first, or their numbers would go to others.
             leads_since = self._router.topology.leads_since(self._keys.lease(session))
@@ -333,8 +332,8 @@ class Ledger:
             secrets.token_hex(8),
             *earlier,
         )
-        status, *rest = cast(list[bytes], reply)
-        standing = cast(Standing, status.decode())
+        answer, *rest = cast(list[bytes], reply)
+        standing = Standing(answer.decode())
         if not rest:
             return Acquired(standing)
         epoch, turn, newest, attempts, resume = rest

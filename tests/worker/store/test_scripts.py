@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from voicefleet.worker.store import scripts
+from voicefleet.worker.store.lease_states import Claim, Standing
 from voicefleet.worker.store.scripts import Script
 
 pytestmark = [pytest.mark.anyio, pytest.mark.matrix]
@@ -41,7 +42,7 @@ class Session:
         request: str = "r1",
         *earlier: str,
         entry: str = "1-0",
-        claim: str = "fresh",
+        claim: Claim = Claim.FRESH,
         worker: str = "w1",
         model: str = MODEL,
         least: int = 0,
@@ -68,7 +69,7 @@ class Session:
     async def epoch(self, request: str = "r1", **options: Any) -> str:
         """Acquire a new turn and return its epoch."""
         status, epoch, *_ = await self.acquire(request, **options)
-        assert status in ("new", "over", "suspect")
+        assert status in (Standing.NEW, Standing.TAKEN_OVER, Standing.CRASH_SUSPECTED)
         return epoch
 
     async def append(
@@ -181,7 +182,7 @@ def session(redis: Redis, prefix: str) -> Session:
 class TestAcquire:
     async def test_new(self, session: Session) -> None:
         status, epoch, turn, last, attempts, resume = await session.acquire()
-        assert (status, turn, last, attempts, resume) == ("new", "1", "-1", "1", "")
+        assert (status, turn, last, attempts, resume) == (Standing.NEW, "1", "-1", "1", "")
         seconds, micros = await session.redis.time()
         assert 0 <= seconds * 1_000_000 + micros - int(epoch) < 60_000_000
         lease = await session.hash(session.lease)
@@ -209,64 +210,68 @@ class TestAcquire:
 
     async def test_every_acquisition_has_a_greater_epoch(self, session: Session) -> None:
         epochs = [int(await session.epoch())]
-        epochs += [int(await session.epoch(claim="over")) for _ in range(5)]
+        epochs += [int(await session.epoch(claim=Claim.TAKE_OVER)) for _ in range(5)]
         assert epochs == sorted(set(epochs))
 
     async def test_over(self, session: Session) -> None:
         epoch = await session.epoch()
         await session.append(epoch, 0, start(), pcm(1), pcm(2), resume=b"[points]")
-        status, _, turn, last, attempts, resume = await session.acquire(claim="over", worker="w2")
-        assert (status, turn, last, resume) == ("over", "1", "2", "[points]")
+        status, _, turn, last, attempts, resume = await session.acquire(
+            claim=Claim.TAKE_OVER, worker="w2"
+        )
+        assert (status, turn, last, resume) == (Standing.TAKEN_OVER, "1", "2", "[points]")
         assert attempts == "1"  # it got further
         assert (await session.hash(session.lease))["owner"] == "w2"
 
     async def test_over_without_progress_counts_attempts(self, session: Session) -> None:
         await session.epoch()
         for tried in (1, 2, 3):
-            status, epoch, _, _, attempts, _ = await session.acquire(claim="over")
-            assert (status, attempts) == ("suspect", str(tried))
+            status, epoch, _, _, attempts, _ = await session.acquire(claim=Claim.TAKE_OVER)
+            assert (status, attempts) == (Standing.CRASH_SUSPECTED, str(tried))
             await session.append(epoch, 0, start())  # opens the turn, and is not heard
             assert await session.attempt(epoch, "1") == 1
-        epoch = (await session.acquire(claim="over"))[1]
+        epoch = (await session.acquire(claim=Claim.TAKE_OVER))[1]
         await session.append(epoch, 1, pcm(1))
-        assert (await session.acquire(claim="over"))[4] == "1"
-        assert (await session.acquire(claim="over"))[4] == "1"
+        assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "1"
+        assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "1"
 
     async def test_a_suspect_that_was_not_tried_is_not_blamed(self, session: Session) -> None:
         await session.epoch()
         for _ in range(5):
-            assert (await session.acquire(claim="over"))[4] == "1"
+            assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "1"
 
     async def test_an_owner_that_was_not_dead_takes_its_attempt_back(
         self, session: Session
     ) -> None:
         await session.epoch(worker="w1")
         for _ in range(5):
-            epoch = (await session.acquire(claim="over", worker="w2"))[1]
+            epoch = (await session.acquire(claim=Claim.TAKE_OVER, worker="w2"))[1]
             await session.attempt(epoch, "1")
-            assert await session.acquire(claim="survived", worker="w1") == ("taken",)
-        assert (await session.acquire(claim="over"))[4] == "1"
+            assert await session.acquire(claim=Claim.INQUIRE_ALIVE, worker="w1") == (
+                Standing.HELD_ELSEWHERE,
+            )
+        assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "1"
 
     async def test_what_an_attempt_survived_counts_no_more(self, session: Session) -> None:
         await session.epoch()
         for _ in range(5):
-            epoch = (await session.acquire(claim="over"))[1]
+            epoch = (await session.acquire(claim=Claim.TAKE_OVER))[1]
             assert await session.attempt(epoch, "1") == 1
             assert await session.attempt(epoch, "0") == 1
-        assert (await session.acquire(claim="over"))[4] == "0"
+        assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "0"
         assert await session.attempt(epoch, "1") == 0, "another's by now"
 
     async def test_taken(self, session: Session) -> None:
         await session.epoch(worker="w1")
-        assert await session.acquire(worker="w2") == ("taken",)
-        assert await session.acquire(worker="w2", claim="again") == ("taken",)
+        assert await session.acquire(worker="w2") == (Standing.HELD_ELSEWHERE,)
+        assert await session.acquire(worker="w2", claim=Claim.REGAIN) == (Standing.HELD_ELSEWHERE,)
 
     async def test_again_is_our_own_turn(self, session: Session) -> None:
         epoch = await session.epoch()
         await session.append(epoch, 0, start(), pcm(1), pcm(2))
         await session.redis.xtrim(session.audio, maxlen=0)
-        status, _, turn, last, attempts, _ = await session.acquire(claim="again", least=1)
-        assert (status, turn, last, attempts) == ("over", "1", "-1", "1")
+        status, _, turn, last, attempts, _ = await session.acquire(claim=Claim.REGAIN, least=1)
+        assert (status, turn, last, attempts) == (Standing.TAKEN_OVER, "1", "-1", "1")
 
     async def test_again_without_a_lease_goes_on_where_the_stream_ends(
         self, session: Session
@@ -274,8 +279,8 @@ class TestAcquire:
         epoch = await session.epoch()
         await session.append(epoch, 0, start(), pcm(1), pcm(2))
         await session.redis.delete(session.lease)
-        status, _, turn, last, *_ = await session.acquire(claim="again", least=1)
-        assert (status, turn, last) == ("over", "1", "2")
+        status, _, turn, last, *_ = await session.acquire(claim=Claim.REGAIN, least=1)
+        assert (status, turn, last) == (Standing.TAKEN_OVER, "1", "2")
 
     async def test_again_with_nothing_left_is_a_new_turn_of_the_same_number(
         self, session: Session
@@ -283,28 +288,28 @@ class TestAcquire:
         epoch = await session.epoch()
         await session.append(epoch, 0, start(), pcm(1), pcm(2))
         await session.redis.delete(session.lease, session.audio)
-        status, _, turn, last, *_ = await session.acquire(claim="again", least=1)
-        assert (status, turn, last) == ("new", "1", "-1")
+        status, _, turn, last, *_ = await session.acquire(claim=Claim.REGAIN, least=1)
+        assert (status, turn, last) == (Standing.NEW, "1", "-1")
 
     async def test_busy_while_another_is_spoken(self, session: Session) -> None:
         epoch = await session.epoch("r1")
-        assert await session.acquire("r2", entry="2-0") == ("busy",)
+        assert await session.acquire("r2", entry="2-0") == (Standing.WAITING,)
         await session.append(epoch, 0, start())
         await session.finish(epoch, 1)
-        assert (await session.acquire("r2", entry="2-0"))[0] == "new"
+        assert (await session.acquire("r2", entry="2-0"))[0] == Standing.NEW
 
     async def test_the_same_request_again_waits_for_its_end(self, session: Session) -> None:
         """It is who goes on, should the turn be lost that it asks for."""
         epoch = await session.epoch("r1", entry="1-0")
         await session.append(epoch, 0, start(), pcm(1))
-        assert await session.acquire("r1", entry="2-0") == ("busy",)
-        assert await session.enqueue("r1", "2-0", interrupt=True) == "listed"
+        assert await session.acquire("r1", entry="2-0") == (Standing.WAITING,)
+        assert await session.enqueue("r1", "2-0", interrupt=True) == Standing.WAITING
         assert (await session.hash(session.lease))[f"w:2-0:{MODEL}"] == ".r1"
-        assert await session.enqueue("r1", "3-0", most=1) == "known", (
+        assert await session.enqueue("r1", "3-0", most=1) == Standing.ALREADY_ANSWERED, (
             "that is no reason to refuse it"
         )
         await session.finish(epoch, 2)
-        assert await session.acquire("r1", entry="2-0") == ("known",)
+        assert await session.acquire("r1", entry="2-0") == (Standing.ALREADY_ANSWERED,)
         assert (await session.hash(session.state))["state"] == "idle"
 
     async def test_and_goes_on_with_it_where_nobody_else_does(self, session: Session) -> None:
@@ -313,21 +318,21 @@ class TestAcquire:
         await session.enqueue("r1", "2-0")
         await session.abandon()
         status, _, turn, last, *_ = await session.acquire("r1", entry="2-0")
-        assert (status, turn, last) == ("over", "1", "1")
+        assert (status, turn, last) == (Standing.TAKEN_OVER, "1", "1")
 
     async def test_busy_while_one_before_it_is_on_its_way(self, session: Session) -> None:
-        assert await session.acquire("r2", "r1", entry="2-0") == ("busy",)
+        assert await session.acquire("r2", "r1", entry="2-0") == (Standing.WAITING,)
         await session.speak("r1", entry="1-0")
-        assert (await session.acquire("r2", "r1", entry="2-0"))[0] == "new"
+        assert (await session.acquire("r2", "r1", entry="2-0"))[0] == Standing.NEW
 
     @pytest.mark.parametrize(
         ("waits", "model", "status"),
         [
-            ("1-0", "zzz", "busy"),
-            ("2-0", "aaa", "busy"),
-            ("2-0", "zzz", "new"),
-            ("2-1", "aaa", "new"),
-            ("10-0", "aaa", "new"),
+            ("1-0", "zzz", Standing.WAITING),
+            ("2-0", "aaa", Standing.WAITING),
+            ("2-0", "zzz", Standing.NEW),
+            ("2-1", "aaa", Standing.NEW),
+            ("10-0", "aaa", Standing.NEW),
         ],
     )
     async def test_busy_while_an_older_one_waits_in_any_queue(
@@ -339,11 +344,13 @@ class TestAcquire:
     async def test_known(self, session: Session) -> None:
         await session.speak()
         await session.enqueue("r9", "9-0")
-        assert await session.acquire(entry="2-0") == ("known",)
-        assert await session.acquire(entry="1-0", claim="over") == ("known",)
+        assert await session.acquire(entry="2-0") == (Standing.ALREADY_ANSWERED,)
+        assert await session.acquire(entry="1-0", claim=Claim.TAKE_OVER) == (
+            Standing.ALREADY_ANSWERED,
+        )
         # One that waits under a name that was taken does not wait any more.
         await session.redis.hset(session.lease, f"w:3-0:{MODEL}", ".r1")
-        assert await session.acquire(entry="3-0") == ("known",)
+        assert await session.acquire(entry="3-0") == (Standing.ALREADY_ANSWERED,)
         assert [f for f in await session.hash(session.lease) if f[0] == "w"] == [f"w:9-0:{MODEL}"]
 
     async def test_a_thousand_names_are_remembered(self, session: Session) -> None:
@@ -356,15 +363,15 @@ class TestAcquire:
         epoch = await session.epoch()
         await session.append(epoch, 0, start(), pcm(1))
         await session.redis.delete(session.lease)
-        status, _, turn, last, *_ = await session.acquire(claim="over")
-        assert (status, turn, last) == ("over", "1", "1")
+        status, _, turn, last, *_ = await session.acquire(claim=Claim.TAKE_OVER)
+        assert (status, turn, last) == (Standing.TAKEN_OVER, "1", "1")
 
     async def test_a_lost_lease_has_its_turn_ended_before_the_next(self, session: Session) -> None:
         epoch = await session.epoch()
         await session.append(epoch, 0, start(), pcm(1))
         await session.redis.delete(session.lease)
         status, _, turn, last, *_ = await session.acquire("r2", entry="2-0")
-        assert (status, turn, last) == ("new", "2", "-1")
+        assert (status, turn, last) == (Standing.NEW, "2", "-1")
         entry, end = (await session.stream())[-1]
         assert entry == "1-2"
         assert end.pop("t").isdecimal()
@@ -383,13 +390,15 @@ class TestAcquire:
         epoch = await session.epoch()
         await session.append(epoch, 0, start(), pcm(1))
         await session.redis.delete(session.lease)
-        assert await session.acquire("r2", "r1", entry="2-0") == ("busy",)
-        assert (await session.acquire("r1", claim="again", least=1))[:1] == ("over",)
+        assert await session.acquire("r2", "r1", entry="2-0") == (Standing.WAITING,)
+        assert (await session.acquire("r1", claim=Claim.REGAIN, least=1))[:1] == (
+            Standing.TAKEN_OVER,
+        )
 
     async def test_debris_is_cleared_away(self, session: Session) -> None:
         for key in (session.lease, session.state, session.spoken, session.audio):
             await session.redis.set(key, "debris", ex=60)
-        assert (await session.acquire())[0] == "new"
+        assert (await session.acquire())[0] == Standing.NEW
 
     async def test_debris_in_place_of_the_audio_makes_way_during_a_turn(
         self, session: Session
@@ -410,43 +419,43 @@ class TestAcquireAgain:
     async def test_what_we_hold_without_knowing_is_ours(self, session: Session) -> None:
         await session.acquire("r1")
         status, _, turn, last, attempts, _ = await session.acquire("r1")
-        assert (status, turn, last, attempts) == ("over", "1", "-1", "1")
-        assert (await session.acquire("r1", worker="w2"))[0] == "taken"
+        assert (status, turn, last, attempts) == (Standing.TAKEN_OVER, "1", "-1", "1")
+        assert (await session.acquire("r1", worker="w2"))[0] == Standing.HELD_ELSEWHERE
 
     async def test_a_copy_of_the_same_call_changes_nothing(self, session: Session) -> None:
         await session.acquire("r1", worker="w1")
-        over = {"worker": "w2", "claim": "over", "ticket": "t2"}
+        over = {"worker": "w2", "claim": Claim.TAKE_OVER, "ticket": "t2"}
         status, *first = await session.acquire("r1", **over)
-        assert (status, first[3]) == ("suspect", "1")
-        assert await session.acquire("r1", **over) == ("suspect", *first)
+        assert (status, first[3]) == (Standing.CRASH_SUSPECTED, "1")
+        assert await session.acquire("r1", **over) == (Standing.CRASH_SUSPECTED, *first)
 
     async def test_a_turn_that_another_has_ended_since_is_known(self, session: Session) -> None:
         forgotten = await session.epoch("r1", worker="w1")
         await session.redis.delete(*session.keys)
         await session.speak("r1", worker="w2")
-        again = {"claim": "again", "least": 1, "last_epoch": forgotten}
-        assert (await session.acquire("r1", **again))[0] == "known"
+        again = {"claim": Claim.REGAIN, "least": 1, "last_epoch": forgotten}
+        assert (await session.acquire("r1", **again))[0] == Standing.ALREADY_ANSWERED
         await session.speak("r2", turn=2, entry="2-0")
-        assert (await session.acquire("r1", **again))[0] == "known"
+        assert (await session.acquire("r1", **again))[0] == Standing.ALREADY_ANSWERED
 
     async def test_a_lease_of_before_our_time_is_no_hindrance(self, session: Session) -> None:
         await session.acquire("r1", worker="w1")
         before = await session.redis.dump(session.lease)
-        ours = await session.epoch("r1", worker="w2", claim="over")
+        ours = await session.epoch("r1", worker="w2", claim=Claim.TAKE_OVER)
         await session.redis.restore(session.lease, 0, before, replace=True)
         assert await session.append(ours, 0, start()) == GONE
-        again = {"claim": "again", "least": 1, "last_epoch": ours}
-        assert (await session.acquire("r1", worker="w2", **again))[0] == "over"
+        again = {"claim": Claim.REGAIN, "least": 1, "last_epoch": ours}
+        assert (await session.acquire("r1", worker="w2", **again))[0] == Standing.TAKEN_OVER
 
     async def test_who_was_fenced_off_takes_nothing(self, session: Session) -> None:
         await session.acquire("r1", worker="w2")
-        fenced = {"worker": "w1", "claim": "fenced"}
-        assert await session.acquire("r1", **fenced) == ("taken",)
-        assert await session.acquire("r2", entry="2-0", **fenced) == ("busy",)
+        fenced = {"worker": "w1", "claim": Claim.INQUIRE}
+        assert await session.acquire("r1", **fenced) == (Standing.HELD_ELSEWHERE,)
+        assert await session.acquire("r2", entry="2-0", **fenced) == (Standing.WAITING,)
         await session.abandon(worker="w2")
-        assert await session.acquire("r2", entry="2-0", **fenced) == ("busy",)
+        assert await session.acquire("r2", entry="2-0", **fenced) == (Standing.WAITING,)
         await session.speak("r3", turn=2, entry="3-0")
-        assert await session.acquire("r3", entry="3-0", **fenced) == ("known",)
+        assert await session.acquire("r3", entry="3-0", **fenced) == (Standing.ALREADY_ANSWERED,)
 
 
 class TestAppend:
@@ -480,7 +489,7 @@ class TestAppend:
 
     async def test_a_stale_owner_is_fenced_off(self, session: Session) -> None:
         old = await session.epoch(worker="w1")
-        new = await session.epoch(worker="w2", claim="over")
+        new = await session.epoch(worker="w2", claim=Claim.TAKE_OVER)
         assert await session.append(old, 0, start()) == FENCED
         assert await session.ids() == []
         assert await session.append(new, 0, start()) == 0
@@ -552,7 +561,7 @@ class TestFinish:
 
     async def test_of_a_stale_owner_is_refused(self, session: Session) -> None:
         old = await session.epoch()
-        await session.epoch(claim="over", worker="w2")
+        await session.epoch(claim=Claim.TAKE_OVER, worker="w2")
         assert await session.finish(old, 1) == FENCED
         await session.redis.delete(session.lease)
         assert await session.finish(old, 1) == GONE
@@ -584,8 +593,10 @@ class TestRelease:
         assert await session.release(epoch) == 1
         assert await session.append(epoch, 2, pcm(2)) == FENCED
         assert "owner" not in await session.hash(session.lease)
-        status, _, turn, last, attempts, _ = await session.acquire(claim="over", worker="w2")
-        assert (status, turn, last, attempts) == ("over", "1", "1", "1")
+        status, _, turn, last, attempts, _ = await session.acquire(
+            claim=Claim.TAKE_OVER, worker="w2"
+        )
+        assert (status, turn, last, attempts) == (Standing.TAKEN_OVER, "1", "1", "1")
 
     @pytest.mark.parametrize(("blameless", "attempts"), [(True, "1"), (False, "2")])
     async def test_counts_against_the_request_or_not(
@@ -593,11 +604,11 @@ class TestRelease:
     ) -> None:
         epoch = await session.epoch()
         await session.release(epoch, blameless=blameless)
-        assert (await session.acquire(claim="over"))[4] == attempts
+        assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == attempts
 
     async def test_of_a_stale_owner_does_nothing(self, session: Session) -> None:
         old = await session.epoch()
-        new = await session.epoch(claim="over", worker="w2")
+        new = await session.epoch(claim=Claim.TAKE_OVER, worker="w2")
         assert await session.release(old) == 0
         assert await session.release("1") == 0
         assert await session.append(new, 0, start()) == 0
@@ -606,7 +617,7 @@ class TestRelease:
         epoch = await session.epoch()
         await session.release(epoch)
         assert await session.release(epoch) == 0
-        assert (await session.acquire(claim="over"))[4] == "1"
+        assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "1"
 
 
 async def test_debris_in_the_leases_place_is_no_lease(session: Session) -> None:
@@ -643,11 +654,15 @@ class TestAbandon:
 class TestEnqueue:
     async def test_says_how_many_wait_before(self, session: Session) -> None:
         await session.epoch("r0", entry="5-0")
-        assert await session.enqueue("r1", "10-0") == "listed"
-        assert await session.enqueue("r2", "10-1") == "listed"
-        assert await session.enqueue("r3", "9-5") == "listed"
-        assert await session.enqueue("r4", "100-0", model="other", interrupt=True) == "listed"
-        assert await session.enqueue("r2", "10-1") == "listed"  # again, and not beside itself
+        assert await session.enqueue("r1", "10-0") == Standing.WAITING
+        assert await session.enqueue("r2", "10-1") == Standing.WAITING
+        assert await session.enqueue("r3", "9-5") == Standing.WAITING
+        assert (
+            await session.enqueue("r4", "100-0", model="other", interrupt=True) == Standing.WAITING
+        )
+        assert (
+            await session.enqueue("r2", "10-1") == Standing.WAITING
+        )  # again, and not beside itself
         lease = await session.hash(session.lease)
         assert lease["w:100-0:other"] == "!r4"
         assert lease[f"w:10-0:{MODEL}"] == ".r1"
@@ -663,13 +678,13 @@ class TestEnqueue:
 
     async def test_of_a_name_that_was_taken_is_refused(self, session: Session) -> None:
         await session.speak()
-        assert await session.enqueue("r1", "2-0") == "known"
+        assert await session.enqueue("r1", "2-0") == Standing.ALREADY_ANSWERED
         assert not [f for f in await session.hash(session.lease) if f.startswith("w:")]
 
     async def test_of_the_very_turn_that_is_spoken_is_refused(self, session: Session) -> None:
         """A worker that was taken for dead comes late: its place would be left behind."""
         await session.acquire("r1", entry="1-0")
-        assert await session.enqueue("r1", "1-0") == "taken"
+        assert await session.enqueue("r1", "1-0") == Standing.HELD_ELSEWHERE
         assert not [field for field in await session.hash(session.lease) if field[:2] == "w:"]
 
     async def test_a_session_is_idle_when_its_last_place_was_a_duplicates(
@@ -680,7 +695,7 @@ class TestEnqueue:
         await session.finish(epoch, 1)
         assert (await session.hash(session.state))["state"] == "queued"
         await session.redis.zadd(session.spoken, {"r2": 1})
-        assert await session.enqueue("r2", "2-0") == "known"
+        assert await session.enqueue("r2", "2-0") == Standing.ALREADY_ANSWERED
         assert (await session.hash(session.state))["state"] == "idle"
 
     async def test_who_asks_twice_interrupts_once(self, session: Session) -> None:
@@ -694,7 +709,7 @@ class TestEnqueue:
     async def test_a_place_left_behind_holds_up_nobody(self, session: Session) -> None:
         await session.speak("r1", entry="1-0")
         await session.redis.hset(session.lease, f"w:1-0:{MODEL}", ".r1")
-        assert (await session.acquire("r2", entry="2-0"))[0] == "new"
+        assert (await session.acquire("r2", entry="2-0"))[0] == Standing.NEW
         assert f"w:1-0:{MODEL}" not in await session.hash(session.lease)
 
     async def test_the_waiting_is_over_with_the_acquisition(self, session: Session) -> None:
@@ -972,7 +987,7 @@ class TestBacklog:
 
     async def test_says_whether_it_was_anybodys_before(self, queue: Queue) -> None:
         (entry,) = await queue.parked("s")
-        for claim in (b"fresh", b"over"):
+        for claim in (b"fresh", b"take_over"):
             reply: Any = await run(
                 queue.redis, scripts.TAKE, queue.keys, GROUP, ORPHANS, BACKLOG, "w1"
             )
@@ -1012,16 +1027,16 @@ class TestBacklog:
     async def test_a_talker_that_was_taken_hides_no_other(self, queue: Queue) -> None:
         first, talks, last = await queue.parked("s", count=3)
         await queue.promote(talks)
-        assert await queue.adopt("w2", talks) == ("fresh", talks)
+        assert await queue.adopt("w2", talks) == (Claim.FRESH, talks)
         await queue.redis.zadd(queue.ranks, {f" 0 {'0' * 19}9-{'0' * 20}": 0})
         assert [await queue.take("w1") for _ in range(3)] == [first, last, None]
 
     async def test_one_can_be_taken_out_of_its_turn(self, queue: Queue) -> None:
         first, second, third = await queue.parked("s", count=3)
-        assert await queue.adopt("w1", second) == ("fresh", second)
+        assert await queue.adopt("w1", second) == (Claim.FRESH, second)
         assert await queue.adopt("w2", second) is None, "it is in another's hands"
         await queue.orphan("w1", second)
-        assert await queue.adopt("w2", second) == ("over", second)
+        assert await queue.adopt("w2", second) == (Claim.TAKE_OVER, second)
         assert [await queue.take("w1") for _ in range(3)] == [first, third, None]
 
     async def test_one_that_was_not_parked_is_not_to_be_had(self, queue: Queue) -> None:
@@ -1084,9 +1099,9 @@ class TestRefused:
         """A turn that is spoken, some that wait, some that may not; returns the turn's epoch."""
         epoch = await session.epoch("r1", entry="1-0")
         for n in range(2, 2 + places):
-            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == "listed"
+            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == Standing.WAITING
         for n in range(2 + places, 2 + places + refused):
-            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == "full"
+            assert await session.enqueue(f"r{n}", f"{n}-0", most=places) == Standing.SESSION_FULL
         return epoch
 
     async def test_are_answered_when_all_before_them_are(self, session: Session) -> None:
@@ -1114,25 +1129,25 @@ class TestRefused:
         epoch = await self.fill(session, 1, 1)
         assert await session.finish(epoch, 1) == 1
         status, _, turn, *_ = await session.acquire("r2", entry="2-0")
-        assert (status, turn) == ("new", "2")
+        assert (status, turn) == (Standing.NEW, "2")
         await session.abandon("2-0")
         assert (await session.acquire("r9", entry="9-0"))[2] == "4"
         assert (await session.stream())[-1][0] == "3-1"
 
     async def test_a_name_that_was_refused_is_taken(self, session: Session) -> None:
         await self.fill(session, 1, 1)
-        assert await session.enqueue("r3", "9-0", most=1) == "known"
+        assert await session.enqueue("r3", "9-0", most=1) == Standing.ALREADY_ANSWERED
 
     async def test_one_that_waits_is_not_refused_later(self, session: Session) -> None:
         await self.fill(session, 2, 0)
-        assert await session.enqueue("r3", "3-0", most=1) == "listed"
+        assert await session.enqueue("r3", "3-0", most=1) == Standing.WAITING
 
     async def test_are_answered_in_their_order_however_they_were_found(
         self, session: Session
     ) -> None:
         epoch = await self.fill(session, 1, 0)
         for n in (5, 3, 9, 4):
-            assert await session.enqueue(f"r{n}", f"{n}-0", most=1) == "full"
+            assert await session.enqueue(f"r{n}", f"{n}-0", most=1) == Standing.SESSION_FULL
         await session.finish(epoch, 1)
         epoch = await session.epoch("r2", entry="2-0")
         await session.finish(epoch, 1, turn=2)
@@ -1144,7 +1159,11 @@ class TestRefused:
         entries = [(await queue.add("s", f"r{n}"))[0] for n in range(1, 5)]
         keys = (queue.key, queue.order)
         await session.epoch("r1", entry=entries[0])
-        for n, place in {4: "full", 3: "listed", 2: "listed"}.items():
+        for n, place in {
+            4: Standing.SESSION_FULL,
+            3: Standing.WAITING,
+            2: Standing.WAITING,
+        }.items():
             entry = entries[n - 1]
             assert await session.enqueue(f"r{n}", entry, most=2, queue=keys) == place
 
@@ -1152,8 +1171,8 @@ class TestRefused:
         await session.epoch("r1", entry="1-0")
         await session.enqueue("r2", "2-0")
         earlier = ("r1", "r2", "r3")
-        assert await session.enqueue("r4", "4-0", most=2, earlier=earlier) == "full"
-        assert await session.enqueue("r4b", "4-0", most=3, earlier=earlier) == "listed"
+        assert await session.enqueue("r4", "4-0", most=2, earlier=earlier) == Standing.SESSION_FULL
+        assert await session.enqueue("r4b", "4-0", most=3, earlier=earlier) == Standing.WAITING
 
     async def test_a_flood_is_answered_to_a_limit(self, session: Session) -> None:
         epoch = await self.fill(session, 1, 1100)
@@ -1199,7 +1218,7 @@ class TestMark:
         old = await session.epoch()
         await session.redis.xadd(session.text, {"text": "One. "}, id="3-0")
         await session.redis.pexpire(session.text, TTL_MS)
-        _, new, *_ = await session.acquire(claim="over", worker="w2")
+        _, new, *_ = await session.acquire(claim=Claim.TAKE_OVER, worker="w2")
         assert await self.mark(session, old, "3-0", "3-1") == 0
         assert await session.finish(new, 1) == 1
         assert await self.mark(session, new, "3-0", "3-1") == 0
@@ -1284,7 +1303,7 @@ async def test_a_server_that_forgot_the_scripts_learns_them_again(
     session: Session, redis: Redis
 ) -> None:
     await redis.script_flush()
-    assert (await session.acquire())[0] == "new"
+    assert (await session.acquire())[0] == Standing.NEW
 
 
 async def test_every_script_says_what_its_keys_and_arguments_are() -> None:

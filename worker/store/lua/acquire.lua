@@ -4,18 +4,19 @@
 -- server microseconds, so that they grow even after the server has forgotten the last one.
 --
 -- KEYS  lease, audio, session, spoken, refused, and the queue and its order where they are on the same server
--- ARGV  claim ("fresh": a turn nobody speaks yet, or ourselves; "over": from an owner that is dead or gave it
---       up; "again": our own turn, after the server forgot some of it; "fenced": a turn that was ours, of which
---       we ask who has it now and take nothing; "survived": the same, and our attempt did not kill us),
+-- ARGV  claim ("fresh": a turn nobody speaks yet, or ourselves; "take_over": from an owner that is dead or gave it
+--       up; "regain": our own turn, after the server forgot some of it; "inquire": a turn that was ours, of which
+--       we ask who has it now and take nothing; "inquire_alive": the same, and our attempt did not kill us),
 --       request, entry, model, worker, ttl_ms, least turn, our last epoch ("": none), ticket (this call's own:
 --       the same call, sent again because its reply was lost, changes nothing),
 --       names of requests that stand before, where the queue is elsewhere...
--- Returns {status, epoch, turn, last, attempts, resume}; the status is "new", "over", "suspect" (as "over", but
--- its last owner died before any frame of it was heard: the attempt is not counted yet), "taken" (another worker
--- speaks this entry), "busy" (another turn comes first) or "known" (this name was taken before).
+-- Returns {standing, epoch, turn, last, attempts, resume}; the standing is "new", "taken_over", "crash_suspected" (as
+-- "taken_over", but its last owner died before any frame of it was heard: the attempt is not counted yet),
+-- "held_elsewhere" (another worker speaks this entry), "waiting" (another turn comes first) or "already_answered" (so
+-- was its name).
 local lease, audio, session, spoken, refused = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local claim, request, entry, model, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local asks = claim == 'fenced' or claim == 'survived'
+local asks = claim == 'inquire' or claim == 'inquire_alive'
 local ttl, least, last_epoch, ticket = ARGV[6], tonumber(ARGV[7]), whole(ARGV[8]), ARGV[9]
 
 -- These keys are ours alone: one of another type is debris.
@@ -49,17 +50,17 @@ local function keep()
   for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], ttl) end
 end
 
-local function speak(status, turn, last, attempts, resume)
+local function speak(standing, turn, last, attempts, resume)
   redis.call('HSET', lease, 'active', '1', 'epoch', epoch, 'turn', turn, 'request', request, 'entry', entry,
-    'model', model, 'owner', worker, 'ticket', ticket, 'standing', status, 'attempts', attempts, 'progress', math.max(last, 0))
+    'model', model, 'owner', worker, 'ticket', ticket, 'standing', standing, 'attempts', attempts, 'progress', math.max(last, 0))
   redis.call('HDEL', lease, waiter)
   redis.call('ZADD', spoken, turn, request)
   redis.call('ZREMRANGEBYRANK', spoken, 0, -1025)
   redis.call('HSET', session, 'state', 'speaking', 'turn', turn, 'request', request, 'model', model,
     'worker', worker, 'frames', math.max(last, 0), 'updated_ms', now_ms)
-  if status == 'new' then redis.call('HDEL', session, 'first_audio_ms', 'voice') end
+  if standing == 'new' then redis.call('HDEL', session, 'first_audio_ms', 'voice') end
   keep()
-  return {status, epoch, turn, last, attempts, resume or ''}
+  return {standing, epoch, turn, last, attempts, resume or ''}
 end
 
 if held[1] == '1' then
@@ -67,24 +68,24 @@ if held[1] == '1' then
     -- What we hold without knowing it, we took in a call whose reply was lost; a lease older than our last one
     -- is what a failover left of the time before us.
     local ours = held[9] == worker or whole(held[5]) <= last_epoch
-    if claim == 'survived' and whole(held[6]) > 0 then redis.call('HINCRBY', lease, 'attempts', -1) end
-    if asks or (claim ~= 'over' and not ours) then return {'taken'} end
+    if claim == 'inquire_alive' and whole(held[6]) > 0 then redis.call('HINCRBY', lease, 'attempts', -1) end
+    if asks or (claim ~= 'take_over' and not ours) then return {'held_elsewhere'} end
     if last_turn ~= turn then last = -1 end
     local attempts = whole(held[6])
     if held[10] == ticket then return {held[11], held[5], turn, last, attempts, held[8] or ''} end
-    if claim ~= 'over' then return speak('over', turn, last, attempts, held[8]) end
+    if claim ~= 'take_over' then return speak('taken_over', turn, last, attempts, held[8]) end
     -- A turn of which another frame was heard since its last owner took it is no poison.
-    if last > whole(held[7]) then return speak('over', turn, last, 1, held[8]) end
+    if last > whole(held[7]) then return speak('taken_over', turn, last, 1, held[8]) end
     -- One that was given up in good order failed alone, if it failed.
-    if not held[9] then return speak('over', turn, last, attempts + 1, held[8]) end
-    return speak('suspect', turn, last, attempts, held[8])
+    if not held[9] then return speak('taken_over', turn, last, attempts + 1, held[8]) end
+    return speak('crash_suspected', turn, last, attempts, held[8])
   end
   -- Asked for again while it is spoken, it waits for the end: should that be lost, it is who goes on.
   if held[12] ~= request and redis.call('ZSCORE', spoken, request) then
     leave(lease, session, waiter)
-    return {'known'}
+    return {'already_answered'}
   end
-  return {'busy'}
+  return {'waiting'}
 end
 
 -- A lease that was lost (expired, or forgotten in a failover) leaves a turn without an end behind.
@@ -97,17 +98,17 @@ if not ended then
       if first[2][i] == 'request' then unended = first[2][i + 1] end
     end
   end
-  if not asks and (unended == request or (claim == 'again' and least == last_turn)) then
-    return speak('over', last_turn, last, 1, '')
+  if not asks and (unended == request or (claim == 'regain' and least == last_turn)) then
+    return speak('taken_over', last_turn, last, 1, '')
   end
 end
 
 local spoken_as = tonumber(redis.call('ZSCORE', spoken, request) or '')
-if spoken_as and (claim ~= 'again' or spoken_as < last_turn or (spoken_as == last_turn and ended)) then
+if spoken_as and (claim ~= 'regain' or spoken_as < last_turn or (spoken_as == last_turn and ended)) then
   leave(lease, session, waiter)
-  return {'known'}
+  return {'already_answered'}
 end
-if asks then return {'busy'} end
+if asks then return {'waiting'} end
 
 -- What stands before this request in its queue and was not spoken yet may still be on its way here; one
 -- whose lease alone was lost goes on as soon as its owner notices.
@@ -116,7 +117,7 @@ if KEYS[6] and redis.call('TYPE', KEYS[6]).ok == 'stream' then
   earlier = names_before(KEYS[6], KEYS[7], entry, string.match(audio, '{(.*)}'))
 end
 for _, name in ipairs(earlier) do
-  if name == unended or not redis.call('ZSCORE', spoken, name) then return {'busy'} end
+  if name == unended or not redis.call('ZSCORE', spoken, name) then return {'waiting'} end
 end
 
 -- Requests of one session may wait in several models' queues: the oldest comes first.
@@ -125,7 +126,7 @@ for i = 1, #fields, 2 do
   local other, queue = string.match(fields[i], '^w:(%d+%-%d+):(.+)$')
   if other and fields[i] ~= waiter and (is_before(other, entry) or (other == entry and queue < model)) then
     -- The place of one that was answered meanwhile is nobody's.
-    if not redis.call('ZSCORE', spoken, string.sub(fields[i + 1], 2)) then return {'busy'} end
+    if not redis.call('ZSCORE', spoken, string.sub(fields[i + 1], 2)) then return {'waiting'} end
     redis.call('HDEL', lease, fields[i])
   end
 end

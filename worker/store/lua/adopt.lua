@@ -5,5 +5,5 @@
 local item = withdraw(ARGV[5])
 if item then return {'fresh', item[1], item[2]} end
 item = pass(ARGV[5], ORPHANS, WORKER)
-if item then return {'over', item[1], item[2]} end
+if item then return {'take_over', item[1], item[2]} end
 return {}

@@ -3,9 +3,9 @@
 -- KEYS  lease, session, spoken, refused, and the queue and its order where they are on the same server
 -- ARGV  request, entry, model, "1" when it interrupts, ttl_ms, how many may wait, conversation_ms,
 --       names of requests that stand before, where the queue is elsewhere...
--- Returns {place, "1" when it interrupts what is before it, "1" when the session is in conversation}; the place is
--- "listed", "known" (its name was taken before), "full" (too many wait: it will be answered so) or "taken" (another
--- worker speaks this entry).
+-- Returns {standing, "1" when it interrupts what is before it, "1" when the session is in conversation}; the standing is
+-- "waiting", "already_answered" (so was its name), "session_full" (too many wait: it will be answered so) or
+-- "held_elsewhere" (another worker speaks this entry).
 local lease, session, spoken, refused = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local request, entry, model, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[6])
 for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset', [refused] = 'list'}) do
@@ -20,10 +20,10 @@ end
 local waiter = 'w:' .. entry .. ':' .. model
 local held = redis.call('HMGET', lease, 'active', 'entry', 'model', 'turn', waiter, 'request', 'spoke_ms')
 local is_spoken = held[1] == '1' and held[6] == request
-if held[1] == '1' and held[2] == entry and held[3] == model then return {'taken', '0', '0'} end
+if held[1] == '1' and held[2] == entry and held[3] == model then return {'held_elsewhere', '0', '0'} end
 if redis.call('ZSCORE', spoken, request) and not is_spoken then
   leave(lease, session, waiter)
-  return {'known', '0', '0'}
+  return {'already_answered', '0', '0'}
 end
 
 -- Those before it wait here already, or are still on their way from the queue: where it stands does not depend on
@@ -50,12 +50,12 @@ for _, name in ipairs(earlier) do
     listed[name] = true
   end
 end
-if before >= most and is_spoken then return {'known', '0', '0'} end
+if before >= most and is_spoken then return {'already_answered', '0', '0'} end
 if before >= most and not held[5] then
   redis.call('ZADD', spoken, whole(held[4]), request)
   refuse(refused, entry, request, 'max_waiting_turns: ' .. most .. ' requests wait in this session')
   keep()
-  return {'full', '0', '0'}
+  return {'session_full', '0', '0'}
 end
 redis.call('HSET', lease, waiter, (interrupts and '!' or '.') .. request)
 if held[1] ~= '1' then redis.call('HSET', session, 'state', 'queued') end
@@ -63,4 +63,4 @@ keep()
 local now = redis.call('TIME')
 local since_ms = now[1] * 1000 + math.floor(now[2] / 1000) - whole(held[7])
 local talks = held[1] == '1' or since_ms < tonumber(ARGV[7])
-return {'listed', interrupts and '1' or '0', talks and '1' or '0'}
+return {'waiting', interrupts and '1' or '0', talks and '1' or '0'}

@@ -1,13 +1,13 @@
 -- Take the next request for a free slot: one that was given up first, then the backlog's.
 --
 -- KEYS and ARGV as ``backlog``
--- Returns {"over" (an owner had it before) or "fresh", entry, fields}, or nothing.
+-- Returns {"take_over" (an owner had it before) or "fresh", entry, fields}, or nothing.
 while true do
   local pending = redis.call('XPENDING', QUEUE, GROUP, '-', '+', 1, ORPHANS)[1]
   if not pending then break end
   -- One that somebody has deleted from the queue is taken off the list instead.
   local item = redis.call('XCLAIM', QUEUE, GROUP, WORKER, 0, pending[1])[1]
-  if item then return {'over', item[1], item[2]} end
+  if item then return {'take_over', item[1], item[2]} end
 end
 
 if redis.call('ZCARD', BACKLOG) == 0 then

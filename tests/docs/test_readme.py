@@ -50,7 +50,7 @@ async def test_the_scripts_speak(up: Fleet, tmp_path: Path) -> None:
     for number, script in enumerate(SCRIPTS):
         file = tmp_path / f"example{number}.py"
         file.write_text(script.replace(ADDRESS, up.address))
-        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
         with anyio.fail_after(60):
             await anyio.run_process([sys.executable, file], cwd=tmp_path, env=environ, stderr=None)
     for name in ("hello.wav", "streamed.wav", "adapter.wav"):

@@ -4,8 +4,8 @@
     import wave
     from collections.abc import AsyncIterator
 
-    from voicefleet.worker.adapter import VoiceAdapter
-    from voicefleet.worker.config import Config
+    from voicefleet.worker.local.adapter import VoiceAdapter
+    from voicefleet.worker.config.sections import Config
 
     async def words() -> AsyncIterator[str]:
         yield "Text may arrive in pieces, "

@@ -63,7 +63,7 @@ class Batching:
         def burst() -> None:
             nonlocal done
             done += STEPS
-            decoder.burst(dict.fromkeys(range(count_), done), STEPS)
+            decoder.multi_step(dict.fromkeys(range(count_), done), STEPS)
             decoder.collect()
 
         step_s = self._time(burst) / STEPS
@@ -88,7 +88,7 @@ class Batching:
         for count_ in rows:
             stage = VocoderStage(self._model.vocoder, (count_,), Graphs(enabled=self._graphs))
             stage.warm_up()
-            seconds = self._time(lambda s=stage, c=count_: s.rehearse(c))
+            seconds = self._time(lambda s=stage, c=count_: s.dry_run(c))
             left, right = stage._trims()
             frames = WINDOW_LENGTHS[-1] - left - right
             audio_s = count_ * frames * self._sizes.vocoder.hop / self._sizes.sample_rate
@@ -104,11 +104,11 @@ class Batching:
         renderer = self._renderer(rows_apart=False)
         self._model.vocoder.rows_apart = False
         stage = VocoderStage(self._model.vocoder, (rows,), Graphs(enabled=False))
-        stage.rehearse(rows)
+        stage.dry_run(rows)
         found = {
-            "decode step": count(decoder.rehearse),
+            "decode step": count(decoder.dry_run),
             "flow block": count(lambda: self._block(renderer, rows, False)),
-            "vocoder window": count(lambda: stage.rehearse(rows)),
+            "vocoder window": count(lambda: stage.dry_run(rows)),
         }
         self._model.vocoder.rows_apart = True
         return found
@@ -121,13 +121,13 @@ class Batching:
         """
         decoder = self._decoder(rows)
         self._fill(decoder)
-        yield "decode step", decoder.rehearse
+        yield "decode step", decoder.dry_run
         del decoder
         yield "flow block", partial(self._block, self._renderer(rows_apart=False), rows, False)
         self._model.vocoder.rows_apart = False
         stage = VocoderStage(self._model.vocoder, (rows,), Graphs(enabled=self._graphs))
         stage.warm_up()
-        yield "vocoder window", lambda: stage.rehearse(rows)
+        yield "vocoder window", lambda: stage.dry_run(rows)
         self._model.vocoder.rows_apart = True
 
     @torch.inference_mode()
@@ -146,9 +146,9 @@ class Batching:
         width = self._sizes.language_model.width
         for slot in range(decoder.slots):
             decoder.begin(slot, sampling.draws(slot, 0, budget.MAX_TOKENS))
-            decoder.rule(slot, quiet_until=budget.MAX_TOKENS, mute=(True, True, True))
+            decoder.constrain(slot, min_tokens=budget.MAX_TOKENS, banned=(True, True, True))
             prompt = torch.randn(PROMPT, width, device=self._device, dtype=self._dtype)
-            decoder.read(slot, prompt)
+            decoder.prefill(slot, prompt)
 
     def _renderer(self, rows_apart: bool) -> BlockRenderer:
         renderer = BlockRenderer(

@@ -109,10 +109,10 @@ def watch(core: Any, *, device_times: bool = False) -> Meter:
     """Wrap a loaded ``CosyVoice2Core``'s parts."""
     meter = Meter(device_times=device_times)
     meter.wrap(core, "step", "step", _none, _none)
-    loaded: Any = core._model
+    loaded: Any = core._runner
     audio = loaded.audio
-    meter.wrap(loaded.decoder, "read", "prefill", _one, lambda _, embeddings: len(embeddings))
-    meter.wrap(loaded.decoder, "burst", "decode", _first, lambda _, steps: steps)
+    meter.wrap(loaded.decoder, "prefill", "prefill", _one, lambda _, embeddings: len(embeddings))
+    meter.wrap(loaded.decoder, "multi_step", "decode", _first, lambda _, steps: steps)
     if isinstance(audio, BlockStage):
         renderer: Any = audio._renderer
         meter.wrap(renderer, "render", "flow", _first, _first)

@@ -80,8 +80,8 @@ def machine(smoke: Smoke, pack_name: Any, packs: Path) -> None:
             memory_mb=[value >> 20 for value in torch.cuda.mem_get_info()],
             nvidia_smi=_nvidia_smi(),
         )
-    device = devices.choose("auto")
-    devices.settle(device, devices.precision("auto", device), 0)
+    device = devices.select("auto")
+    devices.configure(device, devices.dtype_of("auto", device), 0)
     smoke.note(
         sdpa={name: getattr(torch.backends.cuda, name)() for name in _SETTINGS},
         tf32=[torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
@@ -136,9 +136,9 @@ def nodes(smoke: Smoke, pack_name: Any, packs: Path) -> None:
     begun = time.monotonic()
     pack = pack_of(pack_name, packs)
     smoke.note(pack_s=time.monotonic() - begun, model=pack.model_id)
-    device = devices.choose("auto")
-    dtype = devices.precision("auto", device)
-    devices.settle(device, dtype, 1)
+    device = devices.select("auto")
+    dtype = devices.dtype_of("auto", device)
+    devices.configure(device, dtype, 1)
     name = next(one for one, of in devices.DTYPES.items() if of == dtype)
     parts = Batching(pack, device.type, name, graphs=True, repeats=5)
     graphs: dict[str, Any] = {}

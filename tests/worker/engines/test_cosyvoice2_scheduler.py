@@ -1,6 +1,6 @@
 """Who is served next, in a simulated device: nobody runs dry below capacity, nobody starves.
 
-Pure: the scheduler and what it knows of sessions need no tensors, and the clock is a number.
+Pure: the scheduler and what it knows of sequences need no tensors, and the clock is a number.
 """
 
 import random
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voicefleet.worker.engines.cosyvoice2.scheduler import URGENT_S, Scheduler
-from voicefleet.worker.engines.cosyvoice2.session import Chunking, Session, Utterance
+from voicefleet.worker.engines.cosyvoice2.turn_sequence import Chunking, TurnSequence, Utterance
 from voicefleet.worker.engines.protocol import Mark, Segment, TurnSpec
 
 RATE = 24_000
@@ -30,9 +30,9 @@ def utterance(tokens: int, number: int = 0) -> Utterance:
     return Utterance(number, [1], marks, tokens, tokens, CHUNKING)
 
 
-def session(turn: int, *lengths: int, ended: bool = True) -> Session:
+def sequence(turn: int, *lengths: int, ended: bool = True) -> TurnSequence:
     made: Any = None
-    found = Session(turn, TurnSpec(voice="v", seed=turn), made, made, slot=turn, rate=RATE)
+    found = TurnSequence(turn, TurnSpec(voice="v", seed=turn), made, made, slot=turn, rate=RATE)
     found.waiting.extend(utterance(length, n) for n, length in enumerate(lengths))
     found.ended = ended
     return found
@@ -40,9 +40,9 @@ def session(turn: int, *lengths: int, ended: bool = True) -> Session:
 
 def speaking(
     turn: int, length: int = 200, decoded: int = 0, ahead_s: float | None = None
-) -> Session:
+) -> TurnSequence:
     """In the middle of an utterance; ``ahead_s`` of audio made at time 0 and not taken."""
-    found = session(turn, length)
+    found = sequence(turn, length)
     found.speaking.append(found.waiting.popleft())
     found.speaking[0].tokens += [0] * decoded
     if ahead_s is not None:
@@ -55,14 +55,14 @@ def scheduler(*batches: int) -> Scheduler:
     return Scheduler(batches or (4,), max_ahead_s=3.0)
 
 
-def turns(sessions: Iterable[Session]) -> list[int]:
-    return [s.turn for s in sessions]
+def turns(sequences: Iterable[TurnSequence]) -> list[int]:
+    return [s.turn for s in sequences]
 
 
 def test_it_needs_no_torch() -> None:
     code = (
         "import sys\n"
-        "from voicefleet.worker.engines.cosyvoice2 import scheduler, session\n"
+        "from voicefleet.worker.engines.cosyvoice2 import scheduler, turn_sequence\n"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -157,7 +157,7 @@ def test_nobody_goes_beyond_an_utterances_limit() -> None:
 
 
 def test_the_next_utterance_is_begun_while_the_last_is_rendered() -> None:
-    one = session(1, 60, 60, 60)
+    one = sequence(1, 60, 60, 60)
     assert turns(scheduler().to_begin([one], 0.0)) == [1]
     one.speaking.append(one.waiting.popleft())
     assert scheduler().to_begin([one], 0.0) == [], "its decoder is taken"
@@ -170,9 +170,9 @@ def test_the_next_utterance_is_begun_while_the_last_is_rendered() -> None:
 
 
 def test_who_has_nothing_to_say_is_begun_first() -> None:
-    late = session(1, 60)
+    late = sequence(1, 60)
     late.started_at, late.produced = 0.0, RATE
-    assert turns(scheduler().to_begin([late, session(2, 60)], 0.0)) == [2, 1]
+    assert turns(scheduler().to_begin([late, sequence(2, 60)], 0.0)) == [2, 1]
 
 
 # A whole device, simulated.
@@ -190,7 +190,7 @@ class Device:
     read_s: float
     burst: int = 8
     now: float = 0.0
-    sessions: list[Session] = field(default_factory=list[Session])
+    sequences: list[TurnSequence] = field(default_factory=list[TurnSequence])
     free_running: set[int] = field(default_factory=set[int])
     made: dict[int, list[tuple[float, int]]] = field(
         default_factory=dict[int, list[tuple[float, int]]]
@@ -199,15 +199,15 @@ class Device:
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(tuple(self.batch_s), max_ahead_s=3.0)
 
-    def open(self, one: Session) -> None:
-        self.sessions.append(one)
+    def open(self, one: TurnSequence) -> None:
+        self.sequences.append(one)
         self.made[one.turn] = []
 
     def step(self) -> bool:
         """One turn of the loop, in the core's order."""
         self._listen()
-        chosen = self.scheduler.to_render(self.sessions, self.now)
-        begun = self.scheduler.to_begin(self.sessions, self.now)[:4]
+        chosen = self.scheduler.to_render(self.sequences, self.now)
+        begun = self.scheduler.to_begin(self.sequences, self.now)[:4]
         if chosen:
             self.now += next(s for size, s in self.batch_s.items() if size >= len(chosen))
         for one in chosen:
@@ -215,7 +215,7 @@ class Device:
         for one in begun:
             one.speaking.append(one.waiting.popleft())
             self.now += self.read_s
-        steps, limits = self.scheduler.to_decode(self.sessions, self.now, self.burst)
+        steps, limits = self.scheduler.to_decode(self.sequences, self.now, self.burst)
         assert steps <= self.burst
         self.now += steps * self.step_s
         for one, limit in limits.items():
@@ -224,13 +224,13 @@ class Device:
             new = min(steps, limit - len(found.tokens))
             found.tokens += [0] * max(0, new)
             found.decoded = len(found.tokens) >= found.max_tokens
-        for one in self.sessions:
+        for one in self.sequences:
             while one.speaking and one.speaking[0].done:
                 one.speaking.popleft()
-        self.sessions = [one for one in self.sessions if not one.finished]
+        self.sequences = [one for one in self.sequences if not one.finished]
         return bool(chosen or begun or steps)
 
-    def _render(self, one: Session) -> None:
+    def _render(self, one: TurnSequence) -> None:
         found = one.rendering
         assert found is not None
         before = found.rendered
@@ -242,23 +242,23 @@ class Device:
             self.made[one.turn].append((self.now, samples))
 
     def _listen(self) -> None:
-        for one in self.sessions:
+        for one in self.sequences:
             if one.started_at is not None:
                 played = int((self.now - one.started_at) * RATE)
                 everything = one.turn in self.free_running
                 one.consumed = one.produced if everything else min(one.produced, played)
 
-    def run(self, arrivals: Sequence[tuple[float, Session]]) -> dict[int, float]:
+    def run(self, arrivals: Sequence[tuple[float, TurnSequence]]) -> dict[int, float]:
         """All of them to their end; when each arrived."""
         due = sorted(arrivals, key=lambda arrival: arrival[0])
         came = {one.turn: at for at, one in due}
-        while due or self.sessions:
+        while due or self.sequences:
             while due and due[0][0] <= self.now:
                 self.open(due.pop(0)[1])
             if not self.step():
                 # Nothing to do until somebody listens or comes.
                 later = self.now + 0.02
-                self.now = min(later, due[0][0]) if due and not self.sessions else later
+                self.now = min(later, due[0][0]) if due and not self.sequences else later
                 assert self.now < 10_000, "a standstill"
         return came
 
@@ -288,7 +288,7 @@ def test_below_capacity_nobody_runs_dry(
 ) -> None:
     simulated = fast()
     people = [
-        (at, session(turn, first, *others)) for turn, (at, (first, others)) in enumerate(arrivals)
+        (at, sequence(turn, first, *others)) for turn, (at, (first, others)) in enumerate(arrivals)
     ]
     spoken = {one.turn: sum(u.max_tokens for u in one.waiting) for _, one in people}
     came = simulated.run(people)
@@ -305,7 +305,7 @@ def test_below_capacity_nobody_runs_dry(
 def test_above_capacity_everybody_is_served(starts: list[float], batch: int) -> None:
     """Late, but in turn: of those who came together nobody's first chunk is last by far."""
     simulated = Device({batch: batch / 16}, step_s=0.02, read_s=0.005)
-    people = [(at, session(turn, 100)) for turn, at in enumerate(starts)]
+    people = [(at, sequence(turn, 100)) for turn, at in enumerate(starts)]
     came = simulated.run(people)
     for turn, at in came.items():
         assert sum(n for _, n in simulated.made[turn]) == 100 * TOKEN
@@ -321,8 +321,8 @@ def test_who_takes_everything_at_once_starves_nobody(free: int, starts: list[flo
     """Turns that are not paced get what is left over by those that are played as they come."""
     simulated = fast()
     simulated.free_running = {100 + n for n in range(free)}
-    endless = [(0.0, session(100 + n, *[180] * 6)) for n in range(free)]
-    paced = [(at, session(turn, 150, 150)) for turn, at in enumerate(starts)]
+    endless = [(0.0, sequence(100 + n, *[180] * 6)) for n in range(free)]
+    paced = [(at, sequence(turn, 150, 150)) for turn, at in enumerate(starts)]
     simulated.run([*endless, *paced])
     for turn in range(len(starts)):
         assert simulated.dry_s(turn) == 0.0
@@ -336,14 +336,14 @@ def test_batches_are_worth_it() -> None:
     rendered: list[int] = []
     choose = simulated.scheduler.to_render
 
-    def counted(sessions: Iterable[Session], now: float) -> list[Session]:
-        chosen = choose(sessions, now)
+    def counted(sequences: Iterable[TurnSequence], now: float) -> list[TurnSequence]:
+        chosen = choose(sequences, now)
         if chosen:
             rendered.append(len(chosen))
         return chosen
 
     simulated.scheduler.to_render = counted
-    simulated.run([(0.05 * turn, session(turn, 500)) for turn in range(16)])
+    simulated.run([(0.05 * turn, sequence(turn, 500)) for turn in range(16)])
     assert all(simulated.dry_s(turn) == 0.0 for turn in range(16))
     assert sum(rendered) == 16 * 21
     assert len(rendered) < sum(rendered) / 2
@@ -353,15 +353,15 @@ SIZES = {1: 0.022, 4: 0.034, 16: 0.068}
 """Seconds of a solve and a window on an H100, as estimated before any was at hand."""
 
 
-def conversations(count: int, seed: int) -> list[tuple[float, Session]]:
+def conversations(count: int, seed: int) -> list[tuple[float, TurnSequence]]:
     """``count`` people who are answered for half a minute, with pauses."""
     chance = random.Random(seed)
-    arrivals: list[tuple[float, Session]] = []
+    arrivals: list[tuple[float, TurnSequence]] = []
     for _ in range(count):
         at = chance.uniform(0, 6)
         while at < 30:
             lengths = [chance.randint(40, 250) for _ in range(chance.randint(1, 3))]
-            arrivals.append((at, session(len(arrivals), *lengths)))
+            arrivals.append((at, sequence(len(arrivals), *lengths)))
             at += sum(lengths) / 25 + chance.uniform(0.2, 1.5)
     return arrivals
 
@@ -380,7 +380,7 @@ def first_audio(batches: Sequence[int], count: int, seed: int) -> list[float]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_first_chunks_that_pay_for_themselves_alone_come_sooner(seed: int) -> None:
-    """64 sessions, against batches that riders always fill up to 16."""
+    """64 sequences, against batches that riders always fill up to 16."""
     capped, filled = (first_audio(sizes, 64, seed) for sizes in (tuple(SIZES), (16,)))
     for share in (0.5, 0.95):
         at = int(share * len(capped))

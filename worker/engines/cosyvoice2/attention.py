@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 
 
-class AttentionCensus(TorchFunctionMode):
+class AttentionRecorder(TorchFunctionMode):
     """While it is entered, remembers the kernel that each call of attention is given.
 
     It asks torch's own choice, which is made from shapes, strides, dtypes and masks alone: nothing

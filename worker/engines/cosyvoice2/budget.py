@@ -57,7 +57,7 @@ class Budget:
     page_bytes: int
 
     @property
-    def session_bytes(self) -> int:
+    def sequence_bytes(self) -> int:
         """Of a session that speaks utterances of usual length."""
         return self.slot_bytes + BLOCKS_PER_SLOT * self.page_bytes
 
@@ -120,12 +120,12 @@ class Speed:
         return self.batch_s / self.rows / self.block_s
 
     @property
-    def sessions(self) -> int:
+    def sequences(self) -> int:
         """How many can be kept from running dry; at least one is always offered."""
         return max(1, int((HEADROOM - self.decoding_share) / self.rendering_share))
 
 
-def explained(
+def explain(
     shares: Budget, speed: Speed | None, sizes: Hyperparameters, offer: str
 ) -> tuple[tuple[str, str], ...]:
     """What bounds the slots, in names and values for people."""
@@ -150,7 +150,7 @@ def explained(
                 f"{1000 * speed.batch_s:.1f} ms a batch of {speed.rows} blocks: "
                 f"{speed.rendering_share:.2%} of the time for each session",
             ),
-            ("by time", f"{speed.sessions} sessions, {1 - HEADROOM:.0%} kept free"),
+            ("by time", f"{speed.sequences} sessions, {1 - HEADROOM:.0%} kept free"),
         ]
     return (*rows, ("offered", offer))
 

@@ -1,4 +1,4 @@
-"""The engine's loop: every session of the device, one step at a time.
+"""The engine's loop: every sequence of the device, one step at a time.
 
 A step is: start rendering a batch of chunks, begin utterances, start a burst of decoding, then hand
 on what has come of both. The device works on the burst while the host hands on the audio.
@@ -14,12 +14,13 @@ import torch
 
 from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceOOMError
-from voicefleet.worker.engines.cosyvoice2.lm.decoding import LARGEST_BURST
-from voicefleet.worker.engines.cosyvoice2.loading import Loaded, load
+from voicefleet.worker.engines.cosyvoice2.lm.decoding import MAX_MULTI_STEP
+from voicefleet.worker.engines.cosyvoice2.loading import load
+from voicefleet.worker.engines.cosyvoice2.model_runner import ModelRunner
 from voicefleet.worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
-from voicefleet.worker.engines.cosyvoice2.rendering import Piece
+from voicefleet.worker.engines.cosyvoice2.rendering import AudioPiece
 from voicefleet.worker.engines.cosyvoice2.scheduler import Scheduler
-from voicefleet.worker.engines.cosyvoice2.session import Session, Utterance
+from voicefleet.worker.engines.cosyvoice2.turn_sequence import TurnSequence, Utterance
 from voicefleet.worker.engines.cosyvoice2.utterances import PAUSE_S, Composer
 from voicefleet.worker.engines.cosyvoice2.voices.speaker import condition
 from voicefleet.worker.engines.hosting.core import Emit
@@ -35,7 +36,7 @@ from voicefleet.worker.engines.protocol import (
 )
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
-BURST_S = 0.015
+MULTI_STEP_S = 0.015
 """A burst of decoding takes about this long: commands wait for it."""
 
 RENDER_S = 1.0
@@ -44,7 +45,7 @@ RENDER_S = 1.0
 BEGIN_AT_ONCE = 4
 """Utterances begun in one step: the others' audio waits meanwhile."""
 
-REHEARSAL = -1
+DRY_RUN = -1
 """The turn of warm-up, which nobody hears."""
 
 
@@ -56,17 +57,17 @@ class CosyVoice2Core:
         self._config = config
         self._emit = emit
         self.timings: dict[str, float] = {}
-        self._loaded: Loaded | None = None
+        self._loaded: ModelRunner | None = None
         self._composer: Composer
-        self._sessions: dict[int, Session] = {}
+        self._sequences: dict[int, TurnSequence] = {}
         self._free_slots: list[int] = []
         self._scheduler = Scheduler((1,), config.max_ahead_s)
-        self._burst = 1
+        self._max_steps = 1
 
     @property
     def info(self) -> EngineInfo:
         """What the model can do. Raises ``EngineError`` while it is not loaded."""
-        return self._model.info
+        return self._runner.info
 
     @torch.inference_mode()
     def load(self) -> None:
@@ -80,35 +81,35 @@ class CosyVoice2Core:
     def warm_up(self, text: str) -> None:
         """Capture graphs, prepare voices, speak ``text`` to nobody, and measure the device."""
         with self._timed("graphs"):
-            self._model.warm_up()
+            self._runner.warm_up()
         with self._timed("voices"):
-            self._model.preload()
-        with self._timed("rehearsal"):
-            self._rehearse(text)
+            self._runner.preload()
+        with self._timed("dry_run"):
+            self._dry_run(text)
         with self._timed("capacity"):
-            self._model.measure()
-        self._burst = self._model.burst(BURST_S, LARGEST_BURST)
-        self._scheduler.batch = self._model.batch(RENDER_S)
+            self._runner.measure()
+        self._max_steps = self._runner.steps_in(MULTI_STEP_S, MAX_MULTI_STEP)
+        self._scheduler.batch = self._runner.batch_in(RENDER_S)
 
     @torch.inference_mode()
     def open(self, turn: int, spec: TurnSpec) -> None:
         """A turn begins. Raises ``CannotSpeakError``, ``EngineError``."""
         if not self._free_slots:
-            raise EngineError(f"all {len(self._sessions)} places are taken")
-        model = self._model
+            raise EngineError(f"all {len(self._sequences)} places are taken")
+        model = self._runner
         try:
-            speaker = model.speakers.take(spec.voice)
+            speaker = model.speakers.acquire(spec.voice)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise self._exhausted(error) from None
+            raise self._ran_out_of_memory(error) from None
         try:
             # What the mode lacks is known now, not when the first segment comes.
             conditioning = condition(spec, speaker.voice, model.frontend)
         except CannotSpeakError:
-            model.speakers.give_back(speaker)
+            model.speakers.release(speaker)
             raise
-        self._sessions[turn] = Session(
+        self._sequences[turn] = TurnSequence(
             turn=turn,
             spec=spec,
             speaker=speaker,
@@ -119,153 +120,155 @@ class CosyVoice2Core:
 
     def push(self, turn: int, segment: Segment) -> None:
         """The turn's next segment."""
-        session = self._sessions[turn]
-        if session.spec.streamed and self._config.text_streaming:
-            utterance = self._composer.write(session, segment)
+        sequence = self._sequences[turn]
+        if sequence.spec.streamed and self._config.text_streaming:
+            utterance = self._composer.write(sequence, segment)
             if utterance.stalled:
-                self._feed(session, utterance)
+                self._prefill_more(sequence, utterance)
         else:
-            session.waiting += self._composer.pieces(session, segment)
+            sequence.waiting += self._composer.pieces(sequence, segment)
 
     def end(self, turn: int) -> None:
         """No further segment comes."""
-        session = self._sessions[turn]
-        session.ended = True
-        if session.writing is not None:
-            utterance = self._composer.close(session, session.writing)
+        sequence = self._sequences[turn]
+        sequence.ended = True
+        if sequence.writing is not None:
+            utterance = self._composer.close(sequence, sequence.writing)
             if utterance.stalled:
-                self._feed(session, utterance)
+                self._prefill_more(sequence, utterance)
 
     def consumed(self, turn: int, samples: int) -> None:
         """So many samples have been taken, in all."""
-        session = self._sessions.get(turn)
-        if session is not None:
-            session.consumed = samples
+        sequence = self._sequences.get(turn)
+        if sequence is not None:
+            sequence.consumed = samples
 
     @torch.inference_mode()
     def cancel(self, turn: int) -> None:
         """Free all that the turn holds."""
-        session = self._sessions.pop(turn, None)
-        if session is None:
+        sequence = self._sequences.pop(turn, None)
+        if sequence is None:
             return
-        for utterance in session.speaking:
-            self._model.audio.drop(utterance)
-        self._model.speakers.give_back(session.speaker)
-        self._model.decoder.stop(session.slot)
-        self._free_slots.append(session.slot)
+        for utterance in sequence.speaking:
+            self._runner.audio.drop(utterance)
+        self._runner.speakers.release(sequence.speaker)
+        self._runner.decoder.stop(sequence.slot)
+        self._free_slots.append(sequence.slot)
 
     @torch.inference_mode()
     def step(self) -> bool:
         """One step. ``False``: there is nothing to do until the next command."""
-        sessions = self._sessions.values()
+        sequences = self._sequences.values()
         now = time.monotonic()
-        rendering = self._render(self._scheduler.to_render(sessions, now))
-        begun = self._begin(self._scheduler.to_begin(sessions, now)[:BEGIN_AT_ONCE])
+        rendering = self._render(self._scheduler.to_render(sequences, now))
+        begun = self._begin(self._scheduler.to_begin(sequences, now)[:BEGIN_AT_ONCE])
         decoding = self._decode(now)
-        self._hand_on(self._model.audio.collect())
+        self._send_pieces(self._runner.audio.collect())
         self._take_tokens()
         self._finish()
         return rendering or begun or decoding
 
     def close(self) -> None:
         """Forget the model."""
-        self._sessions.clear()
+        self._sequences.clear()
         self._loaded = None
 
     @property
-    def _model(self) -> Loaded:
+    def _runner(self) -> ModelRunner:
         if self._loaded is None:
             raise EngineError(f"{self._pack.model_id} is not loaded")
         return self._loaded
 
     @torch.inference_mode()
-    def _feed(self, session: Session, utterance: Utterance) -> None:
+    def _prefill_more(self, sequence: TurnSequence, utterance: Utterance) -> None:
         """Let the decoder read what there is of a text, or let it wait for more."""
-        with self._blame(session):
-            utterance.stalled = not self._model.read_on(session, utterance)
+        with self._failing(sequence):
+            utterance.stalled = not self._runner.prefill_more(sequence, utterance)
 
-    def _render(self, sessions: Sequence[Session]) -> bool:
-        if not sessions:
+    def _render(self, sequences: Sequence[TurnSequence]) -> bool:
+        if not sequences:
             return False
         # A batch that broke off has moved some of them on: none can go on without a gap.
-        with self._blame(*sessions):
-            self._model.audio.start(sessions)
-            if self._model.audio.ready:
-                self._hand_on(self._model.audio.collect())
+        with self._failing(*sequences):
+            self._runner.audio.start(sequences)
+            if self._runner.audio.ready:
+                self._send_pieces(self._runner.audio.collect())
         return True
 
-    def _begin(self, sessions: Sequence[Session]) -> bool:
-        for session in sessions:
-            utterance = session.next_utterance
+    def _begin(self, sequences: Sequence[TurnSequence]) -> bool:
+        for sequence in sequences:
+            utterance = sequence.next_utterance
             if utterance is None:
                 continue
-            session.waiting.popleft()
-            session.speaking.append(utterance)
+            sequence.waiting.popleft()
+            sequence.speaking.append(utterance)
             if utterance.streamed is not None:
-                self._model.begin(session, utterance)
-                self._feed(session, utterance)
+                self._runner.begin(sequence, utterance)
+                self._prefill_more(sequence, utterance)
             elif not utterance.text:
                 utterance.decoded = True
             else:
-                with self._blame(session):
-                    self._model.read(session, utterance)
-        return bool(sessions)
+                with self._failing(sequence):
+                    self._runner.prefill(sequence, utterance)
+        return bool(sequences)
 
     def _decode(self, now: float) -> bool:
-        steps, limits = self._scheduler.to_decode(self._sessions.values(), now, self._burst)
+        steps, limits = self._scheduler.to_decode(self._sequences.values(), now, self._max_steps)
         if not steps:
             return False
-        decoder = self._model.decoder
+        decoder = self._runner.decoder
         # A slot counts its control tokens too.
         further = {
-            session.slot: decoder.count(session.slot) + limit - len(session.decoding.tokens)
-            for session, limit in limits.items()
-            if session.decoding is not None
+            sequence.slot: decoder.count(sequence.slot) + limit - len(sequence.decoding.tokens)
+            for sequence, limit in limits.items()
+            if sequence.decoding is not None
         }
-        decoder.burst(further, steps)
+        decoder.multi_step(further, steps)
         return True
 
     def _take_tokens(self) -> None:
-        news = self._model.decoder.collect()
-        control = self._model.sizes.language_model.end_token
-        for session in list(self._sessions.values()):
-            utterance = session.decoding
-            if utterance is None or session.slot not in news:
+        news = self._runner.decoder.collect()
+        control = self._runner.sizes.language_model.end_token
+        for sequence in list(self._sequences.values()):
+            utterance = sequence.decoding
+            if utterance is None or sequence.slot not in news:
                 continue
-            tokens, stopped = news[session.slot]
+            tokens, stopped = news[sequence.slot]
             utterance.tokens += [token for token in tokens if token < control]
             text = utterance.streamed
             if stopped and text is not None and not text.interleave.final:
-                self._feed(session, utterance)
+                self._prefill_more(sequence, utterance)
             else:
                 complete = text is None or text.interleave.closed
                 full = len(utterance.tokens) >= utterance.max_tokens
                 utterance.decoded = stopped or (complete and full)
 
-    def _hand_on(self, pieces: Iterable[Piece]) -> None:
+    def _send_pieces(self, pieces: Iterable[AudioPiece]) -> None:
         for piece in pieces:
-            if piece.session.turn in self._sessions:
-                self._say(piece.session, piece.samples, piece.utterance)
+            if piece.sequence.turn in self._sequences:
+                self._send_audio(piece.sequence, piece.samples, piece.utterance)
 
-    def _say(self, session: Session, samples: Samples, utterance: Utterance) -> None:
+    def _send_audio(self, sequence: TurnSequence, samples: Samples, utterance: Utterance) -> None:
         if len(samples) == 0:
             return
-        if session.started_at is None:
-            session.started_at = time.monotonic()
+        if sequence.started_at is None:
+            sequence.started_at = time.monotonic()
         marks, utterance.marks = utterance.marks, ()
-        marks += self._reached(session, utterance, len(samples))
-        session.produced += len(samples)
-        utterance.said += len(samples)
-        self._tell(Audio.of(session.turn, samples, marks))
+        marks += self._marks_due(sequence, utterance, len(samples))
+        sequence.produced += len(samples)
+        utterance.samples_sent += len(samples)
+        self._emit_event(Audio.of(sequence.turn, samples, marks))
 
-    def _reached(self, session: Session, utterance: Utterance, samples: int) -> tuple[Mark, ...]:
+    def _marks_due(
+        self, sequence: TurnSequence, utterance: Utterance, samples: int
+    ) -> tuple[Mark, ...]:
         """The later segments of a text being written that begin in the next ``samples``."""
         text = utterance.streamed
         marks: list[Mark] = []
         while text is not None and text.marks:
             token, mark = text.marks[0]
-            heard = token * self._model.sizes.samples_per_token / session.spec.speed
-            at = round(heard) - utterance.said
+            heard = token * self._runner.sizes.samples_per_token / sequence.spec.speed
+            at = round(heard) - utterance.samples_sent
             if at >= samples:
                 break
             marks.append(msgspec.structs.replace(mark, offset=max(0, at)))
@@ -274,25 +277,25 @@ class CosyVoice2Core:
 
     def _finish(self) -> None:
         """End what has been rendered and handed on: utterances, and turns."""
-        for session in list(self._sessions.values()):
-            while session.speaking and session.speaking[0].done:
-                utterance = session.speaking[0]
-                if self._model.audio.holds(utterance):
+        for sequence in list(self._sequences.values()):
+            while sequence.speaking and sequence.speaking[0].done:
+                utterance = sequence.speaking[0]
+                if self._runner.audio.holds(utterance):
                     break
                 if utterance.marks:
-                    silence = np.zeros(round(PAUSE_S * session.rate), dtype=np.float32)
-                    self._say(session, silence, utterance)
+                    silence = np.zeros(round(PAUSE_S * sequence.rate), dtype=np.float32)
+                    self._send_audio(sequence, silence, utterance)
                 if utterance.streamed is not None and utterance.streamed.marks:
                     late = tuple(mark for _, mark in utterance.streamed.marks)
-                    self._tell(Audio(session.turn, b"", late))
-                session.speaking.popleft()
-            if session.finished:
-                self._tell(Spoken(session.turn))
-                self.cancel(session.turn)
+                    self._emit_event(Audio(sequence.turn, b"", late))
+                sequence.speaking.popleft()
+            if sequence.finished:
+                self._emit_event(Spoken(sequence.turn))
+                self.cancel(sequence.turn)
 
     @contextmanager
-    def _blame(self, *sessions: Session) -> Generator[None]:
-        """What an engine raises in the block, or a lack of memory, fails ``sessions`` alone.
+    def _failing(self, *sequences: TurnSequence) -> Generator[None]:
+        """What an engine raises in the block, or a lack of memory, fails ``sequences`` alone.
 
         Raises:
             Exception: Anything else. It is no turn's fault, and ends the engine.
@@ -300,38 +303,38 @@ class CosyVoice2Core:
         try:
             yield
         except EngineError as error:
-            self._fail(sessions, error)
+            self._fail(sequences, error)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self._fail(sessions, self._exhausted(error))
+            self._fail(sequences, self._ran_out_of_memory(error))
 
-    def _exhausted(self, error: Exception) -> EngineError:
+    def _ran_out_of_memory(self, error: Exception) -> EngineError:
         """There was not enough memory: caches shrink, and fewer slots are offered."""
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        self._model.shrink()
-        self._tell(Changed(self._model.info))
+        self._runner.shrink()
+        self._emit_event(Changed(self._runner.info))
         return CosyVoiceOOMError(f"out of memory: {first}")
 
-    def _fail(self, sessions: Sequence[Session], error: EngineError) -> None:
+    def _fail(self, sequences: Sequence[TurnSequence], error: EngineError) -> None:
         kind = "refuse" if isinstance(error, CannotSpeakError) else "retry"
-        for session in sessions:
-            self._tell(Failed(session.turn, kind, str(error)))
-            self.cancel(session.turn)
+        for sequence in sequences:
+            self._emit_event(Failed(sequence.turn, kind, str(error)))
+            self.cancel(sequence.turn)
 
-    def _tell(self, event: Event) -> None:
-        if isinstance(event, Changed) or event.turn != REHEARSAL:
+    def _emit_event(self, event: Event) -> None:
+        if isinstance(event, Changed) or event.turn != DRY_RUN:
             self._emit(event)
 
-    def _rehearse(self, text: str) -> None:
+    def _dry_run(self, text: str) -> None:
         spec = TurnSpec(voice=self.info.default_voice, seed=0)
-        self.open(REHEARSAL, spec)
-        self.push(REHEARSAL, Segment(0, text, 0, len(text)))
-        self.end(REHEARSAL)
-        while REHEARSAL in self._sessions:
-            session = self._sessions[REHEARSAL]
-            session.consumed = session.produced
-            if not self.step() and REHEARSAL in self._sessions:
+        self.open(DRY_RUN, spec)
+        self.push(DRY_RUN, Segment(0, text, 0, len(text)))
+        self.end(DRY_RUN)
+        while DRY_RUN in self._sequences:
+            sequence = self._sequences[DRY_RUN]
+            sequence.consumed = sequence.produced
+            if not self.step() and DRY_RUN in self._sequences:
                 raise CosyVoiceError("warm-up came to a standstill")
 
     @contextmanager

@@ -11,7 +11,7 @@ from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationE
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose(name: str) -> torch.device:
+def select(name: str) -> torch.device:
     """The device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
@@ -33,14 +33,14 @@ def choose(name: str) -> torch.device:
     return torch.device("cpu")
 
 
-def precision(name: str, device: torch.device) -> torch.dtype:
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
     """The dtype called ``auto``, ``fp32``, ``bf16`` or ``fp16``."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return DTYPES[name]
 
 
-def settle(device: torch.device, dtype: torch.dtype, threads: int) -> None:
+def configure(device: torch.device, dtype: torch.dtype, threads: int) -> None:
     """Make the device the current one. ``threads`` are the CPU's; 0 leaves them to torch.
 
     Where the rest computes in 16 bit, what stays in fp32 may use a GPU's matrix units.
@@ -60,7 +60,7 @@ def settle(device: torch.device, dtype: torch.dtype, threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def limit(device: torch.device, limit_mb: int) -> None:
+def limit_memory(device: torch.device, limit_mb: int) -> None:
     """Hold this process to ``limit_mb`` MiB of the device's memory; 0: no limit."""
     if not limit_mb:
         return

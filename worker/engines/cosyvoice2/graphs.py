@@ -47,17 +47,17 @@ class Graphs:
         """Whether ``key`` is ready to run as it stands."""
         return not self.enabled or key in self._kept
 
-    def prepare(self, key: Hashable, work: Callable[[], T], rest: Callable[[], None]) -> None:
+    def prepare(self, key: Hashable, work: Callable[[], T], make_idle: Callable[[], None]) -> None:
         """Capture ``work`` now, unless that was done.
 
         Args:
             key: What stands for ``work`` and its shapes.
             work: A function of static tensors.
-            rest: Called before: it must leave the inputs such that running ``work`` changes
+            make_idle: Called before: it must leave the inputs such that running ``work`` changes
                 nothing that matters.
         """
         if key not in self._kept:
-            self._kept[key] = self._make(work, rest)
+            self._kept[key] = self._make(work, make_idle)
 
     def clear(self) -> None:
         """Forget all graphs, and give their memory back."""
@@ -68,10 +68,10 @@ class Graphs:
         """Functions captured."""
         return len(self._kept)
 
-    def _make(self, work: Callable[[], T], rest: Callable[[], None]) -> Callable[[], T]:
+    def _make(self, work: Callable[[], T], make_idle: Callable[[], None]) -> Callable[[], T]:
         if not self.enabled:
             return work
-        rest()
+        make_idle()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

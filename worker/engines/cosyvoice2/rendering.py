@@ -1,4 +1,4 @@
-"""From speech tokens to samples for all sessions: the flow's blocks, then the vocoder's windows."""
+"""From speech tokens to samples, for all sequences: flow blocks, then vocoder windows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from torch import Tensor
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceOOMError
 from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer, CacheFullError
 from voicefleet.worker.engines.cosyvoice2.flow.cache import StepInputs
-from voicefleet.worker.engines.cosyvoice2.flow.utterance import Block, Prompt, Rendering
+from voicefleet.worker.engines.cosyvoice2.flow.utterance import Block, FlowPrompt, Rendering
 from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
-from voicefleet.worker.engines.cosyvoice2.session import Chunking, Session, Utterance
-from voicefleet.worker.engines.cosyvoice2.vocoding import Rendered, Track, VocoderStage
+from voicefleet.worker.engines.cosyvoice2.turn_sequence import Chunking, TurnSequence, Utterance
+from voicefleet.worker.engines.cosyvoice2.vocoding import RenderedWindows, Track, VocoderStage
 from voicefleet.worker.engines.cosyvoice2.voices.speaker import Speaker
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
 from voicefleet.worker.engines.protocol import Samples
@@ -27,19 +27,19 @@ USUAL_BLOCKS = 6
 
 
 @dataclass(frozen=True)
-class Piece:
+class AudioPiece:
     """Samples of an utterance: float32 ``[n]`` at the model's rate."""
 
-    session: Session
+    sequence: TurnSequence
     utterance: Utterance
     samples: Samples
 
 
 @dataclass(eq=False)
-class _Voicing:
+class _InFlight:
     """An utterance on its way."""
 
-    session: Session
+    sequence: TurnSequence
     utterance: Utterance
     rendering: Rendering
     track: Track
@@ -48,7 +48,7 @@ class _Voicing:
 class BlockStage:
     """Renders the next block of many utterances in one batch.
 
-    Blocks are computed once and remembered while there is room. Where there is none, ``make_room``
+    Blocks are computed once and remembered while there is room. Where there is none, ``evict``
     is asked to free what nobody uses, as long as it says that it did. An utterance for which there
     is still none is computed anew from its beginning each time, in spans that grow, with the same
     result.
@@ -71,10 +71,10 @@ class BlockStage:
         self._vocoder = vocoder
         self._batches = tuple(batches)
         self._graphs = graphs
-        self._voicings: dict[Utterance, _Voicing] = {}
-        self._by_track: dict[Track, _Voicing] = {}
-        self._under_way: list[Rendered] = []
-        self.make_room: Callable[[], bool] = lambda: False
+        self._in_flight: dict[Utterance, _InFlight] = {}
+        self._by_track: dict[Track, _InFlight] = {}
+        self._pending_output: list[RenderedWindows] = []
+        self.evict: Callable[[], bool] = lambda: False
         # Longer utterances are rendered one by one: see ``warm_up``.
         self._together = renderer.page_buckets[-1]
         renderer.run = self._run
@@ -92,9 +92,9 @@ class BlockStage:
     @property
     def ready(self) -> bool:
         """Whether what is under way has arrived already."""
-        return all(rendered.samples.ready for rendered in self._under_way)
+        return all(rendered.samples.ready for rendered in self._pending_output)
 
-    def prepare(self, voice: Voice) -> Prompt:
+    def prepare(self, voice: Voice) -> FlowPrompt:
         """What is kept of a voice for all who speak with it.
 
         Raises:
@@ -107,63 +107,63 @@ class BlockStage:
         except CacheFullError as error:
             raise CosyVoiceOOMError(f"voice {voice.name}: {error} (flow_cache_mb)") from None
 
-    def release(self, prepared: Prompt) -> None:
+    def release(self, prepared: FlowPrompt) -> None:
         """Free what was kept of a voice."""
         self._renderer.release(prepared)
 
     def chunking(self, speaker: Speaker) -> Chunking:
         """An utterance's chunks are the flow's blocks; its first shares one with the prompt."""
-        prompt: Prompt = speaker.flow_prompt
+        prompt: FlowPrompt = speaker.flow_prompt
         encoder = self._sizes.encoder
         first = (len(prompt.pages) + 1) * encoder.chunk - len(prompt.tokens)
         return Chunking(first, (encoder.chunk,), encoder.lookahead)
 
-    def start(self, sessions: Sequence[Session]) -> None:
-        """Start rendering the next chunk of each session's utterance."""
-        voicings = [self._voicing(session) for session in sessions]
-        cached = [v for v in voicings if v.rendering.state is not None]
-        while len(cached) > self._renderer.free_pages and self.make_room():
+    def start(self, sequences: Sequence[TurnSequence]) -> None:
+        """Start rendering the next chunk of each sequence's utterance."""
+        entries = [self._entry_of(sequence) for sequence in sequences]
+        cached = [v for v in entries if v.rendering.state is not None]
+        while len(cached) > self._renderer.free_pages and self.evict():
             pass
         cached = cached[: self._renderer.free_pages]
-        anew = [voicing for voicing in voicings if voicing not in cached]
+        anew = [entry for entry in entries if entry not in cached]
         together = [v for v in cached if v.rendering.done < self._together]
         if together:
             rows = next(size for size in self._batches if size >= len(together))
             self._render(together, rows)
-        for voicing in cached:
-            if voicing not in together:
-                self._render([voicing], 1)
+        for entry in cached:
+            if entry not in together:
+                self._render([entry], 1)
         if anew:
-            blocks = [_next(voicing) for voicing in anew]
-            for voicing, block, mel in zip(
+            blocks = [_next(entry) for entry in anew]
+            for entry, block, mel in zip(
                 anew, blocks, self._renderer.recompute(blocks), strict=True
             ):
-                self._advance(voicing, block, mel)
-                voicing.utterance.span = min(2 * voicing.utterance.span, LONGEST_SPAN)
-        self._under_way += self._vocoder.render([voicing.track for voicing in voicings])
+                self._advance(entry, block, mel)
+                entry.utterance.span = min(2 * entry.utterance.span, LONGEST_SPAN)
+        self._pending_output += self._vocoder.render([entry.track for entry in entries])
 
-    def collect(self) -> Iterator[Piece]:
+    def collect(self) -> Iterator[AudioPiece]:
         """What has come of all that was started, in order. Waits for it."""
-        under_way, self._under_way = self._under_way, []
-        for rendered in under_way:
+        pending, self._pending_output = self._pending_output, []
+        for rendered in pending:
             samples = rendered.samples.wait().numpy()
             for track, row, kept in rendered.pieces:
-                voicing = self._by_track.get(track)
-                if voicing is not None:
-                    yield Piece(voicing.session, voicing.utterance, samples[row, kept])
-        for voicing in [v for v in self._voicings.values() if v.utterance.done]:
-            self.drop(voicing.utterance)
+                entry = self._by_track.get(track)
+                if entry is not None:
+                    yield AudioPiece(entry.sequence, entry.utterance, samples[row, kept])
+        for entry in [v for v in self._in_flight.values() if v.utterance.done]:
+            self.drop(entry.utterance)
 
     def holds(self, utterance: Utterance) -> bool:
         """Whether something of the utterance is still under way."""
-        return utterance in self._voicings
+        return utterance in self._in_flight
 
     def drop(self, utterance: Utterance) -> None:
         """Forget an utterance, and free all that it took."""
-        voicing = self._voicings.pop(utterance, None)
-        if voicing is not None:
-            del self._by_track[voicing.track]
-            self._renderer.close(voicing.rendering)
+        entry = self._in_flight.pop(utterance, None)
+        if entry is not None:
+            del self._by_track[entry.track]
+            self._renderer.close(entry.rendering)
 
     def warm_up(self, blocks: int) -> None:
         """Capture all that can come, so that nothing is captured while people listen.
@@ -181,34 +181,34 @@ class BlockStage:
                     self._idle(rows, pages)
         self._vocoder.warm_up()
 
-    def rehearse(self, rows: int) -> None:
+    def dry_run(self, rows: int) -> None:
         """Run one batch of nothing, for its time."""
         pages = next(size for size in self._renderer.page_buckets if size >= USUAL_BLOCKS)
         for _ in range(rows if self._renderer.rows_apart else 1):
             self._idle(1 if self._renderer.rows_apart else rows, pages)
-        self._vocoder.rehearse(rows)
+        self._vocoder.dry_run(rows)
 
     @property
     def _sizes(self) -> FlowSizes:
         return self._renderer.sizes
 
-    def _voicing(self, session: Session) -> _Voicing:
-        utterance = session.rendering
+    def _entry_of(self, sequence: TurnSequence) -> _InFlight:
+        utterance = sequence.rendering
         assert utterance is not None
-        voicing = self._voicings.get(utterance)
-        if voicing is None:
-            prompt: Prompt = session.speaker.flow_prompt
+        entry = self._in_flight.get(utterance)
+        if entry is None:
+            prompt: FlowPrompt = sequence.speaker.flow_prompt
             rendering = self._renderer.begin(prompt)
-            while rendering is None and self.make_room():
+            while rendering is None and self.evict():
                 rendering = self._renderer.begin(prompt)
             rendering = rendering or self._renderer.begin(prompt, cached=False)
             assert rendering is not None
-            track = self._track(session, utterance)
-            voicing = _Voicing(session, utterance, rendering, track)
-            self._voicings[utterance] = self._by_track[track] = voicing
-        return voicing
+            track = self._track(sequence, utterance)
+            entry = _InFlight(sequence, utterance, rendering, track)
+            self._in_flight[utterance] = self._by_track[track] = entry
+        return entry
 
-    def _track(self, session: Session, utterance: Utterance) -> Track:
+    def _track(self, sequence: TurnSequence, utterance: Utterance) -> Track:
         sizes, chunking = self._sizes, utterance.chunking
         # The first block may hold nothing of the utterance, only what was left of its prompt.
         first = next(end for end in map(chunking.end, range(3)) if end > 0)
@@ -217,27 +217,27 @@ class BlockStage:
             first=sizes.frames_per_token * first,
             hop=sizes.frames_per_token * chunking.hops[0],
             margin=sizes.frames_per_token * chunking.lookahead,
-            speed=session.spec.speed,
-            seed=session.spec.seed,
+            speed=sequence.spec.speed,
+            seed=sequence.spec.seed,
             number=utterance.number,
         )
 
-    def _render(self, voicings: Sequence[_Voicing], rows: int) -> None:
+    def _render(self, entries: Sequence[_InFlight], rows: int) -> None:
         """The next block of each, in a batch of ``rows``."""
-        blocks = [_next(voicing) for voicing in voicings]
+        blocks = [_next(entry) for entry in entries]
         mels = self._renderer.render(blocks, rows)
-        for voicing, block, mel in zip(voicings, blocks, mels, strict=True):
-            self._advance(voicing, block, mel[block.first : block.frames])
+        for entry, block, mel in zip(entries, blocks, mels, strict=True):
+            self._advance(entry, block, mel[block.first : block.frames])
 
-    def _advance(self, voicing: _Voicing, block: Block, mel: Tensor) -> None:
-        utterance = voicing.utterance
+    def _advance(self, entry: _InFlight, block: Block, mel: Tensor) -> None:
+        utterance = entry.utterance
         utterance.advance(block.count)
-        voicing.track.push(mel, utterance.done)
+        entry.track.push(mel, utterance.done)
 
     def _idle(self, rows: int, pages: int) -> None:
         """Run one step that no utterance sees: the inputs still hold what was computed last."""
         inputs = self._renderer.inputs(rows, pages)
-        inputs.rest()
+        inputs.make_idle()
         self._run(inputs)
 
     def _run(self, inputs: StepInputs) -> Tensor:
@@ -246,13 +246,13 @@ class BlockStage:
         work = lambda: self._renderer.step(inputs)  # noqa: E731
         if not self._graphs.has(key):
             live = inputs.integers.clone()
-            self._graphs.prepare(key, work, inputs.rest)
+            self._graphs.prepare(key, work, inputs.make_idle)
             inputs.integers.copy_(live)
         return self._graphs.run(key, work)
 
 
-def _next(voicing: _Voicing) -> Block:
-    utterance = voicing.utterance
-    block = voicing.rendering.next(utterance.tokens, utterance.decoded, utterance.span)
+def _next(entry: _InFlight) -> Block:
+    utterance = entry.utterance
+    block = entry.rendering.next(utterance.tokens, utterance.decoded, utterance.span)
     assert block is not None, "an utterance is rendered when it is ready"
     return block

@@ -2,22 +2,22 @@
 
 from collections.abc import Iterable, Sequence
 
-from voicefleet.worker.engines.cosyvoice2.session import Session, Utterance
+from voicefleet.worker.engines.cosyvoice2.turn_sequence import TurnSequence, Utterance
 
 RIDE_TOKENS = 50
-"""Tokens that a session decodes ahead of its next block where others need the step anyway."""
+"""Tokens that a sequence decodes ahead of its next block where others need the step anyway."""
 
 URGENT_S = 0.8
-"""A session with less audio than this is served at once; others wait until a batch is worth it."""
+"""A sequence with less audio than this is served at once; others wait until a batch is worth it."""
 
 
 class Scheduler:
-    """Chooses sessions for the next batch of blocks and for the next burst of decoding.
+    """Chooses sequences for the next batch of blocks and for the next burst of decoding.
 
     Args:
         batches: Sizes of a batch of blocks, ascending: the device computes the smallest that holds
             the rows, so that rows up to its size cost nothing more.
-        max_ahead_s: A session with so much audio untaken waits.
+        max_ahead_s: A sequence with so much audio untaken waits.
 
     ``batch`` is the most blocks rendered at once; it may be set to less than the largest size.
     """
@@ -27,7 +27,7 @@ class Scheduler:
         self.batch = self._batches[-1]
         self._max_ahead_s = max_ahead_s
 
-    def to_render(self, sessions: Iterable[Session], now: float) -> list[Session]:
+    def to_render(self, sequences: Iterable[TurnSequence], now: float) -> list[TurnSequence]:
         """Sessions whose next block is to be rendered now, the most urgent first; perhaps none.
 
         A batch costs what its size in ``batches`` costs. Whoever is urgent is served at once, with
@@ -35,15 +35,15 @@ class Scheduler:
         computation of others who still have audio. Without anybody urgent a batch waits until it
         is full, or until nobody needs the device for decoding.
         """
-        able: list[tuple[float, Session]] = []
+        able: list[tuple[float, TurnSequence]] = []
         decoding = False
-        for session in sessions:
-            if not self._wants_audio(session):
+        for sequence in sequences:
+            if not self._wants_audio(sequence):
                 continue
-            utterance = session.rendering
+            utterance = sequence.rendering
             if utterance is not None and utterance.ready:
-                able.append((session.slack_s(now), session))
-            elif _needs_decoding(session):
+                able.append((sequence.slack_s(now), sequence))
+            elif _needs_decoding(sequence):
                 decoding = True
         able.sort(key=lambda entry: entry[0])
         urgent = sum(slack < URGENT_S for slack, _ in able)
@@ -53,39 +53,39 @@ class Scheduler:
             chosen = able[: self.batch]
         else:
             chosen = []
-        return [session for _, session in chosen]
+        return [sequence for _, sequence in chosen]
 
-    def to_begin(self, sessions: Iterable[Session], now: float) -> list[Session]:
+    def to_begin(self, sequences: Iterable[TurnSequence], now: float) -> list[TurnSequence]:
         """Sessions whose next utterance is to enter the decoder, the most urgent first."""
-        able = [s for s in sessions if s.next_utterance is not None and self._wants_audio(s)]
-        return sorted(able, key=lambda session: session.slack_s(now))
+        able = [s for s in sequences if s.next_utterance is not None and self._wants_audio(s)]
+        return sorted(able, key=lambda sequence: sequence.slack_s(now))
 
     def to_decode(
-        self, sessions: Iterable[Session], now: float, longest: int
-    ) -> tuple[int, dict[Session, int]]:
-        """How many steps to decode, and up to how many tokens each session may.
+        self, sequences: Iterable[TurnSequence], now: float, longest: int
+    ) -> tuple[int, dict[TurnSequence, int]]:
+        """How many steps to decode, and up to how many tokens each sequence may.
 
-        A burst is as long as its most urgent session needs for a block, at most ``longest``.
-        Decoding is needed when a session that wants audio lacks tokens for its next block; then
+        A burst is as long as its most urgent sequence needs for a block, at most ``longest``.
+        Decoding is needed when a sequence that wants audio lacks tokens for its next block; then
         all the others ride along, for a step costs the same for one as for all.
         """
         hungry: list[tuple[float, int]] = []
-        riders: dict[Session, int] = {}
-        for session in sessions:
-            utterance = session.decoding
+        riders: dict[TurnSequence, int] = {}
+        for sequence in sequences:
+            utterance = sequence.decoding
             if utterance is None or utterance.stalled:
                 continue
-            missing = _missing(session, utterance)
-            if missing and self._wants_audio(session):
-                hungry.append((session.slack_s(now), missing))
-            riders[session] = min(utterance.needed + RIDE_TOKENS, utterance.max_tokens)
+            missing = _missing(sequence, utterance)
+            if missing and self._wants_audio(sequence):
+                hungry.append((sequence.slack_s(now), missing))
+            riders[sequence] = min(utterance.needed + RIDE_TOKENS, utterance.max_tokens)
         if not hungry:
             return 0, {}
         steps = min(longest, min(hungry)[1])
         return steps, {
-            session: min(limit, len(session.decoding.tokens) + steps)
-            for session, limit in riders.items()
-            if session.decoding is not None
+            sequence: min(limit, len(sequence.decoding.tokens) + steps)
+            for sequence, limit in riders.items()
+            if sequence.decoding is not None
         }
 
     def _size_of(self, rows: int) -> int:
@@ -93,19 +93,19 @@ class Scheduler:
         sizes = (size for size in self._batches if size >= rows)
         return min(next(sizes, self.batch), self.batch)
 
-    def _wants_audio(self, session: Session) -> bool:
-        return session.ahead_s < self._max_ahead_s
+    def _wants_audio(self, sequence: TurnSequence) -> bool:
+        return sequence.ahead_s < self._max_ahead_s
 
 
-def _needs_decoding(session: Session) -> bool:
-    if session.decoding is not None:
-        return not session.decoding.stalled
-    return session.next_utterance is not None
+def _needs_decoding(sequence: TurnSequence) -> bool:
+    if sequence.decoding is not None:
+        return not sequence.decoding.stalled
+    return sequence.next_utterance is not None
 
 
-def _missing(session: Session, utterance: Utterance) -> int:
-    """Tokens that the session's decoder owes its renderer."""
-    if session.rendering is not utterance:
+def _missing(sequence: TurnSequence, utterance: Utterance) -> int:
+    """Tokens that the sequence's decoder owes its renderer."""
+    if sequence.rendering is not utterance:
         # An earlier utterance is still to be rendered: no hurry, but something to go on with.
         return 0 if utterance.tokens else 1
     # More than it may have at most will not come.

@@ -1,9 +1,9 @@
 """A turn's segments to the utterances that the model speaks."""
 
 from voicefleet.worker.engines.cosyvoice2.budget import MAX_TOKENS
-from voicefleet.worker.engines.cosyvoice2.loading import Loaded
-from voicefleet.worker.engines.cosyvoice2.session import Session, StreamedText, Utterance
+from voicefleet.worker.engines.cosyvoice2.model_runner import ModelRunner
 from voicefleet.worker.engines.cosyvoice2.text.frontend import LONGEST
+from voicefleet.worker.engines.cosyvoice2.turn_sequence import StreamedText, TurnSequence, Utterance
 from voicefleet.worker.engines.protocol import CannotSpeakError, Mark, Segment
 
 PIECES_PER_SEGMENT = 1000
@@ -25,44 +25,44 @@ class Composer:
     A model of random weights does not know when to end: it speaks as long as speech would be.
     """
 
-    def __init__(self, model: Loaded) -> None:
-        self._model = model
+    def __init__(self, model: ModelRunner) -> None:
+        self._runner = model
         self._synthetic = model.pack.synthetic
 
-    def pieces(self, session: Session, segment: Segment) -> list[Utterance]:
+    def pieces(self, sequence: TurnSequence, segment: Segment) -> list[Utterance]:
         """A whole segment. What cannot be spoken is an utterance without text.
 
         Raises:
             CannotSpeakError: It has no room behind the voice's prompt.
         """
-        texts = self._model.frontend.utterances(segment.text) or [[]]
+        texts = self._runner.frontend.utterances(segment.text) or [[]]
         speech = SPEECH_PER_CHAR * len(segment.text) / max(1, sum(map(len, texts)))
         pieces: list[Utterance] = []
         for piece, text in enumerate(texts):
             number = PIECES_PER_SEGMENT * segment.index + piece
-            fewest, most = self._model.tokens_of_text(len(text))
+            fewest, most = self._runner.tokens_of_text(len(text))
             if self._synthetic:
                 fewest = most = max(FEWEST, round(speech * len(text)))
             marks = () if piece else (Mark(0, segment),)
-            pieces.append(self._utterance(session, number, text, fewest, most, marks))
+            pieces.append(self._utterance(sequence, number, text, fewest, most, marks))
         return pieces
 
-    def write(self, session: Session, segment: Segment) -> Utterance:
+    def write(self, sequence: TurnSequence, segment: Segment) -> Utterance:
         """More of a text that is being written: one utterance until its sentence ends.
 
         Raises:
             CannotSpeakError: It has no room behind the voice's prompt.
         """
-        model, utterance = self._model, session.writing
+        model, utterance = self._runner, sequence.writing
         tokens = model.frontend.piece(segment.text, first=utterance is None)
         if utterance is None:
             # Its slot counts a fill token for every few of speech.
             most = MAX_TOKENS - model.fills(MAX_TOKENS)
             number = PIECES_PER_SEGMENT * segment.index
-            utterance = self._utterance(session, number, [], 0, most, (Mark(0, segment),))
-            text = utterance.streamed = StreamedText(model.interleave(session))
-            session.writing = utterance
-            session.waiting.append(utterance)
+            utterance = self._utterance(sequence, number, [], 0, most, (Mark(0, segment),))
+            text = utterance.streamed = StreamedText(model.interleave(sequence))
+            sequence.writing = utterance
+            sequence.waiting.append(utterance)
         else:
             text = _text_of(utterance)
             begins = model.speech_of(text.interleave.pushed)
@@ -70,15 +70,15 @@ class Composer:
         text.interleave.push(tokens)
         text.characters += len(segment.text)
         if not segment.open or text.interleave.pushed >= LONGEST:
-            self.close(session, utterance)
+            self.close(sequence, utterance)
         return utterance
 
-    def close(self, session: Session, utterance: Utterance) -> Utterance:
+    def close(self, sequence: TurnSequence, utterance: Utterance) -> Utterance:
         """The text that was being written is complete."""
         text = _text_of(utterance)
-        session.writing = None
+        sequence.writing = None
         text.interleave.close()
-        _, most = self._model.tokens_of_text(text.interleave.pushed)
+        _, most = self._runner.tokens_of_text(text.interleave.pushed)
         if self._synthetic:
             most = utterance.min_tokens = max(FEWEST, round(SPEECH_PER_CHAR * text.characters))
         utterance.max_tokens = max(len(utterance.tokens), min(most, utterance.max_tokens))
@@ -86,14 +86,14 @@ class Composer:
 
     def _utterance(
         self,
-        session: Session,
+        sequence: TurnSequence,
         number: int,
         text: list[int],
         fewest: int,
         most: int,
         marks: tuple[Mark, ...],
     ) -> Utterance:
-        room = self._model.room(len(text) + session.conditioning.length)
+        room = self._runner.room(len(text) + sequence.conditioning.length)
         if room <= 0:
             raise CannotSpeakError("the voice's prompt and the segment are too long together")
         return Utterance(
@@ -102,7 +102,7 @@ class Composer:
             marks=marks,
             min_tokens=min(fewest, room),
             max_tokens=min(most, room),
-            chunking=self._model.audio.chunking(session.speaker),
+            chunking=self._runner.audio.chunking(sequence.speaker),
         )
 
 

@@ -101,7 +101,7 @@ class _Inputs:
 
 
 @dataclass
-class Rendered:
+class RenderedWindows:
     """Samples on their way to the host: ``pieces`` are (track, row, samples to keep)."""
 
     samples: Transfer
@@ -124,9 +124,9 @@ class VocoderStage:
         self._graphs = graphs
         self._inputs: dict[Shape, _Inputs] = {}
 
-    def render(self, tracks: Sequence[Track]) -> list[Rendered]:
+    def render(self, tracks: Sequence[Track]) -> list[RenderedWindows]:
         """Start rendering all windows of the tracks that can be; the order in a track is kept."""
-        rendered: list[Rendered] = []
+        rendered: list[RenderedWindows] = []
         due = list(tracks)
         while due:
             alike: defaultdict[tuple[int, tuple[int, int]], list[tuple[Track, Window]]]
@@ -152,7 +152,7 @@ class VocoderStage:
                 for trim in ((0, right), (left, right), (left, 0), WHOLE):
                     self._prepare((rows, length, trim))
 
-    def rehearse(self, rows: int) -> None:
+    def dry_run(self, rows: int) -> None:
         """Run one batch of nothing, for its time."""
         rows = next(size for size in self._batches if size >= rows)
         self._run((rows, WINDOW_LENGTHS[-1], self._trims()))
@@ -161,7 +161,7 @@ class VocoderStage:
         """Of a window in the middle of an utterance."""
         return Windows(self.vocoder.sizes, lengths=WINDOW_LENGTHS).trim
 
-    def _batch(self, windows: list[tuple[Track, Window]]) -> Rendered:
+    def _batch(self, windows: list[tuple[Track, Window]]) -> RenderedWindows:
         rows = next(size for size in self._batches if size >= len(windows))
         shape = rows, windows[0][1].frames, windows[0][1].trim
         self._prepare(shape)
@@ -179,7 +179,7 @@ class VocoderStage:
         for row, (track, window) in enumerate(windows):
             track.phase = phase[row : row + 1].clone()
             pieces.append((track, row, window.kept(hop)))
-        return Rendered(Transfer(samples), pieces)
+        return RenderedWindows(Transfer(samples), pieces)
 
     def _prepare(self, shape: Shape) -> None:
         self._graphs.prepare(("vocoder", shape), lambda: self._window(shape), _nothing)

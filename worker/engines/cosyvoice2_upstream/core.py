@@ -37,8 +37,13 @@ from voicefleet.worker.engines.cosyvoice2.voices.speaker import (
 )
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
 from voicefleet.worker.engines.cosyvoice2_upstream.loading import Upstream, load
-from voicefleet.worker.engines.cosyvoice2_upstream.request import Request
-from voicefleet.worker.engines.cosyvoice2_upstream.turns import Report, TurnThread, Utterance, Work
+from voicefleet.worker.engines.cosyvoice2_upstream.request import UtteranceRequest
+from voicefleet.worker.engines.cosyvoice2_upstream.turns import (
+    QueuedUtterance,
+    TurnEvent,
+    TurnThread,
+    Work,
+)
 from voicefleet.worker.engines.hosting.core import Emit
 from voicefleet.worker.engines.hosting.messages import Audio, Failed
 from voicefleet.worker.engines.protocol import (
@@ -58,7 +63,7 @@ STEP_S = 0.01
 
 CLOSE_S = 5.0
 
-REHEARSAL = -1
+DRY_RUN = -1
 """The turn of warm-up, which nobody hears."""
 
 log = structlog.get_logger()
@@ -67,7 +72,7 @@ log = structlog.get_logger()
 class CosyVoice2UpstreamCore:
     """Upstream on one device. See ``worker.engines.hosting.core.Core``.
 
-    ``mended`` names what of upstream was mended (``mending``), for benchmarks to state.
+    ``patched`` names what of upstream was patched (``mending``), for benchmarks to state.
     """
 
     def __init__(self, pack: Voicepack, config: CosyVoice2Config, emit: Emit) -> None:
@@ -75,14 +80,14 @@ class CosyVoice2UpstreamCore:
         self._config = config
         self._emit = emit
         self.timings: dict[str, float] = {}
-        self.mended: tuple[str, ...] = ()
+        self.patched: tuple[str, ...] = ()
         self._upstream: Upstream | None = None
         self._frontend: TextFrontend | None = None
         self._voices: dict[str, Voice] = {}
         self._session_mb = 0.0
         self._turns: dict[int, TurnThread] = {}
-        self._told: dict[int, tuple[TurnSpec, Voice, Conditioning]] = {}
-        self._reports = queue.SimpleQueue[tuple[TurnThread, Report]]()
+        self._turn_settings: dict[int, tuple[TurnSpec, Voice, Conditioning]] = {}
+        self._reports = queue.SimpleQueue[tuple[TurnThread, TurnEvent]]()
 
     @property
     def info(self) -> EngineInfo:
@@ -110,8 +115,8 @@ class CosyVoice2UpstreamCore:
         upstream = load(self._pack, self._config, self._timed)
         self._frontend = TextFrontend(TextTokenizer(self._pack.directory / "CosyVoice-BlankEN"))
         self._voices = catalogue.voices(self._pack)
-        self._upstream, self.mended = upstream, upstream.mended
-        log.info("upstream_mended", defects=list(upstream.mended))
+        self._upstream, self.patched = upstream, upstream.patched
+        log.info("upstream_patched", patches=list(upstream.patched))
 
     def warm_up(self, text: str) -> None:
         """Speak ``text`` to nobody. Raises ``CosyVoiceError`` where that fails."""
@@ -120,8 +125,8 @@ class CosyVoice2UpstreamCore:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-        with self._timed("rehearsal"):
-            self._rehearse(text)
+        with self._timed("dry_run"):
+            self._dry_run(text)
         if device.type == "cuda":
             most = torch.cuda.max_memory_allocated(device)
             self._session_mb = round((most - before) / budget.MIB, 1)
@@ -132,7 +137,7 @@ class CosyVoice2UpstreamCore:
         if len(self._turns) >= self._slots:
             raise EngineError(f"all {len(self._turns)} places are taken")
         voice = find(self._voices, spec.voice)
-        self._told[turn] = spec, voice, condition(spec, voice, self._texts)
+        self._turn_settings[turn] = spec, voice, condition(spec, voice, self._texts)
         ahead = round(self._config.max_ahead_s * upstream.rate)
         self._turns[turn] = TurnThread(turn, ahead, self._take)
 
@@ -142,11 +147,11 @@ class CosyVoice2UpstreamCore:
         texts = [text for text in self._texts.utterances(segment.text) if text]
         pause = round(PAUSE_S * self._loaded.rate)
         if not texts:
-            thread.push(Utterance(None, pause, marks))
+            thread.push(QueuedUtterance(None, pause, marks))
         for piece, text in enumerate(texts):
             number = PIECES_PER_SEGMENT * segment.index + piece
             length = self._length(segment, text, texts)
-            thread.push(Utterance(self._work(turn, number, text, length), pause, marks))
+            thread.push(QueuedUtterance(self._work(turn, number, text, length), pause, marks))
             marks = ()
 
     def end(self, turn: int) -> None:
@@ -161,7 +166,7 @@ class CosyVoice2UpstreamCore:
     def cancel(self, turn: int) -> None:
         """End the turn: what upstream is at, a token or a chunk, is its last."""
         thread = self._turns.pop(turn, None)
-        self._told.pop(turn, None)
+        self._turn_settings.pop(turn, None)
         if thread is not None:
             thread.cancel()
 
@@ -176,8 +181,8 @@ class CosyVoice2UpstreamCore:
         if self._turns.get(thread.turn) is thread:
             if not isinstance(report, Audio):
                 self.cancel(thread.turn)
-            if thread.turn == REHEARSAL:
-                self._rehearsed(thread, report)
+            if thread.turn == DRY_RUN:
+                self._dry_run_event(thread, report)
             else:
                 self._emit(report)
         return True
@@ -209,13 +214,13 @@ class CosyVoice2UpstreamCore:
     def _work(
         self, turn: int, number: int, text: list[int], length: int | None
     ) -> Callable[[], Work]:
-        upstream, (spec, voice, told) = self._loaded, self._told[turn]
+        upstream, (spec, voice, conditioning) = self._loaded, self._turn_settings[turn]
 
         def begin() -> Work:
-            request = Request(seed_of(spec.seed, number), length, upstream.device)
+            request = UtteranceRequest(seed_of(spec.seed, number), length, upstream.device)
 
-            def chunks(request: Request) -> Iterator[Samples]:
-                return upstream.speak(request, text, told, voice, spec.speed)
+            def chunks(request: UtteranceRequest) -> Iterator[Samples]:
+                return upstream.speak(request, text, conditioning, voice, spec.speed)
 
             return request, chunks
 
@@ -229,7 +234,7 @@ class CosyVoice2UpstreamCore:
         speech = SPEECH_PER_CHAR * len(segment.text) / sum(map(len, texts))
         return max(8, round(speech * len(text)))
 
-    def _take(self, thread: TurnThread, report: Report) -> None:
+    def _take(self, thread: TurnThread, report: TurnEvent) -> None:
         self._reports.put((thread, report))
 
     def _memory(self, device: torch.device) -> EngineMemory:
@@ -244,14 +249,14 @@ class CosyVoice2UpstreamCore:
             per_voice_mb=0.0,
         )
 
-    def _rehearse(self, text: str) -> None:
-        self.open(REHEARSAL, TurnSpec(voice=self.info.default_voice, seed=0))
-        self.push(REHEARSAL, Segment(0, text, 0, len(text)))
-        self.end(REHEARSAL)
-        while REHEARSAL in self._turns:
+    def _dry_run(self, text: str) -> None:
+        self.open(DRY_RUN, TurnSpec(voice=self.info.default_voice, seed=0))
+        self.push(DRY_RUN, Segment(0, text, 0, len(text)))
+        self.end(DRY_RUN)
+        while DRY_RUN in self._turns:
             self.step()
 
-    def _rehearsed(self, thread: TurnThread, report: Report) -> None:
+    def _dry_run_event(self, thread: TurnThread, report: TurnEvent) -> None:
         if isinstance(report, Failed):
             raise CosyVoiceError(f"warm-up: {report.message}")
         thread.consumed(2**62)  # nobody has to keep up

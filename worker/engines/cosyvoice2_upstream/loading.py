@@ -1,4 +1,4 @@
-"""A voicepack's model as upstream loads it, with its options and its defects mended."""
+"""A voicepack's model as upstream loads it, with its options and its defects patched."""
 
 import contextlib
 import importlib
@@ -18,9 +18,13 @@ from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.voices.speaker import Conditioning
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
-from voicefleet.worker.engines.cosyvoice2_upstream import mending
-from voicefleet.worker.engines.cosyvoice2_upstream.package import import_model_class, stand_ins
-from voicefleet.worker.engines.cosyvoice2_upstream.request import Request, current, working_on
+from voicefleet.worker.engines.cosyvoice2_upstream import patches
+from voicefleet.worker.engines.cosyvoice2_upstream.package import import_model_class, stub_modules
+from voicefleet.worker.engines.cosyvoice2_upstream.request import (
+    UtteranceRequest,
+    current,
+    working_on,
+)
 from voicefleet.worker.engines.protocol import Samples
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
@@ -30,20 +34,20 @@ Timed = Callable[[str], AbstractContextManager[None]]
 class Upstream:
     """Upstream's model, asked for one utterance at a time by any number of threads.
 
-    ``mended`` names the defects that were mended, ``rate`` is in Hz.
+    ``patched`` names the defects that were patched, ``rate`` is in Hz.
     """
 
-    def __init__(self, cosyvoice: Any, mended: tuple[str, ...]) -> None:
+    def __init__(self, cosyvoice: Any, patched: tuple[str, ...]) -> None:
         self.model = cosyvoice.model
         self.rate: int = cosyvoice.sample_rate
         self.device = torch.device(self.model.device)
-        self.mended = mended
+        self.patched = patched
 
     def speak(
         self,
-        request: Request,
+        request: UtteranceRequest,
         text: list[int],
-        told: Conditioning,
+        conditioning: Conditioning,
         voice: Voice,
         speed: float = 1.0,
     ) -> Iterator[Samples]:
@@ -52,7 +56,7 @@ class Upstream:
         ``text`` are its text tokens. Another speed than 1 upstream can only make at once, not
         streamed. Raises ``CancelledError`` soon after ``request`` was cancelled.
         """
-        inputs = model_inputs(text, told, voice)
+        inputs = model_inputs(text, conditioning, voice)
         chunks = self.model.tts(**inputs, stream=speed == 1.0, speed=speed)
         try:
             # tts runs when it is asked for its next chunk, each time in this thread.
@@ -69,10 +73,12 @@ class Upstream:
             if request.thread is not None:
                 request.thread.join()
             if request.key is not None:
-                mending.forget(self.model, request.key)
+                patches.forget(self.model, request.key)
 
 
-def model_inputs(text: list[int], told: Conditioning, voice: Voice) -> dict[str, torch.Tensor]:
+def model_inputs(
+    text: list[int], conditioning: Conditioning, voice: Voice
+) -> dict[str, torch.Tensor]:
     """What upstream's ``frontend_zero_shot``, ``_cross_lingual``, ``_instruct2`` and ``_sft`` make.
 
     Tokens are int32 ``[1, n]``, the mel f32 ``[1, frames, bands]``, embeddings f32 ``[1, 192]``.
@@ -84,8 +90,8 @@ def model_inputs(text: list[int], told: Conditioning, voice: Voice) -> dict[str,
     speaker = torch.from_numpy(voice.speaker)[None]
     return {
         "text": tokens(text),
-        "prompt_text": tokens(told.text),
-        "llm_prompt_speech_token": tokens(told.speech),
+        "prompt_text": tokens(conditioning.text),
+        "llm_prompt_speech_token": tokens(conditioning.speech),
         "flow_prompt_speech_token": tokens(voice.flow_tokens),
         "prompt_speech_feat": torch.from_numpy(voice.mel)[None],
         "llm_embedding": speaker,
@@ -110,16 +116,16 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Upstream:
     with timed("weights"):
         try:
             # It prints what it loads.
-            with stand_ins(), _read_in_fp32(), contextlib.redirect_stdout(sys.stderr):
+            with stub_modules(), _read_in_fp32(), contextlib.redirect_stdout(sys.stderr):
                 cosyvoice = model_class(str(pack.directory), **options)
         except Exception as error:
             raise CosyVoiceInitializationError(
                 f"{pack.model_id}: upstream cannot load it: {type(error).__name__}: {error}"
             ) from error
-    with timed("mending"):
-        mended = mending.mend(cosyvoice.model)
+    with timed("patches"):
+        patched = patches.apply_all(cosyvoice.model)
         _set_lengths(cosyvoice.model)
-    return Upstream(cosyvoice, ("training-imports", "transformers-dtype", *mended))
+    return Upstream(cosyvoice, ("training-imports", "transformers-dtype", *patched))
 
 
 def _options(model_class: type[Any], config: CosyVoice2Config, model: Path) -> dict[str, Any]:
@@ -149,7 +155,7 @@ def _options(model_class: type[Any], config: CosyVoice2Config, model: Path) -> d
         _need_file("load_jit", model / f"flow.encoder.{precision}.zip")
     if config.load_trt and not (model / f"flow.decoder.estimator.{precision}.mygpu.plan").exists():
         _need_file("load_trt", model / "flow.decoder.estimator.fp32.onnx")
-    # PyPI's cosyvoice2-eu looks for llm-original.pt and the like unless it is told so.
+    # PyPI's cosyvoice2-eu looks for llm-original.pt and the like unless it is conditioning so.
     return options | ({"final": True} if "final" in known else {})
 
 

@@ -51,11 +51,11 @@ def import_model_class() -> type[Any]:
             f"implementation: upstream needs the official cosyvoice package: {HOW_TO_BRING}"
         )
     try:
-        with stand_ins(), _logging_kept():
+        with stub_modules(), _logging_kept():
             # On its own, with torchaudio's stand-in: transformers looks for the real one.
-            with _in_place_of_missing("torchaudio"):
+            with _stub_if_missing("torchaudio"):
                 importlib.import_module("cosyvoice.utils.file_utils")
-            with _in_place_of_missing("modelscope"):
+            with _stub_if_missing("modelscope"):
                 module = importlib.import_module("cosyvoice.cli.cosyvoice")
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
@@ -75,7 +75,7 @@ def import_model_class() -> type[Any]:
 
 
 @contextlib.contextmanager
-def stand_ins() -> Generator[None]:
+def stub_modules() -> Generator[None]:
     """In this block, modules that serving does without can be imported and are empty.
 
     Also what ``cosyvoice2.yaml`` names in them can be made, and is nothing.
@@ -84,7 +84,7 @@ def stand_ins() -> Generator[None]:
     try:
         for name in NOT_FOR_SERVING:
             if name not in sys.modules:
-                sys.modules[name] = _Empty(name)
+                sys.modules[name] = _StubModule(name)
                 made.append(name)
             parent, _, child = name.rpartition(".")
             if parent and child not in vars(package := importlib.import_module(parent)):
@@ -99,11 +99,11 @@ def stand_ins() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _in_place_of_missing(name: str) -> Generator[None]:
+def _stub_if_missing(name: str) -> Generator[None]:
     """In this block, a package that is only imported, never called, need not be installed."""
     missing = name not in sys.modules and importlib.util.find_spec(name) is None
     if missing:
-        sys.modules[name] = _Empty(name)
+        sys.modules[name] = _StubModule(name)
     try:
         yield
     finally:
@@ -111,22 +111,22 @@ def _in_place_of_missing(name: str) -> Generator[None]:
             del sys.modules[name]
 
 
-class Absent:
+class Stub:
     """Anything that a stand-in is asked for: can be made from anything, and does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
 
-class _Empty(ModuleType):
+class _StubModule(ModuleType):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         if name == "matcha.utils":
             self.__path__ = []  # it is a package
 
-    def __getattr__(self, name: str) -> type[Absent]:
+    def __getattr__(self, name: str) -> type[Stub]:
         if name.startswith("__"):
             raise AttributeError(name)
-        return Absent
+        return Stub
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ class CancelledError(Exception):
     """The request is no longer wanted. Ends upstream's work from inside."""
 
 
-class Request:
+class UtteranceRequest:
     """An utterance in work.
 
     Args:
@@ -64,13 +64,13 @@ class Request:
 _thread = threading.local()
 
 
-def current() -> Request | None:
+def current() -> UtteranceRequest | None:
     """What this thread works on."""
-    return cast("Request | None", getattr(_thread, "request", None))
+    return cast("UtteranceRequest | None", getattr(_thread, "request", None))
 
 
 @contextmanager
-def working_on(request: Request | None) -> Generator[None]:
+def working_on(request: UtteranceRequest | None) -> Generator[None]:
     """In this block, this thread works on ``request``."""
     before = current()
     _thread.request = request

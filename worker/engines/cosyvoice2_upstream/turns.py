@@ -11,16 +11,16 @@ import torch
 
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceOOMError, CosyVoiceSynthesisError
 from voicefleet.worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
-from voicefleet.worker.engines.cosyvoice2_upstream.request import CancelledError, Request
+from voicefleet.worker.engines.cosyvoice2_upstream.request import CancelledError, UtteranceRequest
 from voicefleet.worker.engines.hosting.messages import Audio, Failed, Spoken
 from voicefleet.worker.engines.protocol import EngineError, Mark, Samples
 
-Report = Audio | Spoken | Failed
-Work = tuple[Request, Callable[[Request], Iterator[Samples]]]
+TurnEvent = Audio | Spoken | Failed
+Work = tuple[UtteranceRequest, Callable[[UtteranceRequest], Iterator[Samples]]]
 
 
 @dataclass(frozen=True)
-class Utterance:
+class QueuedUtterance:
     """A piece of text to be spoken as one.
 
     ``begin`` makes its request and its chunks, in the turn's thread; None: ``pause`` samples of
@@ -40,18 +40,18 @@ class TurnThread:
     """
 
     def __init__(
-        self, turn: int, max_ahead: int, report: Callable[["TurnThread", Report], None]
+        self, turn: int, max_ahead: int, report: Callable[["TurnThread", TurnEvent], None]
     ) -> None:
         self.turn = turn
         self._max_ahead = max_ahead
         self._report = report
-        self._utterances = queue.SimpleQueue[Utterance | None]()
+        self._utterances = queue.SimpleQueue[QueuedUtterance | None]()
         self._asked = 0
         self._done = 0
         self._produced = 0
         self._consumed = 0
         self._heard = threading.Condition()
-        self._request: Request | None = None
+        self._request: UtteranceRequest | None = None
         self._cancelled = False
         self._thread = threading.Thread(target=self._run, name=f"turn {turn}", daemon=True)
         self._thread.start()
@@ -62,7 +62,7 @@ class TurnThread:
         ahead = self._produced - self._consumed > self._max_ahead
         return self._done < self._asked and not ahead
 
-    def push(self, utterance: Utterance | None) -> None:
+    def push(self, utterance: QueuedUtterance | None) -> None:
         """The next utterance; None: there is no other."""
         self._asked += 1
         self._utterances.put(utterance)
@@ -91,23 +91,23 @@ class TurnThread:
             while (utterance := self._utterances.get()) is not None:
                 self._speak(utterance)
                 self._done += 1
-            self._tell(Spoken(self.turn))
+            self._report_event(Spoken(self.turn))
         except CancelledError:
             pass
         except Exception as error:
-            self._tell(_failure(self.turn, error))
+            self._report_event(_failure(self.turn, error))
 
-    def _speak(self, utterance: Utterance) -> None:
+    def _speak(self, utterance: QueuedUtterance) -> None:
         marks = utterance.marks
         with closing(self._chunks(utterance)) as chunks:
             for samples in chunks:
                 if len(samples):
-                    self._tell(Audio.of(self.turn, samples, marks))
+                    self._report_event(Audio.of(self.turn, samples, marks))
                     self._produced += len(samples)
                     marks = ()
                 self._wait_for_listener()
 
-    def _chunks(self, utterance: Utterance) -> Generator[Samples]:
+    def _chunks(self, utterance: QueuedUtterance) -> Generator[Samples]:
         if utterance.begin is None:
             yield np.zeros(utterance.pause, dtype=np.float32)
             return
@@ -126,7 +126,7 @@ class TurnThread:
             if self._cancelled:
                 raise CancelledError
 
-    def _tell(self, report: Report) -> None:
+    def _report_event(self, report: TurnEvent) -> None:
         if not self._cancelled:
             self._report(self, report)
 

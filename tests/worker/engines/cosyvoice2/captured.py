@@ -35,17 +35,19 @@ class Captured(Graphs):
         self._recorded = recorded
         self._static: list[Any] = []
 
-    def prepare(self, key: Hashable, work: Callable[[], Any], rest: Callable[[], None]) -> None:
+    def prepare(
+        self, key: Hashable, work: Callable[[], Any], make_idle: Callable[[], None]
+    ) -> None:
         if key not in self._kept:
             self.keys.append(key)
-        super().prepare(key, work, rest)
+        super().prepare(key, work, make_idle)
 
     def run(self, key: Hashable, work: Callable[[], Any]) -> Any:
         assert key in self._kept, f"{key}: a capture in run would disturb what stands in its inputs"
         return super().run(key, work)
 
-    def _make(self, work: Callable[[], Any], rest: Callable[[], None]) -> Callable[[], Any]:
-        rest()
+    def _make(self, work: Callable[[], Any], make_idle: Callable[[], None]) -> Callable[[], Any]:
+        make_idle()
         with self._within():
             for _ in range(graphs.WARM_UP_RUNS):
                 work()

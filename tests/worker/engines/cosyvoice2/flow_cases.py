@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer, Prompt, Rendering
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer, FlowPrompt, Rendering
 from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
 
@@ -58,7 +58,7 @@ def whole(flow: Flow, one: Case, *, streaming: bool = True) -> Any:
     return mel[0, 2 * one.prompt :]
 
 
-def load(renderer: BlockRenderer, one: Case) -> Prompt:
+def load(renderer: BlockRenderer, one: Case) -> FlowPrompt:
     return renderer.prompt(one.tokens[: one.prompt], one.mel, one.speaker)
 
 

@@ -32,13 +32,16 @@ from voicefleet.worker.engines.cosyvoice2.backends import (
     vllm_decoder,
     vllm_model,
 )
-from voicefleet.worker.engines.cosyvoice2.backends.recomputing import WholeRenderer, WholeStage
+from voicefleet.worker.engines.cosyvoice2.backends.recomputing import (
+    RecomputingRenderer,
+    RecomputingStage,
+)
 from voicefleet.worker.engines.cosyvoice2.errors import (
     CosyVoiceInitializationError,
     CosyVoiceSynthesisError,
 )
 from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
-from voicefleet.worker.engines.cosyvoice2.flow.past import whole
+from voicefleet.worker.engines.cosyvoice2.flow.context import full_context
 from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
 from voicefleet.worker.engines.cosyvoice2.lm import sampling
@@ -201,12 +204,14 @@ def test_the_graph_computes_what_the_estimator_does(
     draw = torch.Generator().manual_seed(frames)
     x = torch.randn(1, frames, 80, generator=draw)
     mu, prompt = torch.randn(2, 1, frames, 80, generator=draw).unbind()
-    past = whole(torch.tensor([frames] * 2), frames, 50 if streaming else None, torch.float32)
-    constants = estimator.constants(mu, torch.randn(1, 80, generator=draw), prompt, past)
-    expected = [estimator(x, constants, step, past, past) for step in (0, 4, 9)]
+    context = full_context(
+        torch.tensor([frames] * 2), frames, 50 if streaming else None, torch.float32
+    )
+    constants = estimator.constants(mu, torch.randn(1, 80, generator=draw), prompt, context)
+    expected = [estimator(x, constants, step, context, context) for step in (0, 4, 9)]
     on_onnx(flow, graph)
     backend = flow.decoder.estimator
-    found = [backend(x, constants, step, past, past) for step in (0, 4, 9)]
+    found = [backend(x, constants, step, context, context) for step in (0, 4, 9)]
     for one, other in zip(found, expected, strict=True):
         assert relative(one, other) < 1e-4
     assert relative(found[0], found[1]) > 1e-3, "steps differ"
@@ -222,7 +227,7 @@ def test_an_utterance_of_spans_computed_anew_is_the_one_of_blocks(graph: bytes) 
 
     flow = random_flow()
     context = on_onnx(flow, graph)
-    renderer = WholeRenderer(flow, max_blocks=12)
+    renderer = RecomputingRenderer(flow, max_blocks=12)
     prompt = load(renderer, one)
     rendering = renderer.begin(prompt)
     assert rendering is not None
@@ -243,12 +248,12 @@ def test_the_estimator_takes_whole_utterances_alone(graph: bytes) -> None:
     flow = random_flow()
     on_onnx(flow, graph, frames=100)
     backend = flow.decoder.estimator
-    past = whole(torch.tensor([4] * 4), 4, 50, torch.float32)
+    context = full_context(torch.tensor([4] * 4), 4, 50, torch.float32)
     with pytest.raises(CosyVoiceSynthesisError, match="one by one"):
-        backend(torch.zeros(2, 4, 80), torch.zeros(2, 2, 4, 128), 0, past, past)
-    past = whole(torch.tensor([150] * 2), 150, 50, torch.float32)
+        backend(torch.zeros(2, 4, 80), torch.zeros(2, 2, 4, 128), 0, context, context)
+    context = full_context(torch.tensor([150] * 2), 150, 50, torch.float32)
     with pytest.raises(CosyVoiceSynthesisError, match="150 frames, of which TensorRT takes 100"):
-        backend(torch.zeros(1, 150, 80), torch.zeros(1, 2, 150, 128), 0, past, past)
+        backend(torch.zeros(1, 150, 80), torch.zeros(1, 2, 150, 128), 0, context, context)
 
 
 def test_an_engine_is_for_its_gpu_its_version_its_length_and_its_weights() -> None:
@@ -269,10 +274,10 @@ def test_an_engine_is_for_its_gpu_its_version_its_length_and_its_weights() -> No
 def spans(tiny_pack: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     """A core whose flow computes every span anew, with its own estimator."""
 
-    def stage(model: Any, config: Any, shares: Any, graphs: Graphs) -> WholeStage:
-        renderer = WholeRenderer(model.flow, max_blocks=shares.max_blocks)
+    def stage(model: Any, config: Any, shares: Any, graphs: Graphs) -> RecomputingStage:
+        renderer = RecomputingRenderer(model.flow, max_blocks=shares.max_blocks)
         vocoder = loading.VocoderStage(model.vocoder, shares.batches, graphs)
-        return WholeStage(renderer, vocoder, shares.batches, graphs)
+        return RecomputingStage(renderer, vocoder, shares.batches, graphs)
 
     monkeypatch.setattr(loading, "_audio", stage)
     return Driver(tiny_pack, slots=2, warm=True)
@@ -305,10 +310,10 @@ def test_the_exported_model_is_the_language_model(tiny_pack: Path, tmp_path: Pat
 
     model = checkpoint.load(tiny_pack, sizes, FP32, CPU).language_model
     with torch.inference_mode():
-        read = model.sequence(torch.arange(20), torch.arange(30))
+        read = model.prompt_embeddings(torch.arange(20), torch.arange(30))
         decoder = Decoder(model, 1, 100, 10, Graphs(enabled=False))
         slot, start = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-        hidden = model.body.extend(read[None], slot, start, decoder.cache, len(read))
+        hidden = model.body.prefill(read[None], slot, start, decoder.cache, len(read))
         found = theirs(inputs_embeds=read[None]).logits + bias
         assert relative(found, model.llm_decoder(hidden)) < 1e-5
 
@@ -373,16 +378,16 @@ def language_model() -> Any:
 
 def test_an_utterance_by_vllm(language_model: Any) -> None:
     decoder, engine = on_stand_in(language_model, 2)
-    read = language_model.sequence(torch.arange(5), torch.arange(3))
+    read = language_model.prompt_embeddings(torch.arange(5), torch.arange(3))
     tokens: list[list[int]] = []
     for slot in (0, 1, 0):
         decoder.begin(slot, sampling.draws(7, 3, 40))
-        decoder.rule(slot, quiet_until=12, mute=(True, False, False))
-        decoder.read(slot, read)
+        decoder.constrain(slot, min_tokens=12, banned=(True, False, False))
+        decoder.prefill(slot, read)
         new: list[int] = []
         stopped = False
         while not stopped and len(new) < 40:
-            decoder.burst({slot: 40}, 3)
+            decoder.multi_step({slot: 40}, 3)
             news = decoder.collect()
             assert set(news) == {slot}
             some, stopped = news[slot]
@@ -396,38 +401,38 @@ def test_an_utterance_by_vllm(language_model: Any) -> None:
     assert (params.max_tokens, params.min_tokens, params.top_k) == (40, 12, 25)
     assert params.stop_token_ids == [6561, 6562, 6563]
     decoder.begin(0, sampling.draws(7, 4, 40))
-    decoder.read(0, read)
+    decoder.prefill(0, read)
     assert engine.params["4"].seed != params.seed
     assert engine.params["4"].min_tokens == 0
 
 
 def test_a_stopped_utterance_is_gone_from_vllm(language_model: Any) -> None:
     decoder, engine = on_stand_in(language_model, 2)
-    read = language_model.sequence(torch.arange(5), torch.arange(3))
+    read = language_model.prompt_embeddings(torch.arange(5), torch.arange(3))
     for slot in (0, 1):
         decoder.begin(slot, sampling.draws(slot, 0, 30))
-        decoder.rule(slot, quiet_until=30, mute=(True, False, False))
-        decoder.read(slot, read)
-    decoder.burst({0: 30, 1: 30}, 4)
+        decoder.constrain(slot, min_tokens=30, banned=(True, False, False))
+        decoder.prefill(slot, read)
+    decoder.multi_step({0: 30, 1: 30}, 4)
     decoder.stop(0)
     assert engine.aborted == ["1"]
     assert set(decoder.collect()) == {1}
-    decoder.rehearse()  # takes a step: somebody is under way
+    decoder.dry_run()  # takes a step: somebody is under way
     assert len(engine.params) == 2
-    decoder.burst({1: 30}, 100)
+    decoder.multi_step({1: 30}, 100)
     assert not engine.has_unfinished_requests()
-    decoder.rehearse()
+    decoder.dry_run()
     assert len(engine.params) == 4
 
 
 def test_vllm_reads_once_and_fills_nothing(language_model: Any) -> None:
     decoder, _ = on_stand_in(language_model, 1)
     decoder.begin(0, sampling.draws(0, 0, 30))
-    decoder.read(0, language_model.start())
+    decoder.prefill(0, language_model.start())
     with pytest.raises(ValueError, match="once"):
-        decoder.read(0, language_model.start())
+        decoder.prefill(0, language_model.start())
     with pytest.raises(ValueError, match="fill token"):
-        decoder.rule(0, quiet_until=0, mute=(False,) * 3, fill_at=4)
+        decoder.constrain(0, min_tokens=0, banned=(False,) * 3, fill_at=4)
 
 
 def test_a_core_speaks_with_tokens_from_vllm(
@@ -476,10 +481,10 @@ def test_compiled_steps_are_the_eager_ones(language_model: Any) -> None:
         # Only steps: each length of a prompt would be compiled as well.
         decoder = Decoder(language_model, 2, 100, 20, Graphs(enabled=False))
         decoder.begin(0, sampling.draws(1, 0, 20))
-        decoder.rule(0, quiet_until=20, mute=(True, True, True))
-        decoder.read(0, language_model.sequence(torch.arange(9), torch.arange(5)))
+        decoder.constrain(0, min_tokens=20, banned=(True, True, True))
+        decoder.prefill(0, language_model.prompt_embeddings(torch.arange(9), torch.arange(5)))
         decoder._graphs = graphs
-        decoder.burst({0: 12}, 12)
+        decoder.multi_step({0: 12}, 12)
         return decoder.collect()[0], decoder.cache.values[:, 0, :, :26]
 
     with torch.inference_mode():

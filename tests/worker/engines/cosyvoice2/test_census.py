@@ -26,7 +26,7 @@ from tests.worker.engines.cosyvoice2.captured import (
 from tests.worker.engines.cosyvoice2.driving import SENTENCES, Driver, segments
 from voicefleet.worker.engines.cosyvoice2 import graphs, loading
 from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
-from voicefleet.worker.engines.cosyvoice2.session import Utterance
+from voicefleet.worker.engines.cosyvoice2.turn_sequence import Utterance
 from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
 from voicefleet.worker.engines.hosting.messages import Spoken
@@ -81,15 +81,15 @@ class Warm:
         """A turn of utterances of so many speech tokens each."""
         turn = self.open([], voice=voice, speed=speed)
         core = self.driver.core
-        session = core._sessions[turn]
-        session.waiting.extend(
+        sequence = core._sequences[turn]
+        sequence.waiting.extend(
             Utterance(
                 number=number,
                 text=[5, 6, 7],
                 marks=(),
                 min_tokens=tokens,
                 max_tokens=tokens,
-                chunking=core._model.audio.chunking(session.speaker),
+                chunking=core._runner.audio.chunking(sequence.speaker),
             )
             for number, tokens in enumerate(lengths)
         )
@@ -139,7 +139,7 @@ def test_any_speed(warm: Warm, speed: float) -> None:
 
 def test_a_long_utterance_beside_short_ones(warm: Warm) -> None:
     """16 s behind a prompt of 20: beyond 32 blocks, up to which utterances are batched."""
-    stage: Any = warm.driver.core._model.audio
+    stage: Any = warm.driver.core._runner.audio
     assert stage._together == 32
     warm.run(warm.utter(400, voice="long0"), warm.utter(31, 77), warm.utter(60))
     warm.assert_nothing_new()
@@ -147,7 +147,7 @@ def test_a_long_utterance_beside_short_ones(warm: Warm) -> None:
 
 def test_the_first_use_of_a_voice(warm: Warm) -> None:
     """Those for which there is room are prepared already; the last is prepared from graphs."""
-    audio: Any = warm.driver.core._model.audio
+    audio: Any = warm.driver.core._runner.audio
     for name, prepared in (("default", True), ("long0", True), ("long2", True), ("long3", False)):
         free = audio._renderer.free_pages
         turn = warm.utter(20, voice=name)
@@ -165,7 +165,7 @@ def test_text_that_is_written_while_it_is_spoken(warm: Warm) -> None:
 
 def test_a_prompt_longer_than_any_that_is_read_at_once(warm: Warm) -> None:
     turn = warm.open(segments(SENTENCES[0]), mode="instruct", instruct="softly " * 200)
-    assert warm.driver.core._sessions[turn].conditioning.length > 1024
+    assert warm.driver.core._sequences[turn].conditioning.length > 1024
     warm.run(turn)
     warm.assert_nothing_new()
 
@@ -188,15 +188,15 @@ def test_the_census_notices(pack: Path) -> None:
     assert {kind for kind, _ in census.eager} == {ATTENTION, CONVOLUTION, PRODUCT}
 
 
-def test_unused_voices_make_room_before_anything_is_computed_anew(
+def test_unused_voices_are_evicted_before_anything_is_computed_anew(
     pack: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = Driver(pack, slots=1)
     alone = driver.speak(1, SENTENCES[1])
-    model: Any = driver.core._model
+    model: Any = driver.core._runner
     renderer = model.audio._renderer
     for name in ("long0", "long1", "long2"):
-        model.speakers.keep(name)
+        model.speakers.preload(name)
     monkeypatch.setattr(renderer, "_pages", [])
     monkeypatch.delattr(BlockRenderer, "recompute")
     assert np.array_equal(driver.speak(2, SENTENCES[1]), alone)

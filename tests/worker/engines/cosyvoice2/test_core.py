@@ -118,7 +118,7 @@ def test_a_listener_who_does_not_listen_is_waited_for(driver: Driver) -> None:
 def test_cancelling_frees_everything(tiny_pack: Path) -> None:
     driver = Driver(tiny_pack, slots=2)
     driver.speak(1, SENTENCES[0])
-    renderer: Any = driver.core._model.audio._renderer
+    renderer: Any = driver.core._runner.audio._renderer
     free = renderer.free_pages, renderer.free_states
     for n in range(12):
         driver.open(10 + n, segments(*SENTENCES))
@@ -196,10 +196,10 @@ def test_what_it_cannot_do_is_refused(driver: Driver, spec: dict[str, str], says
 
 def test_first_audio_comes_before_the_rest_is_decoded(driver: Driver) -> None:
     driver.open(90, segments(SENTENCES[1]))
-    session = driver.core._sessions[90]
+    sequence = driver.core._sequences[90]
     while not driver.audio.get(90):
         driver.core.step()
-    (utterance,) = session.speaking
+    (utterance,) = sequence.speaking
     assert utterance.rendered == 20, "first_chunk_tokens"
     assert len(utterance.tokens) < utterance.max_tokens
     driver.run(90)

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from tests.worker.engines.cosyvoice2 import oracle
 from tests.worker.engines.cosyvoice2.flow_cases import Case, case, load, relative
 from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from voicefleet.worker.engines.cosyvoice2.flow.context import FlowContext, full_context
 from voicefleet.worker.engines.cosyvoice2.flow.estimator import moments
 from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
-from voicefleet.worker.engines.cosyvoice2.flow.past import FlowPast
-from voicefleet.worker.engines.cosyvoice2.flow.past import whole as whole_past
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
 
 SIZES = [pytest.param(TINY, id="tiny")]
@@ -110,8 +109,8 @@ def test_the_encoder(pair: Pair, streaming: bool, context: bool) -> None:
     size = x.shape[1] - 3
     present = torch.arange(size + 3)[None] < 63
     chunk = 25 if streaming else None
-    tokens = whole_past(torch.tensor([size]), size, chunk, x.dtype)
-    frames = whole_past(torch.tensor([2 * size]), 2 * size, chunk and 2 * chunk, x.dtype)
+    tokens = full_context(torch.tensor([size]), size, chunk, x.dtype)
+    frames = full_context(torch.tensor([2 * size]), 2 * size, chunk and 2 * chunk, x.dtype)
     positions = pair.ours.encoder.positions(size, size)
     ours = pair.ours.encoder(x, present, positions, tokens, frames)
     assert ours.shape == theirs.shape
@@ -138,11 +137,11 @@ def test_one_call_of_the_estimator(pair: Pair, streaming: bool, step: int) -> No
         rows(prompt).transpose(1, 2),
         streaming=streaming,
     )
-    past = whole_past(torch.tensor([120, 120]), 120, 50 if streaming else None, x.dtype)
-    every = FlowPast(past, past, past, past, [past])
+    context = full_context(torch.tensor([120, 120]), 120, 50 if streaming else None, x.dtype)
+    every = FlowContext(context, context, context, context, [context])
     estimator = pair.ours.decoder.estimator
     constants = estimator.constants(mu, speaker, prompt, every.constants)
-    ours = estimator(x, constants, step, every.inputs, past)
+    ours = estimator(x, constants, step, every.inputs, context)
     assert relative(ours[0], theirs.transpose(1, 2)) < TOLERANCE
 
 

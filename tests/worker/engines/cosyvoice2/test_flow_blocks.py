@@ -269,7 +269,7 @@ def test_an_idle_step_touches_nobody(flow: Flow) -> None:
             if renderer is disturbed:
                 for pages in (2, 3, 12):
                     inputs = renderer.inputs(1, pages)
-                    inputs.rest()
+                    inputs.make_idle()
                     assert bool(renderer.step(inputs).isfinite().all())
     half = len(mels) // 2
     assert torch.equal(torch.cat(mels[:half]), torch.cat(mels[half:]))

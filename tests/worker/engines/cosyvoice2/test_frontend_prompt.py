@@ -10,7 +10,7 @@ import pytest
 for package in ("onnx", "onnxruntime", "tokenizers", "soundfile"):
     pytest.importorskip(package, reason="needs the cosyvoice extra")
 
-from tests.worker.engines.cosyvoice2.onnx_stand_ins import write_front, write_speaker_encoder
+from tests.worker.engines.cosyvoice2.onnx_stubs import write_front, write_speaker_encoder
 from tests.worker.engines.cosyvoice2.recordings import speechlike
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.voices import features

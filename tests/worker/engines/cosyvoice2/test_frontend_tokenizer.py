@@ -10,7 +10,7 @@ pytest.importorskip("tokenizers", reason="needs the cosyvoice extra")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.worker.engines.cosyvoice2.onnx_stand_ins import write_text_tokenizer
+from tests.worker.engines.cosyvoice2.onnx_stubs import write_text_tokenizer
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.text.tokenizer import CONTROL, MARKUP, TextTokenizer
 

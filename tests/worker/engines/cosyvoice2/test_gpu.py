@@ -53,11 +53,11 @@ def decode(model: Model, seeds: list[int], *, graphs: bool, slots: int = 16) -> 
         text = torch.randint(0, TINY.language_model.vocabulary, (9 + seed % 5,), generator=g)
         speech = torch.randint(0, TINY.language_model.speech_tokens, (25,), generator=g)
         decoder.begin(slot, sampling.draws(seed, 0, TOKENS))
-        decoder.rule(slot, quiet_until=TOKENS, mute=(True, True, True))
-        decoder.read(slot, decoder.model.sequence(text.cuda(), speech.cuda()))
+        decoder.constrain(slot, min_tokens=TOKENS, banned=(True, True, True))
+        decoder.prefill(slot, decoder.model.prompt_embeddings(text.cuda(), speech.cuda()))
     told: dict[int, list[int]] = {seed: [] for seed in seeds}
     for done in range(0, TOKENS, 8):
-        decoder.burst(dict.fromkeys(range(len(seeds)), done + 8), 8)
+        decoder.multi_step(dict.fromkeys(range(len(seeds)), done + 8), 8)
         for slot, (tokens, _) in decoder.collect().items():
             told[seeds[slot]] += tokens
     assert all(len(tokens) == TOKENS for tokens in told.values())
@@ -184,7 +184,7 @@ def test_no_step_waits_for_the_device(tiny_pack: Path) -> None:
     # What is read when an utterance begins may wait: these speak one utterance each.
     for turn in range(4):
         driver.open(turn, segments(SENTENCES[1]), seed=turn)
-    while any(session.waiting for session in driver.core._sessions.values()):
+    while any(sequence.waiting for sequence in driver.core._sequences.values()):
         driver.core.step()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -149,7 +149,7 @@ def test_speech_begins_before_the_sentence_is_written(
     driver: Driver, parts: list[Segment], whole: np.ndarray
 ) -> None:
     driver.open(2, [], streamed=True)
-    driver.core._sessions[2].ended = False
+    driver.core._sequences[2].ended = False
     fed = 0
     for part in parts:
         driver.core.push(2, part)
@@ -217,17 +217,17 @@ def test_decoding_continues_the_trained_sequence(tiny_pack: Path) -> None:
     reference: Any = oracle.language_model(TINY)
     state = torch.load(tiny_pack / "llm.pt", weights_only=True)
     reference.load_state_dict(state, strict=False)
-    decoder = driver.core._model.decoder
+    decoder = driver.core._runner.decoder
     model = decoder.model
     sequence: list[Any] = []
     seen: list[Any] = []
-    read = decoder.read
+    read = decoder.prefill
 
     def spy(slot: int, embeddings: Any) -> None:
         sequence.append(embeddings.clone())
         read(slot, embeddings)
 
-    decoder.read = spy  # type: ignore[method-assign]
+    decoder.prefill = spy  # type: ignore[method-assign]
     hook = model.llm_decoder.register_forward_hook(lambda _m, _i, out: seen.append(out.clone()))
     driver.open(
         1,
@@ -235,8 +235,8 @@ def test_decoding_continues_the_trained_sequence(tiny_pack: Path) -> None:
         streamed=True,
         mode="cross_lingual",
     )
-    session = driver.core._sessions[1]
-    slot = session.slot
+    sequence = driver.core._sequences[1]
+    slot = sequence.slot
     driver.run(1)
     hook.remove()
     history = decoder._history[slot, len(decoder._window) :].tolist()

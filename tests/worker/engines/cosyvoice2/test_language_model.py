@@ -59,9 +59,9 @@ def decoder_of(model: LanguageModel, slots: int = 3) -> Decoder:
 def begin(decoder: Decoder, slot: int, seed: int) -> Any:
     """An utterance of its own for each seed; returns what it begins with."""
     prompt_text, text, speech = prompt(seed)
-    embeddings = decoder.model.sequence(torch.cat((prompt_text, text)), speech)
+    embeddings = decoder.model.prompt_embeddings(torch.cat((prompt_text, text)), speech)
     decoder.begin(slot, sampling.draws(seed, 0, decoder.max_tokens))
-    decoder.read(slot, embeddings)
+    decoder.prefill(slot, embeddings)
     return embeddings
 
 
@@ -73,7 +73,7 @@ def test_logits_of_prefill_and_every_step(reference: Any, model: LanguageModel) 
     hook = model.llm_decoder.register_forward_hook(lambda _m, _i, out: seen.append(out[1].clone()))
     cache = None
     for step in range(40):
-        decoder.burst({1: step + 1}, 1)
+        decoder.multi_step({1: step + 1}, 1)
         hidden, cache = reference.llm.forward_one_step(x, masks=None, cache=cache)
         expected = reference.llm_decoder(hidden[:, -1])[0]
         assert relative(seen[-1], expected) < 1e-5
@@ -106,13 +106,13 @@ def test_tokens_with_equal_draws(
     draws = Draws(torch.from_numpy(sampling.draws(5, 0, 128)))
     monkeypatch.setattr(torch.Tensor, "multinomial", lambda w, n, replacement: draws(w, n))
     x = begin(decoder, 0, 5)[None]
-    decoder.rule(0, quiet_until=128, mute=(True, False, False))
+    decoder.constrain(0, min_tokens=128, banned=(True, False, False))
     repeated = 0
     out: list[int] = []
     cache = None
     s = SIZES.sampling
     for step in range(90):
-        decoder.burst({0: step + 1}, 1)
+        decoder.multi_step({0: step + 1}, 1)
         ((token,), _) = decoder.collect()[0]
         hidden, cache = reference.llm.forward_one_step(x, masks=None, cache=cache)
         logp = reference.llm_decoder(hidden[:, -1]).log_softmax(dim=-1)[0]
@@ -132,7 +132,7 @@ def run(decoder: Decoder, limits: dict[int, int]) -> dict[int, list[int]]:
     """Decode in bursts until every slot stands at its limit."""
     tokens: dict[int, list[int]] = {slot: [] for slot in limits}
     while True:
-        decoder.burst(limits, 7)
+        decoder.multi_step(limits, 7)
         news = decoder.collect()
         if not news:
             return tokens
@@ -153,7 +153,7 @@ def test_a_slot_does_not_know_of_its_company(model: LanguageModel) -> None:
         begin(crowd, slot, 10 + slot)
         run(crowd, {slot: 50})
     begin(crowd, 2, 3)
-    crowd.rule(3, quiet_until=0, mute=(False,) * 3)
+    crowd.constrain(3, min_tokens=0, banned=(False,) * 3)
     assert run(crowd, {0: 120, 1: 90, 2: 60})[2] == expected
     assert torch.equal(crowd.cache.keys[:, 2, :, :100], keys)
 
@@ -166,7 +166,7 @@ def test_a_long_company_changes_nothing(model: LanguageModel) -> None:
     begin(crowd, 0, 3)
     long = model.text(torch.arange(300))
     crowd.begin(1, sampling.draws(9, 0, 128))
-    crowd.read(1, long)
+    crowd.prefill(1, long)
     assert run(crowd, {0: 60, 1: 100})[0] == run(alone, {0: 60})[0]
 
 
@@ -174,13 +174,13 @@ def test_a_long_company_changes_nothing(model: LanguageModel) -> None:
 def test_a_stopped_slot_stands_still(model: LanguageModel) -> None:
     decoder = decoder_of(model)
     begin(decoder, 0, 4)
-    decoder.rule(0, quiet_until=0, mute=(False,) * 3, fill_at=5)
-    decoder.burst({0: 60}, 12)
+    decoder.constrain(0, min_tokens=0, banned=(False,) * 3, fill_at=5)
+    decoder.multi_step({0: 60}, 12)
     tokens, stopped = decoder.collect()[0]
     assert stopped
     assert len(tokens) == 6
     assert tokens[5] == SIZES.fill_token
-    decoder.burst({0: 60}, 12)
+    decoder.multi_step({0: 60}, 12)
     assert decoder.collect() == {}
 
 
@@ -189,14 +189,14 @@ def test_more_can_be_read_in_the_middle(reference: Any, model: LanguageModel) ->
     """Streamed text: what is read later continues the sequence."""
     decoder = decoder_of(model)
     x = begin(decoder, 2, 6)
-    decoder.rule(2, quiet_until=0, mute=(False,) * 3, fill_at=4)
-    decoder.burst({2: 60}, 8)
+    decoder.constrain(2, min_tokens=0, banned=(False,) * 3, fill_at=4)
+    decoder.multi_step({2: 60}, 8)
     tokens, _ = decoder.collect()[2]
     more = model.text(torch.arange(9))
-    decoder.read(2, more)
+    decoder.prefill(2, more)
     seen: list[Any] = []
     hook = model.llm_decoder.register_forward_hook(lambda _m, _i, out: seen.append(out[2].clone()))
-    decoder.burst({2: 6}, 1)
+    decoder.multi_step({2: 6}, 1)
     hook.remove()
     whole = torch.cat((x, model.speech(torch.tensor(tokens[:-1])), more))
     hidden, _ = reference.llm.forward_one_step(whole[None], masks=None)

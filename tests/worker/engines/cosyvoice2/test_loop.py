@@ -1,4 +1,4 @@
-"""The steady loop: what a CUDA graph can hold, and what becomes of live sessions beside one.
+"""The steady loop: what a CUDA graph can hold, and what becomes of live sequences beside one.
 
 No GPU is needed: ``Captured`` stands in for graphs.
 """
@@ -28,7 +28,7 @@ from voicefleet.worker.engines.cosyvoice2.lm.decoding import Decoder
 from voicefleet.worker.engines.cosyvoice2.pack import checkpoint
 from voicefleet.worker.engines.cosyvoice2.pack.checkpoint import Model
 from voicefleet.worker.engines.cosyvoice2.rendering import BlockStage
-from voicefleet.worker.engines.cosyvoice2.session import Session, Utterance
+from voicefleet.worker.engines.cosyvoice2.turn_sequence import TurnSequence, Utterance
 from voicefleet.worker.engines.cosyvoice2.vocoding import VocoderStage
 from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files
 from voicefleet.worker.engines.cosyvoice2.voices import voice
@@ -57,14 +57,14 @@ def begin(decoder: Decoder, slot: int, text: int, seed: int) -> None:
     tokens = torch.randint(0, TEXT, (text,), generator=generator)
     speech = torch.randint(0, CODES, (9,), generator=generator)
     decoder.begin(slot, sampling.draws(seed, 0, decoder.max_tokens))
-    decoder.rule(slot, quiet_until=decoder.max_tokens, mute=(True, True, True))
-    decoder.read(slot, decoder.model.sequence(tokens, speech))
+    decoder.constrain(slot, min_tokens=decoder.max_tokens, banned=(True, True, True))
+    decoder.prefill(slot, decoder.model.prompt_embeddings(tokens, speech))
 
 
 def decode(decoder: Decoder, limits: dict[int, int], told: dict[int, list[int]]) -> None:
     """Decode until every slot stands at its limit."""
     while True:
-        decoder.burst(limits, 7)
+        decoder.multi_step(limits, 7)
         news = decoder.collect()
         if not news:
             return
@@ -81,20 +81,20 @@ def story(decoder: Decoder) -> list[list[int]]:
     decode(decoder, {0: 45, 1: 30}, told)
     begin(decoder, 2, 150, seed=3)
     decode(decoder, {0: 50, 1: 60, 2: 120}, told)  # beyond 256 positions
-    decoder.rehearse()
+    decoder.dry_run()
     decode(decoder, {0: 90}, told)  # the others stand still, farther on
     decode(decoder, {0: 95, 1: 95, 2: 130}, told)
     first = told.pop(1)
     begin(decoder, 1, 500, seed=4)  # in a slot that was used, beyond 512 positions
     decode(decoder, {0: 140, 1: 40, 2: 160}, told)
-    decoder.read(2, decoder.model.text(torch.arange(40)))  # more text in the middle
+    decoder.prefill(2, decoder.model.text(torch.arange(40)))  # more text in the middle
     decode(decoder, {0: 150, 1: 50, 2: 190}, told)
     return [told[0], first, told[1], told[2]]
 
 
 @torch.inference_mode()
 def test_decoding_from_graphs_is_decoding(model: Model) -> None:
-    """Steps and prompts are captured while sessions are in the middle of their utterances."""
+    """Steps and prompts are captured while sequences are in the middle of their utterances."""
     expected = story(decoder_of(model, Graphs(enabled=False)))
     assert [len(tokens) for tokens in expected] == [150, 95, 50, 190]
     captured = Captured()
@@ -117,7 +117,7 @@ def test_warming_up_again_disturbs_nobody(model: Model) -> None:
     begin(decoder, 0, 20, seed=1)
     decode(decoder, {0: 30}, told)
     decoder.warm_up(1024)
-    decoder.rehearse()
+    decoder.dry_run()
     decode(decoder, {0: 60}, told)
     assert told == expected
 
@@ -141,9 +141,11 @@ def speaker_of(stage: BlockStage, pack: Path) -> Speaker:
     return Speaker(own, stage.prepare(own))
 
 
-def session_of(stage: BlockStage, speaker: Speaker, tokens: int, speed: float = 1.0) -> Session:
+def session_of(
+    stage: BlockStage, speaker: Speaker, tokens: int, speed: float = 1.0
+) -> TurnSequence:
     spec = TurnSpec(voice="random", seed=tokens, speed=speed)
-    session = Session(tokens, spec, speaker, Conditioning([], []), 0, TINY.sample_rate)
+    sequence = TurnSequence(tokens, spec, speaker, Conditioning([], []), 0, TINY.sample_rate)
     utterance = Utterance(
         number=tokens,
         text=[1],
@@ -152,39 +154,39 @@ def session_of(stage: BlockStage, speaker: Speaker, tokens: int, speed: float = 
         max_tokens=tokens,
         chunking=stage.chunking(speaker),
     )
-    session.speaking.append(utterance)
-    return session
+    sequence.speaking.append(utterance)
+    return sequence
 
 
-def feed(session: Session, until: int) -> None:
+def feed(sequence: TurnSequence, until: int) -> None:
     """Decoding has come to token ``until``."""
-    (utterance,) = session.speaking
+    (utterance,) = sequence.speaking
     until = max(until, len(utterance.tokens))
-    generator = torch.Generator().manual_seed(session.turn)
-    tokens = torch.randint(0, CODES, (session.turn,), generator=generator).tolist()
+    generator = torch.Generator().manual_seed(sequence.turn)
+    tokens = torch.randint(0, CODES, (sequence.turn,), generator=generator).tolist()
     utterance.tokens[:] = tokens[:until]
     utterance.decoded = until >= len(tokens)
 
 
-def speak(stage: BlockStage, sessions: Sequence[Session]) -> dict[int, np.ndarray]:
+def speak(stage: BlockStage, sequences: Sequence[TurnSequence]) -> dict[int, np.ndarray]:
     """All of them side by side, some tokens at a time; each begins later than the one before."""
-    heard: dict[int, list[np.ndarray]] = {session.turn: [] for session in sessions}
-    farthest = max(session.turn for session in sessions)
-    for until in range(11, farthest + 16 * len(sessions) + 300, 11):
-        for place, session in enumerate(sessions):
-            feed(session, max(0, until - 16 * place))
-        render(stage, sessions, heard)
-    assert not any(stage.holds(session.speaking[0]) for session in sessions)
+    heard: dict[int, list[np.ndarray]] = {sequence.turn: [] for sequence in sequences}
+    farthest = max(sequence.turn for sequence in sequences)
+    for until in range(11, farthest + 16 * len(sequences) + 300, 11):
+        for place, sequence in enumerate(sequences):
+            feed(sequence, max(0, until - 16 * place))
+        render(stage, sequences, heard)
+    assert not any(stage.holds(sequence.speaking[0]) for sequence in sequences)
     return {turn: np.concatenate([NOTHING, *pieces]) for turn, pieces in heard.items()}
 
 
 def render(
-    stage: BlockStage, sessions: Sequence[Session], heard: dict[int, list[np.ndarray]]
+    stage: BlockStage, sequences: Sequence[TurnSequence], heard: dict[int, list[np.ndarray]]
 ) -> None:
-    able = [s for s in sessions if s.rendering is not None and s.rendering.ready]
+    able = [s for s in sequences if s.rendering is not None and s.rendering.ready]
     stage.start(able[: stage.batch])
     for piece in stage.collect():
-        heard[piece.session.turn].append(piece.samples.copy())
+        heard[piece.sequence.turn].append(piece.samples.copy())
 
 
 def everybody(
@@ -228,15 +230,15 @@ def test_warming_up_the_renderer_again_disturbs_nobody(model: Model, tiny_pack: 
     expected = everybody(stage_of(model, Graphs(enabled=False)), tiny_pack)
     stage = stage_of(model, Captured(recorded=False))
     speaker = speaker_of(stage, tiny_pack)
-    sessions = [session_of(stage, speaker, tokens) for tokens in LENGTHS]
+    sequences = [session_of(stage, speaker, tokens) for tokens in LENGTHS]
     heard: dict[int, list[np.ndarray]] = {tokens: [] for tokens in LENGTHS}
     for until in (20, 45, 70):
-        for session in sessions[1:4]:
-            feed(session, until)
-        render(stage, sessions[1:4], heard)
+        for sequence in sequences[1:4]:
+            feed(sequence, until)
+        render(stage, sequences[1:4], heard)
     stage.warm_up(8)
-    stage.rehearse(4)
-    for turn, rest in speak(stage, sessions).items():
+    stage.dry_run(4)
+    for turn, rest in speak(stage, sequences).items():
         whole = np.concatenate([*heard[turn], rest])
         assert len(whole) == len(expected[turn])
         assert np.allclose(whole, expected[turn], atol=1e-5)
@@ -244,7 +246,7 @@ def test_warming_up_the_renderer_again_disturbs_nobody(model: Model, tiny_pack: 
 
 @pytest.mark.timeout(300)
 def test_a_core_with_graphs_says_the_same(tiny_pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything at once, nothing captured beforehand: sessions meet captures in mid-turn."""
+    """Everything at once, nothing captured beforehand: sequences meet captures in mid-turn."""
     alone = Driver(tiny_pack, slots=3).speak(1, *SENTENCES)
     captured = Captured(recorded=False)
     monkeypatch.setattr(loading, "_graphs", lambda *_: captured)
@@ -366,7 +368,7 @@ def step_launches(model: Model, slots: int, active: int) -> set[int]:
     for slot in range(active):
         begin(decoder, slot, 20 + 5 * slot, seed=slot)
     with counting(decoder, "_step") as steps:
-        decoder.burst(dict.fromkeys(range(active), 9), 8)
+        decoder.multi_step(dict.fromkeys(range(active), 9), 8)
     tokens = decoder.collect()
     assert [len(new) for new, _ in tokens.values()] == [8] * active
     assert len(steps) == 8
@@ -379,7 +381,7 @@ def step_launches(model: Model, slots: int, active: int) -> set[int]:
 def test_a_decode_step_is_the_same_work_for_all(
     model: Model, record_property: Callable[[str, object], None]
 ) -> None:
-    """As many launches for one session as for sixteen, and nothing that the host waits for."""
+    """As many launches for one sequence as for sixteen, and nothing that the host waits for."""
     (alone,) = step_launches(model, 1, 1)
     assert step_launches(model, 16, 1) == {alone}
     assert step_launches(model, 16, 16) == {alone}

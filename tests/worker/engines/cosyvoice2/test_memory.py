@@ -38,7 +38,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and limi
 @torch.inference_mode()
 def test_the_figures_are_those_of_the_tensors(tiny_pack: Path) -> None:
     driver = Driver(tiny_pack, slots=3)
-    loaded: Any = driver.core._model
+    loaded: Any = driver.core._runner
     memory, shares = loaded.info.memory, loaded.budget
     cache = loaded.decoder.cache
     # One more position than is offered takes what pads a prompt.
@@ -57,7 +57,7 @@ def test_the_figures_are_those_of_the_tensors(tiny_pack: Path) -> None:
         (shares.slot_bytes + BLOCKS_PER_SLOT * shares.page_bytes) / MIB, abs=0.1
     )
     free = loaded.audio._renderer.free_pages
-    loaded.speakers.take("random")
+    loaded.speakers.acquire("random")
     taken = free - loaded.audio._renderer.free_pages
     assert taken >= 1
     assert memory.per_voice_mb == pytest.approx(taken * shares.page_bytes / MIB, abs=0.1)
@@ -66,7 +66,7 @@ def test_the_figures_are_those_of_the_tensors(tiny_pack: Path) -> None:
 
 def test_an_utterance_takes_the_pages_that_it_is_said_to_take(tiny_pack: Path) -> None:
     driver = Driver(tiny_pack, slots=1)
-    renderer: Any = driver.core._model.audio._renderer
+    renderer: Any = driver.core._runner.audio._renderer
     driver.speak(1, SENTENCES[0])
     before, least = renderer.free_pages, renderer.free_pages
     driver.open(2, [])
@@ -95,13 +95,13 @@ def digest(turn):
     return hashlib.sha256(driver.heard(turn).tobytes()).hexdigest()
 
 # One who reads a long text in large pieces needs more memory than anybody else.
-decoding.READ_ON = decoding.PROMPT_BUCKETS[-1]
+decoding.CONTINUATION_BUCKET = decoding.PROMPT_BUCKETS[-1]
 driver = Driver(Path(sys.argv[1]), slots=3)
 driver.speak(1, *SENTENCES)
 found = {"alone": digest(1), "slots": driver.core.info.slots}
 data_kb = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 limit = data_kb // 1024 + 18
-devices.limit(torch.device("cpu"), limit)
+devices.limit_memory(torch.device("cpu"), limit)
 driver.open(2, segments(*SENTENCES))
 for _ in range(12):
     driver.core.step()
@@ -155,14 +155,14 @@ def test_a_batch_that_breaks_off_leaves_no_gap(
     driver = Driver(tiny_pack, slots=3, flow_batch=2)
     alone = {turn: driver.speak(turn, *SENTENCES, seed=turn) for turn in turns}
     driver = Driver(tiny_pack, slots=3, flow_batch=2)
-    audio: Any = driver.core._model.audio
+    audio: Any = driver.core._runner.audio
     of = audio._renderer if stage == "flow" else audio._vocoder.vocoder
     name = "step" if stage == "flow" else "window"
     original, begin, rows, broken = getattr(of, name), audio.start, [-99], [0]
 
-    def start(sessions: Any) -> None:
-        rows[0] = 0 if len(sessions) == 2 and len(driver.audio) == 3 else -99
-        begin(sessions)
+    def start(sequences: Any) -> None:
+        rows[0] = 0 if len(sequences) == 2 and len(driver.audio) == 3 else -99
+        begin(sequences)
 
     def row(*inputs: Any) -> Any:
         rows[0] += 1
@@ -305,12 +305,12 @@ def break_off(driver: Driver, error: BaseException) -> Any:
     def broken(*_: Any) -> None:
         raise error
 
-    driver.core._model.offered = 2
+    driver.core._runner.offered = 2
     driver.ended.clear()
     driver.open(1, segments("Well done."))
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(driver.core._model.audio, "start", broken)
+            patch.setattr(driver.core._runner.audio, "start", broken)
             while 1 not in driver.ended:
                 driver.core.step()
     finally:

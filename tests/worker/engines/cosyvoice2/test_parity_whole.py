@@ -23,7 +23,7 @@ from voicefleet.worker.engines import cosyvoice2
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
 from voicefleet.worker.engines.cosyvoice2.lm import sampling
 from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, model_yaml, random_pack
-from voicefleet.worker.engines.cosyvoice2.session import Utterance
+from voicefleet.worker.engines.cosyvoice2.turn_sequence import Utterance
 from voicefleet.worker.engines.cosyvoice2.vocoder.noise import noise_offset, read_noise
 from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files
 from voicefleet.worker.engines.cosyvoice2.voices import voice
@@ -69,10 +69,10 @@ def pack(request: Any, tiny_pack: Path, tmp_path_factory: pytest.TempPathFactory
 def heard(driver: Driver, turn: int, text: str, **spec: Any) -> tuple[np.ndarray, Utterance]:
     """One segment that is one utterance: its samples, and what was decoded for it."""
     driver.open(turn, segments(text), **{"seed": SEED, **spec})
-    session, found = driver.core._sessions[turn], set[Utterance]()
+    sequence, found = driver.core._sequences[turn], set[Utterance]()
     for _ in range(10_000):
-        found |= set(session.speaking)
-        driver.core.consumed(turn, session.produced)
+        found |= set(sequence.speaking)
+        driver.core.consumed(turn, sequence.produced)
         if turn in driver.ended:
             break
         driver.core.step()
@@ -244,7 +244,7 @@ def test_from_text_to_samples(
     instruct = "Speak softly." if mode == "instruct" else None
     turn = len(exact.ended) + 1
     found, utterance = heard(exact, turn, text, voice=name, mode=mode, instruct=instruct)
-    loaded = exact.core._model
+    loaded = exact.core._runner
     own = loaded.voices[name]
     prompt = loaded.frontend.prompt(own.prompt_text)
     if instruct is not None:
@@ -346,7 +346,7 @@ def test_in_chunks_as_at_once(
     if first not in drivers:
         drivers[first] = Driver(tiny_pack, slots=1, first_chunk_tokens=first)
     driver = drivers[first]
-    loaded = driver.core._model
+    loaded = driver.core._runner
     whole = voice_files.voices_of(tiny_pack)["random"]
     own = voice.aligned(
         replace(
@@ -372,12 +372,12 @@ def test_each_utterance_of_a_long_turn(tiny: checkpoint.Model, tiny_pack: Path) 
     """Segments follow one another with the noise and the phase of their own."""
     driver = Driver(tiny_pack, slots=1)
     driver.open(1, segments(*SENTENCES), seed=SEED)
-    session, seen = driver.core._sessions[1], dict[int, Utterance]()
+    sequence, seen = driver.core._sequences[1], dict[int, Utterance]()
     while 1 not in driver.ended:
-        seen |= {one.number: one for one in session.speaking}
-        driver.core.consumed(1, session.produced)
+        seen |= {one.number: one for one in sequence.speaking}
+        driver.core.consumed(1, sequence.produced)
         driver.core.step()
-    own = driver.core._model.voices["random"]
+    own = driver.core._runner.voices["random"]
     expected = [at_once(tiny, own, one.tokens, number) for number, one in sorted(seen.items())]
     assert sorted(seen) == [0, 1000, 2000]
     assert relative(driver.heard(1), torch.cat(expected)) <= 1e-5
@@ -388,7 +388,7 @@ def test_each_utterance_of_a_long_turn(tiny: checkpoint.Model, tiny_pack: Path) 
 
 def seams(driver: Driver, tokens: int, samples: int) -> list[int]:
     """Where one chunk's samples end and the next one's begin."""
-    chunking = driver.core._model.audio.chunking(driver.core._model.speakers.take("random"))
+    chunking = driver.core._runner.audio.chunking(driver.core._runner.speakers.acquire("random"))
     ends = [chunking.end(n) * TINY.samples_per_token for n in range(2 + tokens // 25)]
     return [end for end in ends if 0 < end < samples]
 
@@ -397,7 +397,7 @@ def test_seams_cannot_be_heard(tiny: checkpoint.Model, tiny_pack: Path) -> None:
     """Upstream is up to 8 % too loud over 3840 samples around each, and its noise is new there."""
     driver = Driver(tiny_pack, slots=1)
     found, utterance = heard(driver, 1, LONG)
-    expected = at_once(tiny, driver.core._model.voices["random"], utterance.tokens).numpy()
+    expected = at_once(tiny, driver.core._runner.voices["random"], utterance.tokens).numpy()
     ends = seams(driver, len(utterance.tokens), len(found))
     assert len(ends) > 4
     for end in ends:
@@ -412,7 +412,7 @@ def test_the_last_40_ms_are_no_noisier(tiny: checkpoint.Model, tiny_pack: Path) 
     last = round(0.040 * TINY.sample_rate)
     for turn, text in enumerate((*SENTENCES, LONG), start=1):
         found, utterance = heard(driver, turn, text)
-        expected = at_once(tiny, driver.core._model.voices["random"], utterance.tokens).numpy()
+        expected = at_once(tiny, driver.core._runner.voices["random"], utterance.tokens).numpy()
         assert len(found) == len(expected)
         assert relative(found[-last:], expected[-last:]) < 1e-4
 
@@ -426,7 +426,7 @@ def test_the_first_chunk_is_as_early_in_every_turn(pack: Path) -> None:
             driver.open(turn, segments(SENTENCES[0]), seed=turn)
             while not driver.audio.get(turn):
                 driver.core.step()
-            (utterance,) = driver.core._sessions[turn].speaking
+            (utterance,) = driver.core._sequences[turn].speaking
             firsts.append(utterance.rendered)
             driver.run(turn)
         assert len(set(firsts)) == 1

@@ -171,7 +171,7 @@ def test_without_onnx_the_command_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     pack = "voicefleet.worker.engines.cosyvoice2.pack"
-    for module in ("random_pack", "stand_ins"):
+    for module in ("random_pack", "stubs"):
         monkeypatch.delitem(sys.modules, f"{pack}.{module}", raising=False)
         monkeypatch.delattr(sys.modules[pack], module, raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)

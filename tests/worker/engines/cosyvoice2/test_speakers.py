@@ -42,33 +42,33 @@ def speakers(room: Room) -> Speakers:
 
 
 def test_a_voice_is_prepared_once_for_all_who_use_it(speakers: Speakers, room: Room) -> None:
-    first, second = speakers.take("a"), speakers.take("a")
+    first, second = speakers.acquire("a"), speakers.acquire("a")
     assert first is second
-    speakers.give_back(first)
-    speakers.give_back(second)
-    assert speakers.take("a") is first
+    speakers.release(first)
+    speakers.release(second)
+    assert speakers.acquire("a") is first
     assert room.prepared == ["a"]
 
 
 def test_the_one_unused_longest_makes_room(speakers: Speakers, room: Room) -> None:
     for name in ("a", "b", "a"):
-        speakers.give_back(speakers.take(name))
-    speakers.take("c")
+        speakers.release(speakers.acquire(name))
+    speakers.acquire("c")
     assert room.held == ["a", "c"]
 
 
 def test_a_voice_in_use_stays(speakers: Speakers, room: Room) -> None:
-    a = speakers.take("a")
-    speakers.give_back(speakers.take("b"))
-    speakers.take("c")
+    a = speakers.acquire("a")
+    speakers.release(speakers.acquire("b"))
+    speakers.acquire("c")
     assert room.held == ["a", "c"]
     with pytest.raises(CosyVoiceOOMError):
-        speakers.take("b")
-    speakers.give_back(a)
-    speakers.take("b")
+        speakers.acquire("b")
+    speakers.release(a)
+    speakers.acquire("b")
     assert room.held == ["c", "b"]
 
 
 def test_an_unknown_voice_is_refused_with_those_there_are(speakers: Speakers) -> None:
     with pytest.raises(CannotSpeakError, match="the voices are a, b, c"):
-        speakers.take("d")
+        speakers.acquire("d")

@@ -1,4 +1,4 @@
-"""Upstream behind our protocol: it makes what upstream makes, and its defects are mended."""
+"""Upstream behind our protocol: it makes what upstream makes, and its defects are patched."""
 
 import importlib
 import shutil
@@ -21,11 +21,11 @@ from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.voices.speaker import Conditioning, condition
 from voicefleet.worker.engines.cosyvoice2_upstream import core as core_module
-from voicefleet.worker.engines.cosyvoice2_upstream import loading, mending, package
+from voicefleet.worker.engines.cosyvoice2_upstream import loading, package, patches
 from voicefleet.worker.engines.cosyvoice2_upstream.core import CosyVoice2UpstreamCore, seed_of
 from voicefleet.worker.engines.cosyvoice2_upstream.request import (
     CancelledError,
-    Request,
+    UtteranceRequest,
     working_on,
 )
 from voicefleet.worker.engines.hosting.messages import Audio, Failed, Spoken
@@ -38,7 +38,7 @@ from voicefleet.worker.engines.protocol import (
 )
 from voicefleet.worker.voicepacks import voicepack
 
-MEND = {mend.name: mend for mend in mending.MENDS}
+PATCH = {patch.name: patch for patch in patches.PATCHES}
 LONG = " ".join(SENTENCES)
 CPU = torch.device("cpu")
 
@@ -55,13 +55,13 @@ class UpstreamDriver(Driver):
 
     @property
     def model(self) -> Any:
-        """Upstream's, mended."""
+        """Upstream's, patched."""
         return self.core._upstream.model
 
 
 @pytest.fixture(scope="module", autouse=True)
 def mended_here_alone() -> Generator[None]:
-    """What is mended here must not be what other tests compare with."""
+    """What is patched here must not be what other tests compare with."""
     yield
     for name in list(sys.modules):
         if name.partition(".")[0] in ("cosyvoice", "matcha"):
@@ -80,9 +80,9 @@ def untouched(tiny_pack: Path) -> Any:
     """Upstream's model as it loads itself, but for the mask that it gets wrong."""
     model_class = package.import_model_class()
     options = loading._options(model_class, CosyVoice2Config(), tiny_pack)
-    with package.stand_ins(), loading._read_in_fp32():
+    with package.stub_modules(), loading._read_in_fp32():
         model = model_class(str(tiny_pack), **options).model
-    MEND["decode-mask"].apply(model)
+    PATCH["decode-mask"].apply(model)
     return model
 
 
@@ -184,9 +184,9 @@ def test_it_says_what_it_can_do_and_what_was_mended(driver: UpstreamDriver) -> N
     assert "text-streaming" not in info.capabilities
     assert info.synthetic
     needed = {"language-model-thread", "polling", "empty-cache", "decode-mask", "seeds"}
-    assert needed < set(driver.core.mended)
+    assert needed < set(driver.core.patched)
     grows = hasattr(driver.model, "stream_scale_factor")
-    assert ("hop-reset" in driver.core.mended) == grows, "PyPI's package has one hop for ever"
+    assert ("hop-reset" in driver.core.patched) == grows, "PyPI's package has one hop for ever"
 
 
 def test_another_speed_is_made_at_once(driver: UpstreamDriver) -> None:
@@ -407,7 +407,7 @@ def test_the_published_file_with_its_training_parts_is_loaded(
     before = {name for name in sys.modules if name.startswith(("cosyvoice", "matcha"))}
     UpstreamDriver(pack).core.close()
     after = {name for name in sys.modules if name.startswith(("cosyvoice", "matcha"))}
-    left = [name for name in after - before if isinstance(sys.modules[name], package._Empty)]
+    left = [name for name in after - before if isinstance(sys.modules[name], package._StubModule)]
     assert not left, "stand-ins are for the load alone"
 
 
@@ -459,7 +459,7 @@ class GrowsHop:
             self.token_hop_len = min(100, 2 * self.token_hop_len)
 
 
-def hops(model: Any, request: Request) -> Iterator[int]:
+def hops(model: Any, request: UtteranceRequest) -> Iterator[int]:
     chunks = model.tts()
     while True:
         with working_on(request):
@@ -471,13 +471,13 @@ def hops(model: Any, request: Request) -> Iterator[int]:
 
 def test_the_hop_begins_anew_with_each_request() -> None:
     model = GrowsHop()
-    assert MEND["hop-reset"].needed(model)
+    assert PATCH["hop-reset"].needed(model)
     assert [list(model.tts()), list(model.tts())] == [[25, 50, 100], [100, 100, 100]]
     model = GrowsHop()
-    MEND["hop-reset"].apply(model)
-    one, other = (hops(model, Request(n, None, CPU)) for n in range(2))
+    PATCH["hop-reset"].apply(model)
+    one, other = (hops(model, UtteranceRequest(n, None, CPU)) for n in range(2))
     assert [next(one), next(one), next(other), next(one), next(other)] == [25, 50, 25, 100, 50]
-    assert list(hops(model, Request(2, None, CPU))) == [25, 50, 100]
+    assert list(hops(model, UtteranceRequest(2, None, CPU))) == [25, 50, 100]
 
 
 def test_first_chunks_are_of_one_size(driver: UpstreamDriver) -> None:
@@ -490,14 +490,14 @@ def test_first_chunks_are_of_one_size(driver: UpstreamDriver) -> None:
 def test_waiting_ends_with_the_news(driver: UpstreamDriver) -> None:
     """Were it slept, or not told, this would take an hour."""
     clock = type(driver.model).tts.__globals__["time"]
-    request = Request(0, None, CPU)
+    request = UtteranceRequest(0, None, CPU)
     with working_on(request):
         request.news.set()
         clock.sleep(3600)
         request.cancel()
         with pytest.raises(CancelledError):
             clock.sleep(3600)
-    request = Request(0, None, CPU)
+    request = UtteranceRequest(0, None, CPU)
     request.fail(ValueError("gone"))
     request.news.set()
     with working_on(request), pytest.raises(ValueError, match="gone"):
@@ -518,7 +518,7 @@ def test_the_cache_is_kept(driver: UpstreamDriver, monkeypatch: pytest.MonkeyPat
 
 def test_a_mask_that_is_read_right_is_left_alone(driver: UpstreamDriver) -> None:
     assert "decode-mask" in driver.core.mended
-    assert not MEND["decode-mask"].needed(driver.model), "mended, it is not needed any more"
+    assert not PATCH["decode-mask"].needed(driver.model), "patched, it is not needed any more"
 
 
 def test_seeds_differ_by_turn_and_utterance() -> None:
@@ -532,8 +532,8 @@ def test_warm_up_is_heard_by_nobody(driver: UpstreamDriver) -> None:
     said = len(driver.events)
     driver.core.warm_up(SENTENCES[0])
     assert len(driver.events) == said
-    assert core_module.REHEARSAL not in driver.core._turns
-    assert driver.core.timings["rehearsal"] > 0
+    assert core_module.DRY_RUN not in driver.core._turns
+    assert driver.core.timings["dry_run"] > 0
 
 
 def test_audio_comes_as_chunks_of_a_stream(driver: UpstreamDriver) -> None:

@@ -14,7 +14,7 @@ from tests.worker.engines.cosyvoice2 import vocoder_cases as cases
 from voicefleet.worker.engines.cosyvoice2.vocoder.model import Vocoder
 from voicefleet.worker.engines.cosyvoice2.vocoder.noise import noise_offset, noise_table, read_noise
 from voicefleet.worker.engines.cosyvoice2.vocoder.source import Cursor
-from voicefleet.worker.engines.cosyvoice2.vocoder.windows import Window, Windows, reach
+from voicefleet.worker.engines.cosyvoice2.vocoder.windows import Window, Windows, receptive_field
 
 HOP = cases.HOP
 OFFSET = noise_offset(seed=7, segment=3)
@@ -38,7 +38,7 @@ def plan_of(total: int, arrivals: list[int], **options: Any) -> list[Window]:
 @pytest.mark.parametrize("total", [1, 5, 21, 22, 50, 55, 56, 57, 96, 97, 99, 100, 106, 333, 1000])
 @pytest.mark.parametrize("first", [2, 20, 50])
 def test_a_plan_keeps_each_frame_once_with_the_reach_around_it(total: int, first: int) -> None:
-    left, right, *_ = reach(cases.SIZES)
+    left, right, *_ = receptive_field(cases.SIZES)
     windows = plan_of(total, [], first=first)
     assert windows[0].anchor == 0
     assert windows[-1].until == total
@@ -58,7 +58,7 @@ def test_a_plan_keeps_each_frame_once_with_the_reach_around_it(total: int, first
 
 def test_every_window_has_one_of_the_lengths() -> None:
     """At any speed: a hop that is stretched beyond a window is cut to fit one."""
-    left, right, *_ = reach(cases.SIZES)
+    left, right, *_ = receptive_field(cases.SIZES)
     for first, hop in product((1, 7, 21, 22, 40, 79, 120), (1, 20, 25, 50, 55, 100)):
         for margin in (1, 6):
             for total in (*range(1, 240, 3), 500):
@@ -134,7 +134,7 @@ def test_the_reach_is_what_the_network_sees_and_no_more() -> None:
     assert [bool(x[0, 0, kept].isnan().any()) for x in after] == [
         n <= middle + 1 for n in range(61)
     ]
-    left, right, late_left, late_right = reach(cases.SIZES)
+    left, right, late_left, late_right = receptive_field(cases.SIZES)
     assert (left, right) == (20, 21)
     assert by_mel | by_pitch == set(range(-left, right + 1))
     whole = module.decode(bands, source)[0, kept]

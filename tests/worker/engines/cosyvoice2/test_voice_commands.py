@@ -14,7 +14,7 @@ for package in ("onnx", "onnxruntime", "tokenizers", "safetensors", "soundfile")
 
 import soundfile
 
-from tests.worker.engines.cosyvoice2.onnx_stand_ins import write_front
+from tests.worker.engines.cosyvoice2.onnx_stubs import write_front
 from tests.worker.engines.cosyvoice2.recordings import speechlike
 from voicefleet.cli import main
 from voicefleet.worker.engines.cosyvoice2.voices.files import load, voices_of

@@ -29,8 +29,8 @@ class CompiledGraphs(Graphs):
         settings: Any = torch._dynamo.config  # pyright: ignore
         settings.recompile_limit = settings.accumulated_recompile_limit = COMPILATIONS
 
-    def _make(self, work: Callable[[], T], rest: Callable[[], None]) -> Callable[[], T]:
-        return super()._make(compiled(work), rest)
+    def _make(self, work: Callable[[], T], make_idle: Callable[[], None]) -> Callable[[], T]:
+        return super()._make(compiled(work), make_idle)
 
 
 def compiled(work: Callable[[], T]) -> Callable[[], T]:

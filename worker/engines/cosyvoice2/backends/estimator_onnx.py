@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from voicefleet.worker.engines.cosyvoice2.flow.context import EmptyContext
 from voicefleet.worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, Estimator
-from voicefleet.worker.engines.cosyvoice2.flow.past import NoPast
 
 INPUTS = ("x", "constants", "step", "mask")
 OUTPUT = "velocity"
@@ -35,10 +35,10 @@ class WholeStep(nn.Module):
         Returns:
             ``[1, 2, t, bands]``: with the conditions, without them.
         """
-        past = NoPast(mask)
+        context = EmptyContext(mask)
         # The estimator is given the moments of this step alone, which are then its first.
         own = {"moments": self.estimator.moments.index_select(0, step)}
-        return torch.func.functional_call(self.estimator, own, (x, constants, 0, past, past))
+        return torch.func.functional_call(self.estimator, own, (x, constants, 0, context, context))
 
 
 def shapes(estimator: Estimator, frames: int) -> tuple[tuple[int, ...], ...]:

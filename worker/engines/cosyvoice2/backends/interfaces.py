@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voicefleet.worker.engines.cosyvoice2.flow.past import LeftPast, Past
+from voicefleet.worker.engines.cosyvoice2.flow.context import ConvContext, LayerContext
 from voicefleet.worker.engines.cosyvoice2.lm.language_model import LanguageModel
 
 
@@ -31,7 +31,9 @@ class TokenSource(Protocol):
         """Let a slot stand still until something is read into it."""
         ...
 
-    def rule(self, slot: int, *, quiet_until: int, mute: Sequence[bool], fill_at: int = -1) -> None:
+    def constrain(
+        self, slot: int, *, min_tokens: int, banned: Sequence[bool], fill_at: int = -1
+    ) -> None:
         """Which control tokens may not come, and until when."""
         ...
 
@@ -39,11 +41,11 @@ class TokenSource(Protocol):
         """Tokens of a slot's utterance that the host knows of, control tokens included."""
         ...
 
-    def read(self, slot: int, embeddings: Tensor) -> None:
+    def prefill(self, slot: int, embeddings: Tensor) -> None:
         """Read ``[n, width]``; the slot's next token follows them."""
         ...
 
-    def burst(self, limits: Mapping[int, int], steps: int) -> None:
+    def multi_step(self, limits: Mapping[int, int], steps: int) -> None:
         """Start ``steps`` steps towards each slot's limit of tokens."""
         ...
 
@@ -51,11 +53,11 @@ class TokenSource(Protocol):
         """New tokens of each slot since the last call, and whether a control token ended them."""
         ...
 
-    def warm_up(self, reach: int) -> None:
-        """Make ready for sequences of up to ``reach`` positions."""
+    def warm_up(self, context_len: int) -> None:
+        """Make ready for sequences of up to ``context_len`` positions."""
         ...
 
-    def rehearse(self) -> None:
+    def dry_run(self) -> None:
         """One step of all slots, for its time."""
         ...
 
@@ -63,12 +65,14 @@ class TokenSource(Protocol):
 class StepEstimator(Protocol):
     """The velocity of mel frames at one Euler step. Natively ``estimator.Estimator``."""
 
-    def constants(self, mu: Tensor, speaker: Tensor, prompt: Tensor, past: LeftPast) -> Tensor:
+    def constants(
+        self, mu: Tensor, speaker: Tensor, prompt: Tensor, context: ConvContext
+    ) -> Tensor:
         """What stays the same over the steps, for :meth:`__call__`."""
         ...
 
     def __call__(
-        self, x: Tensor, constants: Tensor, step: int, inputs: LeftPast, past: Past
+        self, x: Tensor, constants: Tensor, step: int, inputs: ConvContext, context: LayerContext
     ) -> Tensor:
         """``x`` ``[b, t, bands]`` -> ``[b, 2, t, bands]``: with the conditions, without them."""
         ...

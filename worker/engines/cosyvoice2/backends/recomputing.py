@@ -12,13 +12,13 @@ from torch import Tensor
 from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
 from voicefleet.worker.engines.cosyvoice2.flow.cache import SPARE_PAGE, SPARE_STATE
 from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
-from voicefleet.worker.engines.cosyvoice2.flow.utterance import Prompt, Rendering
+from voicefleet.worker.engines.cosyvoice2.flow.utterance import FlowPrompt, Rendering
 from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
 from voicefleet.worker.engines.cosyvoice2.rendering import USUAL_BLOCKS, BlockStage
 from voicefleet.worker.engines.cosyvoice2.vocoding import VocoderStage
 
 
-class WholeRenderer(BlockRenderer):
+class RecomputingRenderer(BlockRenderer):
     """Renders every span from its utterance's start, one utterance at a time.
 
     Args:
@@ -30,7 +30,7 @@ class WholeRenderer(BlockRenderer):
         super().__init__(flow, pages=0, states=0, max_blocks=max_blocks, rows_apart=True)
 
     @torch.no_grad()
-    def prompt(self, tokens: Sequence[int], mel: Tensor, speaker: Tensor) -> Prompt:
+    def prompt(self, tokens: Sequence[int], mel: Tensor, speaker: Tensor) -> FlowPrompt:
         """What every utterance of a voice begins with; nothing of it is computed yet.
 
         Raises:
@@ -47,13 +47,13 @@ class WholeRenderer(BlockRenderer):
         mel = mel.to(self.flow.device, self.flow.dtype)
         voice = self.flow.speaker(speaker.to(self.flow.device)[None])[0]
         # Its pages are counted, to know where utterances begin, and hold nothing.
-        return Prompt(tuple(tokens), mel, voice, (SPARE_PAGE,) * blocks, SPARE_STATE)
+        return FlowPrompt(tuple(tokens), mel, voice, (SPARE_PAGE,) * blocks, SPARE_STATE)
 
-    def begin(self, prompt: Prompt, *, cached: bool = False) -> Rendering | None:
+    def begin(self, prompt: FlowPrompt, *, cached: bool = False) -> Rendering | None:
         """Begin an utterance, which is never cached. Raises ``ValueError``: as the parent."""
         return super().begin(prompt, cached=False)
 
-    def rehearse(self, blocks: int) -> None:
+    def dry_run(self, blocks: int) -> None:
         """Render ``blocks`` blocks of nothing."""
         chunk, device = self.sizes.encoder.chunk, self.flow.device
         size = torch.tensor([blocks * chunk], device=device)
@@ -69,12 +69,12 @@ class WholeRenderer(BlockRenderer):
         )
 
 
-class WholeStage(BlockStage):
+class RecomputingStage(BlockStage):
     """A ``BlockStage`` without graphs for the flow: every span has a shape of its own."""
 
     def __init__(
         self,
-        renderer: WholeRenderer,
+        renderer: RecomputingRenderer,
         vocoder: VocoderStage,
         batches: Sequence[int],
         graphs: Graphs,
@@ -85,11 +85,11 @@ class WholeStage(BlockStage):
     def warm_up(self, blocks: int) -> None:
         """Render utterances of one to ``blocks`` blocks, and capture the vocoder."""
         for count in range(1, blocks + 1):
-            self._whole.rehearse(count)
+            self._whole.dry_run(count)
         self._vocoder.warm_up()
 
-    def rehearse(self, rows: int) -> None:
+    def dry_run(self, rows: int) -> None:
         """Render ``rows`` utterances of nothing, for their time."""
         for _ in range(rows):
-            self._whole.rehearse(USUAL_BLOCKS)
-        self._vocoder.rehearse(rows)
+            self._whole.dry_run(USUAL_BLOCKS)
+        self._vocoder.dry_run(rows)

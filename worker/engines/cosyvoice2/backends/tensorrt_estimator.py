@@ -27,8 +27,12 @@ from voicefleet.worker.engines.cosyvoice2.errors import (
     CosyVoiceInitializationError,
     CosyVoiceSynthesisError,
 )
+from voicefleet.worker.engines.cosyvoice2.flow.context import (
+    ConvContext,
+    EmptyContext,
+    LayerContext,
+)
 from voicefleet.worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, Estimator
-from voicefleet.worker.engines.cosyvoice2.flow.past import LeftPast, NoPast, Past
 
 log = structlog.get_logger()
 
@@ -69,12 +73,14 @@ class TensorrtEstimator(nn.Module):
         self._frames = frames
         self._steps = torch.arange(native.steps, device=native.entry_bias.device)
 
-    def constants(self, mu: Tensor, speaker: Tensor, prompt: Tensor, past: LeftPast) -> Tensor:
+    def constants(
+        self, mu: Tensor, speaker: Tensor, prompt: Tensor, context: ConvContext
+    ) -> Tensor:
         """As ``Estimator.constants``, natively: once for all steps."""
-        return self._native.constants(mu, speaker, prompt, past)
+        return self._native.constants(mu, speaker, prompt, context)
 
     def forward(
-        self, x: Tensor, constants: Tensor, step: int, inputs: LeftPast, past: Past
+        self, x: Tensor, constants: Tensor, step: int, inputs: ConvContext, context: LayerContext
     ) -> Tensor:
         """As ``Estimator.forward``, for one whole utterance: ``[1, 2, t, bands]``.
 
@@ -82,11 +88,15 @@ class TensorrtEstimator(nn.Module):
             CosyVoiceSynthesisError: Several utterances, cached ones, or one too long.
         """
         size = x.shape[1]
-        if len(x) != 1 or not isinstance(inputs, NoPast) or not isinstance(past, NoPast):
+        if (
+            len(x) != 1
+            or not isinstance(inputs, EmptyContext)
+            or not isinstance(context, EmptyContext)
+        ):
             raise CosyVoiceSynthesisError("TensorRT renders whole utterances, one by one")
         if size > self._frames:
             raise CosyVoiceSynthesisError(f"{size} frames, of which TensorRT takes {self._frames}")
-        mask = past.mask.expand(GUIDANCE_ROWS, 1, size, size)
+        mask = context.mask.expand(GUIDANCE_ROWS, 1, size, size)
         velocity = torch.empty(
             1, GUIDANCE_ROWS, size, x.shape[2], dtype=constants.dtype, device=x.device
         )

@@ -32,7 +32,7 @@ from voicefleet.worker.engines.cosyvoice2.lm.qwen2 import KVCache
 WORKING_BYTES = 3 * 2**30
 """For vLLM's activations and graphs, beside weights and cache."""
 
-REHEARSED = 6
+DRY_RUN_TOKENS = 6
 """Tokens of a rehearsal: the first step of its own reads prompts, the others decode."""
 
 
@@ -62,7 +62,7 @@ class VllmDecoder:
         self._request: list[str | None] = [None] * slots
         self._seed = [0] * slots
         self._longest = [0] * slots
-        self._quiet_until = [0] * slots
+        self._min_tokens = [0] * slots
         self._count = [0] * slots
         self._news: dict[int, tuple[list[int], bool]] = {}
 
@@ -72,7 +72,7 @@ class VllmDecoder:
         # vLLM draws for itself; the same draws give the same seed, wherever the turn is taken up.
         self._seed[slot] = zlib.crc32(np.ascontiguousarray(uniform[:4]).tobytes())
         self._longest[slot] = len(uniform)
-        self._quiet_until[slot] = self._count[slot] = 0
+        self._min_tokens[slot] = self._count[slot] = 0
 
     def stop(self, slot: int) -> None:
         """Forget a slot's utterance."""
@@ -81,8 +81,10 @@ class VllmDecoder:
         if request is not None:
             self._engine.abort_request([request])
 
-    def rule(self, slot: int, *, quiet_until: int, mute: Sequence[bool], fill_at: int = -1) -> None:
-        """Until ``quiet_until`` tokens stand nothing ends the utterance, if ``mute`` says so.
+    def constrain(
+        self, slot: int, *, min_tokens: int, banned: Sequence[bool], fill_at: int = -1
+    ) -> None:
+        """Until ``min_tokens`` tokens stand nothing ends the utterance, if ``banned`` says so.
 
         vLLM mutes all control tokens or none.
 
@@ -91,13 +93,13 @@ class VllmDecoder:
         """
         if fill_at >= 0:
             raise ValueError("vLLM cannot be told when a fill token comes")
-        self._quiet_until[slot] = quiet_until if any(mute) else 0
+        self._min_tokens[slot] = min_tokens if any(banned) else 0
 
     def count(self, slot: int) -> int:
         """Tokens of a slot's utterance, control tokens included."""
         return self._count[slot]
 
-    def read(self, slot: int, embeddings: Tensor) -> None:
+    def prefill(self, slot: int, embeddings: Tensor) -> None:
         """Hand an utterance's beginning ``[n, width]`` over.
 
         Raises:
@@ -108,11 +110,11 @@ class VllmDecoder:
         self._request[slot] = self._add(
             embeddings,
             seed=self._seed[slot],
-            min_tokens=min(self._quiet_until[slot], self._longest[slot]),
+            min_tokens=min(self._min_tokens[slot], self._longest[slot]),
             max_tokens=self._longest[slot],
         )
 
-    def burst(self, limits: Mapping[int, int], steps: int) -> None:
+    def multi_step(self, limits: Mapping[int, int], steps: int) -> None:
         """Take ``steps`` steps. vLLM decodes all that it was given: limits do not hold it back."""
         slots = {request: slot for slot, request in enumerate(self._request) if request is not None}
         for _ in range(steps):
@@ -129,15 +131,15 @@ class VllmDecoder:
         news, self._news = self._news, {}
         return news
 
-    def warm_up(self, reach: int) -> None:
+    def warm_up(self, context_len: int) -> None:
         """Nothing: vLLM captured its graphs when it was made."""
 
-    def rehearse(self) -> None:
+    def dry_run(self) -> None:
         """One step in which every slot has work."""
         if not self._engine.has_unfinished_requests():
             start = self.model.start().expand(2, -1)
             for _ in range(self.slots):
-                self._add(start, seed=0, min_tokens=REHEARSED, max_tokens=REHEARSED)
+                self._add(start, seed=0, min_tokens=DRY_RUN_TOKENS, max_tokens=DRY_RUN_TOKENS)
         self._engine.step()
 
     def _add(self, embeddings: Tensor, *, seed: int, min_tokens: int, max_tokens: int) -> str:

@@ -28,7 +28,7 @@ from voicefleet.worker.engines.cosyvoice2.flow.cache import (
     StepInputs,
 )
 from voicefleet.worker.engines.cosyvoice2.flow.model import NOISE_FRAMES, Flow
-from voicefleet.worker.engines.cosyvoice2.flow.utterance import Block, Prompt, Rendering
+from voicefleet.worker.engines.cosyvoice2.flow.utterance import Block, FlowPrompt, Rendering
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 
@@ -131,7 +131,7 @@ class BlockRenderer:
         """Utterances that can still begin."""
         return len(self._states)
 
-    def prompt(self, tokens: Sequence[int], mel: Tensor, speaker: Tensor) -> Prompt:
+    def prompt(self, tokens: Sequence[int], mel: Tensor, speaker: Tensor) -> FlowPrompt:
         """Compute a voice's prompt, to be shared by all that it says.
 
         Those blocks are kept whose look-ahead is the prompt's own. What is left over, 3 to 27
@@ -163,7 +163,7 @@ class BlockRenderer:
             voice = self.flow.speaker(speaker.to(self.flow.device)[None])[0]
         pages = tuple(self._pages.pop() for _ in range(blocks))
         state = self._states.pop() if blocks else START_STATE
-        prompt = Prompt(tuple(tokens), mel, voice, pages, state)
+        prompt = FlowPrompt(tuple(tokens), mel, voice, pages, state)
         try:
             for index in range(blocks):
                 start = index * chunk
@@ -182,12 +182,12 @@ class BlockRenderer:
             raise
         return prompt
 
-    def release(self, prompt: Prompt) -> None:
+    def release(self, prompt: FlowPrompt) -> None:
         """Give a prompt's pages back, as soon as nobody speaks with it any more."""
         prompt.released = True
         self._drop(prompt)
 
-    def begin(self, prompt: Prompt, *, cached: bool = True) -> Rendering | None:
+    def begin(self, prompt: FlowPrompt, *, cached: bool = True) -> Rendering | None:
         """Begin an utterance.
 
         Args:
@@ -304,7 +304,7 @@ class BlockRenderer:
                 block_tokens=chunk,
                 lookahead=ahead,
             )
-            made.rest()
+            made.make_idle()
             self._inputs[batch, pages] = made
         return self._inputs[batch, pages]
 
@@ -317,12 +317,12 @@ class BlockRenderer:
         Returns:
             Float32 ``[batch, 50, bands]``.
         """
-        cached = self._cache.past(inputs)
+        cached = self._cache.context(inputs)
         tokens = inputs.tokens
         present = torch.arange(tokens.shape[1], device=tokens.device) < inputs.present[:, None]
-        mu = self.flow.encode(tokens, present, inputs.positions, cached.past)
+        mu = self.flow.encode(tokens, present, inputs.positions, cached.context)
         noise = self._noise.index_select(0, inputs.index)
-        mel = self.flow.decoder(noise, mu, inputs.speaker, inputs.prompt, cached.past)
+        mel = self.flow.decoder(noise, mu, inputs.speaker, inputs.prompt, cached.context)
         cached.commit()
         return mel
 
@@ -401,7 +401,7 @@ class BlockRenderer:
             self._states.append(rendering.state)
             rendering.pages, rendering.state = [], None
 
-    def _drop(self, prompt: Prompt) -> None:
+    def _drop(self, prompt: FlowPrompt) -> None:
         if prompt.released and not prompt.users and prompt.state != SPARE_STATE:
             self._pages.extend(prompt.pages)
             if prompt.state != START_STATE:

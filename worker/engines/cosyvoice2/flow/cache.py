@@ -12,8 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voicefleet.worker.engines.cosyvoice2.flow.context import (
+    LEFT_FRAMES,
+    FlowContext,
+    additive_mask,
+)
 from voicefleet.worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS
-from voicefleet.worker.engines.cosyvoice2.flow.past import CONTEXT, FlowPast, additive
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 SPARE_PAGE = 0
@@ -34,7 +38,7 @@ class StepInputs:
     brings them to the device. ``speaker`` is ``[batch, bands]``, ``prompt`` the prompt's mel
     ``[batch, frames, bands]`` (zeros where the block is not the prompt's), ``positions`` what the
     encoder's layers know of distances. The pages of a row stand at the right, its own last: then
-    every row is as far from its past as any other.
+    every row is as far from its context as any other.
     """
 
     integers: Tensor
@@ -87,7 +91,7 @@ class StepInputs:
         """``[batch, pages]``, spare ones at the left."""
         return self.integers[:, self.block_tokens + self.lookahead + self.FIXED :]
 
-    def rest(self) -> None:
+    def make_idle(self) -> None:
         """Make all rows idle: they read what no one needs, and write where no one reads."""
         self.integers.zero_()
         self.held.fill_(1)
@@ -97,7 +101,7 @@ class StepInputs:
         return self.integers[:, self.block_tokens + self.lookahead + index]
 
 
-class LeftContext:
+class CachedConvContext:
     """The two frames before each convolution of a pass, and those to keep behind it.
 
     Args:
@@ -111,10 +115,10 @@ class LeftContext:
         self._kept: list[Tensor] = []
         self._after: Tensor | None = None
 
-    def extend(self, x: Tensor) -> Tensor:
-        """As :meth:`Past.extend`."""
+    def pad_left(self, x: Tensor) -> Tensor:
+        """As :meth:`LayerContext.pad_left`."""
         before = self._before[len(self._kept)]
-        self._kept.append(x[:, -CONTEXT:])
+        self._kept.append(x[:, -LEFT_FRAMES:])
         if len(self._kept) == len(self._before):
             # Stacked as soon as they are all there: the views keep whole activations alive.
             self._after = torch.stack(self._kept)
@@ -128,17 +132,17 @@ class LeftContext:
         self._pool.index_copy_(1, target, self._after.view(shape))
 
 
-class CachedPast:
-    """The past of some layers, of which each row has a few pages.
+class CachedContext:
+    """The context of some layers, of which each row has a few pages.
 
     Args:
         left: For the convolutions among them.
         pool: ``[layers, pages, frames, 2, heads, width]``.
         pages: i64 ``[batch, n]`` in order of time, the page of the block itself last.
-        mask: What :attr:`Past.mask` is.
+        mask: What :attr:`LayerContext.mask` is.
     """
 
-    def __init__(self, left: LeftContext, pool: Tensor, pages: Tensor, mask: Tensor) -> None:
+    def __init__(self, left: CachedConvContext, pool: Tensor, pages: Tensor, mask: Tensor) -> None:
         self.mask = mask
         self._left = left
         self._pool = pool
@@ -146,23 +150,25 @@ class CachedPast:
         self._pages = pages.flatten()
         self._layer = 0
 
-    def extend(self, x: Tensor) -> Tensor:
-        """As :meth:`Past.extend`."""
-        return self._left.extend(x)
+    def pad_left(self, x: Tensor) -> Tensor:
+        """As :meth:`LayerContext.pad_left`."""
+        return self._left.pad_left(x)
 
-    def join(self, kv: Tensor) -> Tensor:
-        """As :meth:`Past.join`: write the block's page, then read all of them."""
+    def update(self, kv: Tensor) -> Tensor:
+        """As :meth:`LayerContext.update`: write the block's page, then read all of them."""
         layer = self._pool[self._layer]
         self._layer += 1
         layer.index_copy_(0, self._own, kv)
         return layer.index_select(0, self._pages).view(len(kv), -1, *kv.shape[2:])
 
 
-class StepPast:
-    """The past of one step's batch."""
+class BatchContext:
+    """The context of one step's batch."""
 
-    def __init__(self, past: FlowPast, lefts: Sequence[LeftContext], target: Tensor) -> None:
-        self.past = past
+    def __init__(
+        self, context: FlowContext, lefts: Sequence[CachedConvContext], target: Tensor
+    ) -> None:
+        self.context = context
         self._lefts = lefts
         self._target = target
 
@@ -201,10 +207,12 @@ class FlowCache:
         self.tokens = pool(encoder.blocks, pages, tokens, *head)
         self.frames = pool(encoder.up_blocks, pages, frames, *head)
         self.steps = pool(sizes.steps, layers, pages * rows, frames, *width)
-        self.left_tokens = pool(2, states, 1, CONTEXT, encoder.width)
-        self.left_constants = pool(1, states, 1, CONTEXT, 3 * sizes.mel_bands)
-        self.left_inputs = pool(sizes.steps, states, 1, CONTEXT, sizes.mel_bands)
-        self.left_steps = pool(sizes.steps, convolutions, states, rows, CONTEXT, estimator.channels)
+        self.left_tokens = pool(2, states, 1, LEFT_FRAMES, encoder.width)
+        self.left_constants = pool(1, states, 1, LEFT_FRAMES, 3 * sizes.mel_bands)
+        self.left_inputs = pool(sizes.steps, states, 1, LEFT_FRAMES, sizes.mel_bands)
+        self.left_steps = pool(
+            sizes.steps, convolutions, states, rows, LEFT_FRAMES, estimator.channels
+        )
 
     @property
     def page_bytes(self) -> int:
@@ -218,13 +226,13 @@ class FlowCache:
         pools = (self.left_tokens, self.left_constants, self.left_inputs, self.left_steps)
         return sum(pool.nbytes for pool in pools) // self.left_tokens.shape[1]
 
-    def past(self, inputs: StepInputs) -> StepPast:
-        """The past of the rows of ``inputs``."""
+    def context(self, inputs: StepInputs) -> BatchContext:
+        """The context of the rows of ``inputs``."""
         source, pages = inputs.source, inputs.pages
-        constants = LeftContext(self.left_constants, source)
-        state = LeftContext(self.left_inputs, source)
-        tokens = LeftContext(self.left_tokens, source)
-        steps = [LeftContext(pool, source) for pool in self.left_steps.unbind(0)]
+        constants = CachedConvContext(self.left_constants, source)
+        state = CachedConvContext(self.left_inputs, source)
+        tokens = CachedConvContext(self.left_tokens, source)
+        steps = [CachedConvContext(pool, source) for pool in self.left_steps.unbind(0)]
         # At least one, also of rows without an utterance: to see nothing is not a number.
         own = inputs.present.clamp(1, inputs.block_tokens)
         by_token = self._mask(inputs, own, inputs.block_tokens)
@@ -233,17 +241,17 @@ class FlowCache:
         rows = torch.arange(GUIDANCE_ROWS, device=pages.device)[:, None]
         row_pages = (pages[:, None] * GUIDANCE_ROWS + rows).flatten(0, 1)
         by_row = by_frame.repeat_interleave(GUIDANCE_ROWS, 0)
-        past = FlowPast(
-            tokens=CachedPast(tokens, self.tokens, pages, by_token),
-            frames=CachedPast(tokens, self.frames, pages, by_frame),
+        context = FlowContext(
+            tokens=CachedContext(tokens, self.tokens, pages, by_token),
+            frames=CachedContext(tokens, self.frames, pages, by_frame),
             constants=constants,
             inputs=state,
             steps=[
-                CachedPast(left, pool, row_pages, by_row)
+                CachedContext(left, pool, row_pages, by_row)
                 for left, pool in zip(steps, self.steps.unbind(0), strict=True)
             ],
         )
-        return StepPast(past, [constants, state, tokens, *steps], inputs.target)
+        return BatchContext(context, [constants, state, tokens, *steps], inputs.target)
 
     def _mask(self, inputs: StepInputs, own: Tensor, block: int) -> Tensor:
         """What rows see whose last page holds ``own`` of ``block`` places: ``[b, 1, 1, keys]``."""
@@ -252,4 +260,4 @@ class FlowCache:
         end = (count - 1) * block + own
         start = (count - inputs.held) * block
         visible = (places >= start[:, None]) & (places < end[:, None])
-        return additive(visible[:, None, None], self.steps.dtype)
+        return additive_mask(visible[:, None, None], self.steps.dtype)

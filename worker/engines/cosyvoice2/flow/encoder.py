@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voicefleet.worker.engines.cosyvoice2.flow.context import LayerContext
 from voicefleet.worker.engines.cosyvoice2.flow.layers import (
     WindowConv1d,
     attend,
@@ -22,7 +23,6 @@ from voicefleet.worker.engines.cosyvoice2.flow.layers import (
     window_weight,
     windows,
 )
-from voicefleet.worker.engines.cosyvoice2.flow.past import Past
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import EncoderSizes
 
 
@@ -93,19 +93,19 @@ class RelativeAttention(nn.Module):
         """What is known of each distance: ``[n, width]`` -> ``[heads, n, head width]``."""
         return self.linear_pos(table).view(len(table), self.heads, -1).transpose(0, 1).contiguous()
 
-    def forward(self, x: Tensor, positions: Tensor, past: Past) -> Tensor:
-        """``x`` ``[b, t, width]``; ``positions`` for as many keys as the past and ``x`` have."""
+    def forward(self, x: Tensor, positions: Tensor, context: LayerContext) -> Tensor:
+        """``x`` ``[b, t, width]``; ``positions`` for as many keys as the context and ``x`` have."""
         batch, time, width = x.shape
         packed = F.linear(x, self.packed_weight, self.packed_bias)
         by_content, by_distance, own = packed.tensor_split((width, 2 * width), -1)
-        kv = past.join(own.reshape(batch, time, 2, self.heads, -1))
+        kv = context.update(own.reshape(batch, time, 2, self.heads, -1))
         # Distances are the same for all rows: one product a head, whatever the batch. Attention
         # scales its own scores, these are scaled here.
         query = split_heads(by_distance, self.heads).transpose(0, 1).flatten(1, 2)
         scale = (width // self.heads) ** -0.5
         scores = torch.bmm(query * scale, positions.transpose(1, 2))
         scores = scores.view(self.heads, batch, time, -1).transpose(0, 1)
-        bias = by_key(scores, kv.shape[1]) + past.mask
+        bias = by_key(scores, kv.shape[1]) + context.mask
         return self.linear_out(attend(split_heads(by_content, self.heads), kv, bias))
 
 
@@ -132,9 +132,9 @@ class ConformerLayer(nn.Module):
         self.norm_ff = nn.LayerNorm(sizes.width, eps=1e-12)
         self.norm_mha = nn.LayerNorm(sizes.width, eps=1e-12)
 
-    def forward(self, x: Tensor, positions: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, context: LayerContext) -> Tensor:
         """``[b, t, width]`` -> ``[b, t, width]``."""
-        x = x + self.self_attn(self.norm_mha(x), positions, past)
+        x = x + self.self_attn(self.norm_mha(x), positions, context)
         return x + self.feed_forward(self.norm_ff(x))
 
 
@@ -160,10 +160,10 @@ class Lookahead(nn.Module):
         self.conv1 = WindowConv1d(width, width, tokens + 1)
         self.conv2 = WindowConv1d(width, width, 3)
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """``[b, t + lookahead, width]`` -> ``[b, t, width]``."""
         ahead = F.leaky_relu(self.conv1(x))
-        return self.conv2(past.extend(ahead)) + x[:, : -self.tokens]
+        return self.conv2(context.pad_left(ahead)) + x[:, : -self.tokens]
 
 
 class Upsample(nn.Module):
@@ -188,9 +188,9 @@ class Upsample(nn.Module):
 
     packed_bias: Tensor
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """``[b, t, width]`` -> ``[b, 2 t, width]``."""
-        pairs = F.linear(windows(past.extend(x), 3), self.packed, self.packed_bias)
+        pairs = F.linear(windows(context.pad_left(x), 3), self.packed, self.packed_bias)
         return pairs.view(x.shape[0], -1, x.shape[-1])
 
 
@@ -228,7 +228,12 @@ class Encoder(nn.Module):
         ]
 
     def forward(
-        self, x: Tensor, present: Tensor, positions: Sequence[Tensor], tokens: Past, frames: Past
+        self,
+        x: Tensor,
+        present: Tensor,
+        positions: Sequence[Tensor],
+        tokens: LayerContext,
+        frames: LayerContext,
     ) -> Tensor:
         """Encode tokens.
 
@@ -236,9 +241,9 @@ class Encoder(nn.Module):
             x: Token vectors with the look-ahead behind them, ``[b, t + lookahead, width]``.
             present: Bool ``[b, t + lookahead]``: what is not there counts as zeros, which is how
                 upstream ends an utterance.
-            positions: From :meth:`positions`, for the tokens of the past and ``t`` queries.
-            tokens: The past at the token rate.
-            frames: The past at the frame rate.
+            positions: From :meth:`positions`, for the tokens of the context and ``t`` queries.
+            tokens: The context at the token rate.
+            frames: The context at the frame rate.
 
         Returns:
             ``[b, 2 t, width]``.

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voicefleet.worker.engines.cosyvoice2.flow.context import ConvContext, LayerContext
 from voicefleet.worker.engines.cosyvoice2.flow.layers import (
     WindowConv1d,
     attend,
@@ -22,7 +23,6 @@ from voicefleet.worker.engines.cosyvoice2.flow.layers import (
     window_weight,
     windows,
 )
-from voicefleet.worker.engines.cosyvoice2.flow.past import LeftPast, Past
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 GUIDANCE_ROWS = 2
@@ -68,12 +68,12 @@ class Attention(nn.Module):
         self.register_buffer("packed", torch.cat(weights).detach(), persistent=False)
         del self.to_q, self.to_k, self.to_v
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """``[b, t, channels]`` -> ``[b, t, channels]``."""
         qkv = F.linear(x, self.packed)
         query, own = qkv.tensor_split((qkv.shape[-1] // 3,), -1)
-        kv = past.join(own.reshape(*own.shape[:2], 2, self.heads, -1))
-        return self.to_out[0](attend(split_heads(query, self.heads), kv, past.mask))
+        kv = context.update(own.reshape(*own.shape[:2], 2, self.heads, -1))
+        return self.to_out[0](attend(split_heads(query, self.heads), kv, context.mask))
 
 
 class Gelu(nn.Module):
@@ -112,9 +112,9 @@ class Transformer(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """``[b, t, channels]`` -> ``[b, t, channels]``."""
-        x = x + self.attn1(self.norm1(x), past)
+        x = x + self.attn1(self.norm1(x), context)
         return x + self.ff(self.norm3(x))
 
 
@@ -147,10 +147,10 @@ class Residual(nn.Module):
         self.block2 = Convolution(out, out)
         self.res_conv = WindowConv1d(channels, out, 1)
 
-    def forward(self, extended: Tensor, x: Tensor, moment: Tensor, past: Past) -> Tensor:
+    def forward(self, extended: Tensor, x: Tensor, moment: Tensor, context: LayerContext) -> Tensor:
         """``x`` ``[b, t, channels]``, also with its left context; ``moment`` is ``[out]``."""
         h = self.block1(extended) + moment
-        return self.block2(past.extend(h)) + self.res_conv(x)
+        return self.block2(context.pad_left(h)) + self.res_conv(x)
 
 
 class Estimator(nn.Module):
@@ -231,25 +231,27 @@ class Estimator(nn.Module):
             made.append(F.linear(F.mish(time), linear.weight.float(), linear.bias.float()))
         return torch.stack(made, 1).detach().to(one.weight)
 
-    def constants(self, mu: Tensor, speaker: Tensor, prompt: Tensor, past: LeftPast) -> Tensor:
+    def constants(
+        self, mu: Tensor, speaker: Tensor, prompt: Tensor, context: ConvContext
+    ) -> Tensor:
         """The first layer's share of what stays the same over the steps.
 
         Args:
             mu: The encoder's output, ``[b, t, bands]``.
             speaker: ``[b, bands]``.
             prompt: The prompt's mel where it is known, else zeros, ``[b, t, bands]``.
-            past: Of these three; it serves one convolution.
+            context: Of these three; it serves one convolution.
 
         Returns:
             ``[b, 2, t, 2 * channels]``: with the conditions, without them.
         """
         given = torch.cat([mu, speaker[:, None].expand_as(mu), prompt], -1)
-        columns = windows(past.extend(given), 3)
+        columns = windows(context.pad_left(given), 3)
         known = F.linear(columns, self.entry_constants, self.entry_bias)
         return torch.stack([known, self.entry_bias.expand_as(known)], 1)
 
     def forward(
-        self, x: Tensor, constants: Tensor, step: int, inputs: LeftPast, past: Past
+        self, x: Tensor, constants: Tensor, step: int, inputs: ConvContext, context: LayerContext
     ) -> Tensor:
         """The velocity at one step.
 
@@ -257,38 +259,40 @@ class Estimator(nn.Module):
             x: The state, ``[b, t, bands]``.
             constants: From :meth:`constants`.
             step: Which Euler step, from 0.
-            inputs: The past of the state; it serves one convolution.
-            past: The past of this step's ``2 b`` rows.
+            inputs: The context of the state; it serves one convolution.
+            context: The context of this step's ``2 b`` rows.
 
         Returns:
             ``[b, 2, t, bands]``: with the conditions, without them.
         """
         moments = self.moments[step].unbind(0)
-        entry = F.linear(windows(inputs.extend(x), 3), self.entry_state)
+        entry = F.linear(windows(inputs.pad_left(x), 3), self.entry_state)
         entry = (entry[:, None] + constants).flatten(0, 1)
         h, skip = entry.tensor_split((self.channels,), -1)
 
         first, transformers, conv = cast(nn.ModuleList, self.down_blocks[0])
         first = cast(Residual, first)
         h = first.block1(h) + moments[0]
-        x = first.block2(past.extend(h)) + skip
-        x = self._transform(x, transformers, past)
-        down, down_extended = x, past.extend(x)
+        x = first.block2(context.pad_left(h)) + skip
+        x = self._transform(x, transformers, context)
+        down, down_extended = x, context.pad_left(x)
         x = conv(down_extended)
 
         for block, moment in zip(self.mid_blocks, moments[1:-1], strict=True):
             residual, transformers = cast(nn.ModuleList, block)
-            x = self._transform(residual(past.extend(x), x, moment, past), transformers, past)
+            x = self._transform(
+                residual(context.pad_left(x), x, moment, context), transformers, context
+            )
 
         residual, transformers, conv = cast(nn.ModuleList, self.up_blocks[0])
-        extended = torch.cat([past.extend(x), down_extended], -1)
-        x = residual(extended, torch.cat([x, down], -1), moments[-1], past)
-        x = conv(past.extend(self._transform(x, transformers, past)))
-        x = self.final_proj(self.final_block(past.extend(x)))
+        extended = torch.cat([context.pad_left(x), down_extended], -1)
+        x = residual(extended, torch.cat([x, down], -1), moments[-1], context)
+        x = conv(context.pad_left(self._transform(x, transformers, context)))
+        x = self.final_proj(self.final_block(context.pad_left(x)))
         return x.view(-1, GUIDANCE_ROWS, *x.shape[1:])
 
     @staticmethod
-    def _transform(x: Tensor, transformers: nn.Module, past: Past) -> Tensor:
+    def _transform(x: Tensor, transformers: nn.Module, context: LayerContext) -> Tensor:
         for transformer in cast(nn.ModuleList, transformers):
-            x = transformer(x, past)
+            x = transformer(x, context)
         return x

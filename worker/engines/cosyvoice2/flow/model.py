@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voicefleet.worker.engines.cosyvoice2.flow.context import FlowContext, full_context
 from voicefleet.worker.engines.cosyvoice2.flow.encoder import Encoder
 from voicefleet.worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, Estimator, moments
-from voicefleet.worker.engines.cosyvoice2.flow.past import FlowPast, whole
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 NOISE_FRAMES = 15_000
@@ -41,7 +41,7 @@ class EulerSolver(nn.Module):
         self.lengths = moments(sizes.steps)[1]
 
     def forward(
-        self, noise: Tensor, mu: Tensor, speaker: Tensor, prompt: Tensor, past: FlowPast
+        self, noise: Tensor, mu: Tensor, speaker: Tensor, prompt: Tensor, context: FlowContext
     ) -> Tensor:
         """Solve; the shapes are those of :meth:`Estimator.constants`.
 
@@ -50,11 +50,11 @@ class EulerSolver(nn.Module):
         Returns:
             Float32 ``[b, t, bands]``.
         """
-        constants = self.estimator.constants(mu, speaker, prompt, past.constants)
+        constants = self.estimator.constants(mu, speaker, prompt, context.constants)
         x = noise.float()
         for step, length in enumerate(self.lengths):
             velocity = self.estimator(
-                x.to(mu.dtype), constants, step, past.inputs, past.steps[step]
+                x.to(mu.dtype), constants, step, context.inputs, context.steps[step]
             )
             known, unknown = velocity.float().unbind(1)
             x = torch.add(x, torch.lerp(unknown, known, 1 + self.guidance), alpha=length)
@@ -120,11 +120,13 @@ class Flow(nn.Module):
         return self.spk_embed_affine_layer(F.normalize(embedding.to(self.dtype), dim=1))
 
     def encode(
-        self, tokens: Tensor, present: Tensor, positions: list[Tensor], past: FlowPast
+        self, tokens: Tensor, present: Tensor, positions: list[Tensor], context: FlowContext
     ) -> Tensor:
         """Tokens and look-ahead ``[b, t + lookahead]`` i64 -> ``[b, 2 t, bands]``."""
         x = self.input_embedding(tokens)
-        return self.encoder_proj(self.encoder(x, present, positions, past.tokens, past.frames))
+        return self.encoder_proj(
+            self.encoder(x, present, positions, context.tokens, context.frames)
+        )
 
     @torch.no_grad()
     def render(
@@ -149,7 +151,7 @@ class Flow(nn.Module):
 
         Returns:
             Float32 ``[b, 2 t (less the look-ahead), bands]``, the prompt's frames included. Frames
-            past a row's own end hold nothing of use.
+            context a row's own end hold nothing of use.
 
         Raises:
             ValueError: The prompt's mel is longer than the tokens, or all is longer than the noise.
@@ -196,13 +198,13 @@ class Flow(nn.Module):
             raise ValueError(f"{prompt_mel.shape[1]} prompt frames, {2 * size} frames in all")
         chunk = self.sizes.encoder.chunk if streaming else None
         chunk_frames = self.sizes.estimator.chunk if streaming else None
-        by_token = whole(own, size, chunk, self.dtype)
-        by_frame = whole(2 * own, 2 * size, chunk_frames, self.dtype)
+        by_token = full_context(own, size, chunk, self.dtype)
+        by_frame = full_context(2 * own, 2 * size, chunk_frames, self.dtype)
         rows = (2 * own).repeat_interleave(GUIDANCE_ROWS)
-        by_row = whole(rows, 2 * size, chunk_frames, self.dtype)
-        past = FlowPast(by_token, by_frame, by_frame, by_frame, [by_row] * self.sizes.steps)
+        by_row = full_context(rows, 2 * size, chunk_frames, self.dtype)
+        context = FlowContext(by_token, by_frame, by_frame, by_frame, [by_row] * self.sizes.steps)
         present = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        mu = self.encode(tokens, present, self.encoder.positions(size, size), past)
+        mu = self.encode(tokens, present, self.encoder.positions(size, size), context)
         prompt = F.pad(prompt_mel.to(mu), (0, 0, 0, 2 * size - prompt_mel.shape[1]))
         noise = self.noise[: 2 * size].expand(len(tokens), -1, -1)
-        return self.decoder(noise, mu, speaker, prompt, past)
+        return self.decoder(noise, mu, speaker, prompt, context)

@@ -9,7 +9,7 @@ from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 
 @dataclass(eq=False)
-class Prompt:
+class FlowPrompt:
     """A voice's prompt: its tokens, its mel, and the pages of its whole blocks.
 
     ``mel`` is ``[2 * tokens, bands]`` and ``speaker`` ``[bands]``, both on the device.
@@ -31,7 +31,7 @@ class Rendering:
     Without a cache (``state`` is None) its blocks can only be computed by ``recompute``.
     """
 
-    prompt: Prompt
+    prompt: FlowPrompt
     sizes: FlowSizes
     done: int
     state: int | None

@@ -14,16 +14,16 @@ from voicefleet.worker.engines.cosyvoice2.lm.language_model import CONTROL_TOKEN
 from voicefleet.worker.engines.cosyvoice2.lm.qwen2 import KVCache
 from voicefleet.worker.engines.cosyvoice2.transfer import Transfer, to_device
 
-REACH = 256
+MIN_CONTEXT_LEN = 256
 """The shortest stretch of the cache that attention looks at; it doubles as sequences grow."""
 
 PROMPT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Lengths to which what is read is padded where there are graphs."""
 
-READ_ON = 32
+CONTINUATION_BUCKET = 32
 """Embeddings read at once behind others in a slot: where text is streamed, five and a few more."""
 
-LARGEST_BURST = 16
+MAX_MULTI_STEP = 16
 
 
 class Decoder:
@@ -74,8 +74,8 @@ class Decoder:
         self._history = self._integers(slots, window + max_tokens + 1).fill_(-1)
         self._draws = torch.zeros(slots, max_tokens + 1, sampling.DRAWS, device=self._device)
         self._fill_at = torch.full_like(self._count, -1)
-        self._quiet_until = self._integers(slots)
-        self._mute = torch.zeros(slots, CONTROL_TOKENS, dtype=torch.bool, device=self._device)
+        self._min_tokens = self._integers(slots)
+        self._banned = torch.zeros(slots, CONTROL_TOKENS, dtype=torch.bool, device=self._device)
         self._codes = torch.zeros(
             slots, model.sizes.speech_tokens, dtype=torch.bool, device=self._device
         )
@@ -84,16 +84,16 @@ class Decoder:
 
         self._host_position = [0] * slots
         self._host_count = [0] * slots
-        self._under_way: Transfer | None = None
+        self._pending_output: Transfer | None = None
 
     def begin(self, slot: int, uniform: NDArray[np.float32]) -> None:
         """Make a slot ready for a new utterance with its draws ``[tokens, 2]``."""
         self._draws[slot, : len(uniform)] = to_device(torch.from_numpy(uniform), self._device)
         self._history[slot] = -1
-        for state in (self._count, self._position, self._limit, self._since, self._quiet_until):
+        for state in (self._count, self._position, self._limit, self._since, self._min_tokens):
             state[slot] = 0
         self._fill_at[slot] = -1
-        self._mute[slot] = False
+        self._banned[slot] = False
         self._host_position[slot] = self._host_count[slot] = 0
         self.stop(slot)
 
@@ -101,20 +101,22 @@ class Decoder:
         """Let a slot stand still until something is read into it."""
         self._stopped[slot] = True
 
-    def rule(self, slot: int, *, quiet_until: int, mute: Sequence[bool], fill_at: int = -1) -> None:
-        """Until ``quiet_until`` tokens stand, muted control tokens (end, 2nd, fill) do not come.
+    def constrain(
+        self, slot: int, *, min_tokens: int, banned: Sequence[bool], fill_at: int = -1
+    ) -> None:
+        """Until ``min_tokens`` tokens stand, muted control tokens (end, 2nd, fill) do not come.
 
         Token number ``fill_at`` will be the fill token whatever the model says; -1: none.
         """
-        self._quiet_until[slot] = quiet_until
-        self._mute[slot] = to_device(mute, self._device)
+        self._min_tokens[slot] = min_tokens
+        self._banned[slot] = to_device(banned, self._device)
         self._fill_at[slot] = fill_at
 
     def count(self, slot: int) -> int:
         """Tokens of a slot's utterance that the host knows of, control tokens included."""
         return self._host_count[slot]
 
-    def read(self, slot: int, embeddings: Tensor) -> None:
+    def prefill(self, slot: int, embeddings: Tensor) -> None:
         """Read ``embeddings [n, width]`` from where the slot stands; its next step goes on there.
 
         All but the last go into the cache now; the last is the input of the next step, whose
@@ -124,15 +126,15 @@ class Decoder:
         start = self._host_position[slot]
         at = 0
         while at < before:
-            longest = READ_ON if start + at else PROMPT_BUCKETS[-1]
-            self._extend(slot, start + at, embeddings[at : min(at + longest, before)])
+            longest = CONTINUATION_BUCKET if start + at else PROMPT_BUCKETS[-1]
+            self._prefill_chunk(slot, start + at, embeddings[at : min(at + longest, before)])
             at += longest
         self._pending[slot] = embeddings[-1]
         self._position[slot] = self._host_position[slot] = start + before
         self._fresh[slot] = True
         self._stopped[slot] = False
 
-    def burst(self, limits: Mapping[int, int], steps: int) -> None:
+    def multi_step(self, limits: Mapping[int, int], steps: int) -> None:
         """Start ``steps`` steps in which each slot runs until it has its limit of tokens.
 
         Slots without a limit stand still. The outcome waits for ``collect``.
@@ -141,27 +143,27 @@ class Decoder:
             self._host_position[slot] + min(steps, limit - self._host_count[slot])
             for slot, limit in limits.items()
         )
-        reach = self._reach(farthest + 1)
-        self._prepare(reach)
+        context_len = self._context_len(farthest + 1)
+        self._prepare(context_len)
         everywhere = [limits.get(slot, 0) for slot in range(self.slots)]
         self._limit.copy_(to_device(everywhere, self._device))
         self._since.copy_(self._count)
         for _ in range(steps):
-            self._graphs.run(("decode", reach), lambda: self._step(reach))
+            self._graphs.run(("decode", context_len), lambda: self._step(context_len))
         index = self._since[:, None] + self._window_of(steps)
         new = self._history.gather(1, index.clamp_(max=self._history.shape[1] - 1))
         outcome = (self._count[:, None], self._stopped[:, None].long(), new)
-        self._under_way = Transfer(torch.cat(outcome, dim=1))
+        self._pending_output = Transfer(torch.cat(outcome, dim=1))
 
     def collect(self) -> dict[int, tuple[list[int], bool]]:
         """New tokens of each slot since the burst began, and whether it has stopped.
 
         The token that stopped it, one of the control tokens, is the last of them.
         """
-        if self._under_way is None:
+        if self._pending_output is None:
             return {}
-        rows = cast(list[list[int]], self._under_way.wait().tolist())
-        self._under_way = None
+        rows = cast(list[list[int]], self._pending_output.wait().tolist())
+        self._pending_output = None
         outcome: dict[int, tuple[list[int], bool]] = {}
         for slot, (count, stopped, *tokens) in enumerate(rows):
             new = count - self._host_count[slot]
@@ -171,71 +173,75 @@ class Decoder:
                 outcome[slot] = tokens[:new], bool(stopped)
         return outcome
 
-    def warm_up(self, reach: int) -> None:
-        """Capture the steps up to ``reach`` positions, prompts, and what is read behind them."""
-        farthest = self._reach(min(reach, self.length))
-        doubling = [REACH << power for power in range(self.length.bit_length())]
-        reaches = [*(size for size in doubling if size < farthest), farthest]
-        for size in reaches:
+    def warm_up(self, context_len: int) -> None:
+        """Capture decode steps for contexts up to ``context_len``, and prefills of all sizes."""
+        farthest = self._context_len(min(context_len, self.length))
+        doubling = [MIN_CONTEXT_LEN << power for power in range(self.length.bit_length())]
+        context_lens = [*(size for size in doubling if size < farthest), farthest]
+        for size in context_lens:
             self._prepare(size)
         if self._graphs.enabled:
-            for size in reaches:
-                self._prepare_prompt(READ_ON, size)
+            for size in context_lens:
+                self._prepare_prefill(CONTINUATION_BUCKET, size)
             for bucket in PROMPT_BUCKETS:
                 if bucket < self.length:
-                    self._prepare_prompt(bucket, bucket)
+                    self._prepare_prefill(bucket, bucket)
 
-    def rehearse(self) -> None:
+    def dry_run(self) -> None:
         """One step in which every slot stands still, for its time."""
         self._limit.zero_()
-        reach = self._reach(1)
-        self._prepare(reach)
-        self._graphs.run(("decode", reach), lambda: self._step(reach))
+        context_len = self._context_len(1)
+        self._prepare(context_len)
+        self._graphs.run(("decode", context_len), lambda: self._step(context_len))
 
-    def _extend(self, slot: int, start: int, embeddings: Tensor) -> None:
+    def _prefill_chunk(self, slot: int, start: int, embeddings: Tensor) -> None:
         """Put ``embeddings [n, width]`` into the cache from position ``start`` on."""
         bucket = n = len(embeddings)
         if self._graphs.enabled:
             bucket = next(size for size in PROMPT_BUCKETS if size >= n)
         # A prompt that begins a sequence sees itself alone.
-        reach = self._reach(start + bucket) if start else bucket
+        context_len = self._context_len(start + bucket) if start else bucket
         if self._graphs.enabled:
-            self._prepare_prompt(bucket, reach)
+            self._prepare_prefill(bucket, context_len)
         else:
             self._prompts = {n: self._static_prompt(n)}
         self._slot.fill_(slot)
         self._start.fill_(start)
         self._prompts[bucket][0, :n] = embeddings
-        self._graphs.run(("prompt", bucket, reach), lambda: self._read_prompt(bucket, reach))
+        self._graphs.run(
+            ("prompt", bucket, context_len), lambda: self._run_prefill(bucket, context_len)
+        )
 
-    def _prepare_prompt(self, bucket: int, reach: int) -> None:
+    def _prepare_prefill(self, bucket: int, context_len: int) -> None:
         if bucket not in self._prompts:
             self._prompts[bucket] = self._static_prompt(bucket)
-        work = lambda: self._read_prompt(bucket, reach)  # noqa: E731
-        self._graphs.prepare(("prompt", bucket, reach), work, self._rest)
+        work = lambda: self._run_prefill(bucket, context_len)  # noqa: E731
+        self._graphs.prepare(("prompt", bucket, context_len), work, self._make_idle)
 
-    def _read_prompt(self, bucket: int, reach: int) -> None:
+    def _run_prefill(self, bucket: int, context_len: int) -> None:
         x = self._prompts[bucket]
-        self.model.body.extend(x, self._slot, self._start, self.cache, reach)
+        self.model.body.prefill(x, self._slot, self._start, self.cache, context_len)
 
     def _static_prompt(self, bucket: int) -> Tensor:
         width = self.model.sizes.width
         return torch.zeros(1, bucket, width, dtype=self._dtype, device=self._device)
 
-    def _prepare(self, reach: int) -> None:
-        if not self._graphs.has(("decode", reach)):
-            self._graphs.prepare(("decode", reach), lambda: self._step(reach), self._rest)
+    def _prepare(self, context_len: int) -> None:
+        if not self._graphs.has(("decode", context_len)):
+            self._graphs.prepare(
+                ("decode", context_len), lambda: self._step(context_len), self._make_idle
+            )
 
-    def _rest(self) -> None:
+    def _make_idle(self) -> None:
         """Let no slot run, and let a prompt be read to where nobody looks."""
         self._limit.zero_()
         self._start.fill_(self.length)
 
-    def _step(self, reach: int) -> None:
+    def _step(self, context_len: int) -> None:
         """One token in every slot that may run."""
         model, sizes = self.model, self.model.sizes
         x = torch.where(self._fresh[:, None], self._pending, model.speech_embedding(self._last))
-        hidden = model.body.decode(x, self._position, self.cache, reach)
+        hidden = model.body.decode(x, self._position, self.cache, context_len)
         token = self._choose(model.llm_decoder(hidden).float())
         run = ~self._stopped & (self._count < self._limit)
         place = torch.where(run, self._count, self.max_tokens) + len(self._window)
@@ -249,16 +255,16 @@ class Decoder:
     def _choose(self, logits: Tensor) -> Tensor:
         recent = self._history.gather(1, self._count[:, None] + self._window)
         uniform = self._draws[self._rows, self._count]
-        muted = self._mute & (self._count < self._quiet_until)[:, None]
+        muted = self._banned & (self._count < self._min_tokens)[:, None]
         forbidden = torch.cat((self._codes, muted), dim=1)
         token = sampling.choose(logits, recent, uniform, forbidden, self.model.sizes.sampling)
         return torch.where(self._count == self._fill_at, self.model.sizes.fill_token, token)
 
-    def _reach(self, positions: int) -> int:
-        reach = REACH
-        while reach < positions:
-            reach *= 2
-        return min(reach, self.length + 1)
+    def _context_len(self, positions: int) -> int:
+        context_len = MIN_CONTEXT_LEN
+        while context_len < positions:
+            context_len *= 2
+        return min(context_len, self.length + 1)
 
     def _window_of(self, steps: int) -> Tensor:
         window = len(self._window)

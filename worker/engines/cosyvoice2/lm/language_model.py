@@ -63,6 +63,6 @@ class LanguageModel(nn.Module):
         """Embeddings ``[n, width]`` of speech tokens ``[n]``."""
         return self.speech_embedding(tokens)
 
-    def sequence(self, text: Tensor, prompt_speech: Tensor) -> Tensor:
+    def prompt_embeddings(self, text: Tensor, prompt_speech: Tensor) -> Tensor:
         """What an utterance begins with, ``[n, width]``; ``text`` includes the prompt's text."""
         return torch.cat((self.start(), self.text(text), self.task(), self.speech(prompt_speech)))

@@ -1,6 +1,6 @@
 """The Qwen2 body (arXiv:2407.10671) over a cache of slots, one slot a session.
 
-Two passes share the weights: ``extend`` reads many embeddings into one slot, ``decode`` takes one
+Two passes share the weights: ``prefill`` reads many embeddings into one slot, ``decode`` takes one
 step in all slots at once. Shapes of a pass depend on its bucket alone, so that it can be captured
 in a CUDA graph; what a row computes does not depend on the other rows.
 """
@@ -180,7 +180,9 @@ class Qwen2(nn.Module):
             layer.self_attn.optimise()
             layer.mlp.optimise()
 
-    def extend(self, x: Tensor, slot: Tensor, start: Tensor, cache: KVCache, reach: int) -> Tensor:
+    def prefill(
+        self, x: Tensor, slot: Tensor, start: Tensor, cache: KVCache, context_len: int
+    ) -> Tensor:
         """Read ``x [1, T, width]`` into ``slot`` from position ``start`` on.
 
         Args:
@@ -189,7 +191,7 @@ class Qwen2(nn.Module):
             start: ``[1]`` int64: how many positions of the slot are filled.
             cache: Written at ``start .. start + T``; what goes beyond its end is written to its
                 last position.
-            reach: Positions of the cache that are looked at; at least ``start + T``.
+            context_len: Positions of the cache that attention reads; at least ``start + T``.
 
         Returns:
             Hidden states ``[1, T, width]``.
@@ -197,7 +199,7 @@ class Qwen2(nn.Module):
         steps = torch.arange(x.shape[1], device=x.device)
         positions = (start + steps).clamp_(max=cache.length - 1)
         cos, sin = self.rotary.cos[positions][None, None], self.rotary.sin[positions][None, None]
-        seen = torch.arange(reach, device=x.device)[None, :] <= positions[:, None]
+        seen = torch.arange(context_len, device=x.device)[None, :] <= positions[:, None]
         slots = slot.expand(x.shape[1])
         for index, layer in enumerate(self._layers()):
             q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin, self.rotary)
@@ -206,12 +208,12 @@ class Qwen2(nn.Module):
             values[slots, :, positions] = v[0].transpose(0, 1)
             own_keys, own_values = keys.index_select(0, slot), values.index_select(0, slot)
             x = x + layer.self_attn.attend(
-                q, own_keys[:, :, :reach], own_values[:, :, :reach], seen[None, None]
+                q, own_keys[:, :, :context_len], own_values[:, :, :context_len], seen[None, None]
             )
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         return self.norm(x)
 
-    def decode(self, x: Tensor, positions: Tensor, cache: KVCache, reach: int) -> Tensor:
+    def decode(self, x: Tensor, positions: Tensor, cache: KVCache, context_len: int) -> Tensor:
         """One step in every slot.
 
         Args:
@@ -219,8 +221,8 @@ class Qwen2(nn.Module):
             positions: ``[slots]`` int64: where it stands. Stepping a slot again at the same
                 position with the same embedding changes nothing.
             cache: Written at ``positions``.
-            reach: Positions of the cache that are looked at: more than the largest of ``positions``
-                that matters.
+            context_len: Positions of the cache that attention reads: more than the largest of
+                ``positions`` whose output matters.
 
         Returns:
             Hidden states ``[slots, width]``.
@@ -229,13 +231,15 @@ class Qwen2(nn.Module):
         cos = self.rotary.cos[positions][:, None, None]
         sin = self.rotary.sin[positions][:, None, None]
         slots = torch.arange(cache.slots, device=x.device)
-        seen = (torch.arange(reach, device=x.device) <= positions[:, None])[:, None, None]
+        seen = (torch.arange(context_len, device=x.device) <= positions[:, None])[:, None, None]
         for index, layer in enumerate(self._layers()):
             q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin, self.rotary)
             keys, values = cache.keys[index], cache.values[index]
             keys[slots, :, positions] = k[:, :, 0]
             values[slots, :, positions] = v[:, :, 0]
-            x = x + layer.self_attn.attend(q, keys[:, :, :reach], values[:, :, :reach], seen)
+            x = x + layer.self_attn.attend(
+                q, keys[:, :, :context_len], values[:, :, :context_len], seen
+            )
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         return self.norm(x[:, 0])
 

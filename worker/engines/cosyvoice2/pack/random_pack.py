@@ -21,7 +21,7 @@ from voicefleet.worker.engines.cosyvoice2.pack import (
     layout,
     published_yaml,
     random_weights,
-    stand_ins,
+    stubs,
 )
 from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files
 from voicefleet.worker.engines.cosyvoice2.voices import voice
@@ -70,10 +70,10 @@ def write(directory: Path, hyperparameters: Hyperparameters, seed: int, name: st
 
 def _write(directory: Path, sizes: Hyperparameters, seed: int, name: str) -> None:
     (directory / layout.HYPERPARAMETERS).write_text(published_yaml.model_yaml(sizes))
-    stand_ins.write_speaker_encoder(directory / layout.SPEAKER_ENCODER, seed)
-    stand_ins.write_speech_tokenizer(directory / layout.SPEECH_TOKENIZER, seed)
+    stubs.write_speaker_encoder(directory / layout.SPEAKER_ENCODER, seed)
+    stubs.write_speech_tokenizer(directory / layout.SPEECH_TOKENIZER, seed)
     qwen = directory / layout.QWEN
-    stand_ins.write_text_tokenizer(qwen)
+    stubs.write_text_tokenizer(qwen)
     (qwen / "config.json").write_bytes(published_yaml.qwen_config(sizes))
     for file, state in random_weights.draw(sizes, seed).items():
         torch.save(state, directory / file)

@@ -43,7 +43,7 @@ class Window:
         return slice((self.anchor - first) * hop, (self.until - first) * hop)
 
 
-class Reach(NamedTuple):
+class ReceptiveField(NamedTuple):
     """How many frames before and behind a frame its samples depend on.
 
     ``late_left`` and ``late_right``: by way of all levels but the first.
@@ -86,7 +86,7 @@ class Windows:
         margin: int = 6,
         context: tuple[int, int] | None = None,
     ) -> None:
-        left, right, late_left, late_right = reach(sizes)
+        left, right, late_left, late_right = receptive_field(sizes)
         self._left, self._right = context or (left, right)
         if min(self._left, self._right) < LAYERS:
             raise ValueError(f"a window needs at least {LAYERS} frames of context on each side")
@@ -146,7 +146,7 @@ class Windows:
 
 
 @cache
-def reach(sizes: VocoderSizes) -> Reach:
+def receptive_field(sizes: VocoderSizes) -> ReceptiveField:
     """The network's reach: 20 frames to the left and 21 to the right as published.
 
     Found by walking back through the layers with the range of inputs that a frame's samples need.
@@ -164,9 +164,9 @@ def reach(sizes: VocoderSizes) -> Reach:
             late_low = min(low // sizes.upsampling[0], source_low * sizes.fft_hop // sizes.hop)
             late_high = max(high // sizes.upsampling[0], source_high * sizes.fft_hop // sizes.hop)
         blocks = zip(sizes.kernels, sizes.dilations, strict=True)
-        side = max(_block_reach(kernel, dilations) for kernel, dilations in blocks)
+        side = max(_block_field(kernel, dilations) for kernel, dilations in blocks)
         low, high = low - side, high + side
-        side = _block_reach(sizes.source_kernels[level], sizes.source_dilations[level])
+        side = _block_field(sizes.source_kernels[level], sizes.source_dilations[level])
         down = prod(sizes.upsampling[level + 1 :])
         width, padding = (1, 0) if down == 1 else (2 * down, down // 2)
         source_low = min(source_low, (low - side) * down - padding)
@@ -180,9 +180,9 @@ def reach(sizes: VocoderSizes) -> Reach:
     source_low = (source_low * sizes.fft_hop - half) // sizes.hop
     source_high = (source_high * sizes.fft_hop + half - 1) // sizes.hop + 1  # the phase's slope
     low, high = min(low, source_low - LAYERS), max(high, source_high + LAYERS)
-    return Reach(frame - low, high - frame, frame - late_low, late_high - frame)
+    return ReceptiveField(frame - low, high - frame, frame - late_low, late_high - frame)
 
 
-def _block_reach(kernel: int, dilations: tuple[int, ...]) -> int:
+def _block_field(kernel: int, dilations: tuple[int, ...]) -> int:
     """To either side, of a residual block."""
     return sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)

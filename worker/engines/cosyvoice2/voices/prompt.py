@@ -42,7 +42,7 @@ class RecordingError(CosyVoiceError):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class Prompt:
+class PromptFeatures:
     """What was read from a recording.
 
     ``speech_tokens`` int64 ``[P]`` (25 a second) and ``mel`` f32 ``[2 P, 80]`` (50 frames a
@@ -77,7 +77,7 @@ class PromptReader:
         self._speaker_encoder = _load(speaker_encoder, 1, provider, threads)
         self._speech_tokenizer = _load(speech_tokenizer, 2, provider, threads)
 
-    def read(self, samples: F32, rate: int, *, condition: bool = True) -> Prompt:
+    def read(self, samples: F32, rate: int, *, condition: bool = True) -> PromptFeatures:
         """Read a recording: float32 ``[n]`` or ``[n, channels]``, at ``rate`` Hz.
 
         It is conditioned first (see ``conditioned``), and 0.2 s of silence follow (less where that
@@ -104,7 +104,7 @@ class PromptReader:
         tokens = self._tokens(low)
         # Both round: the last token may lack its frames, or the last frames their token.
         count = min(len(mel) // 2, len(tokens))
-        return Prompt(
+        return PromptFeatures(
             speech_tokens=tokens[:count],
             mel=mel[: 2 * count],
             speaker=self._speaker(low),

@@ -96,18 +96,18 @@ class Speakers:
     Args:
         voices: By name.
         prepare: Makes what the renderer keeps of a voice.
-        release: Frees it.
+        free: Frees it.
     """
 
     def __init__(
         self,
         voices: Mapping[str, Voice],
         prepare: Callable[[Voice], Any],
-        release: Callable[[Any], None],
+        free: Callable[[Any], None],
     ) -> None:
         self._voices = voices
         self._prepare = prepare
-        self._release = release
+        self._free = free
         # Those used last are at the end.
         self._kept: dict[str, Speaker] = {}
         self._users: Counter[Speaker] = Counter()
@@ -117,7 +117,7 @@ class Speakers:
         """Those that can be asked for, in order."""
         return tuple(self._voices)
 
-    def take(self, name: str) -> Speaker:
+    def acquire(self, name: str) -> Speaker:
         """The speaker of that name, to be given back.
 
         Raises:
@@ -130,21 +130,21 @@ class Speakers:
         self._users[speaker] += 1
         return speaker
 
-    def keep(self, name: str) -> None:
-        """Prepare a voice before anybody asks for it. Raises as ``take``."""
-        self.give_back(self.take(name))
+    def preload(self, name: str) -> None:
+        """Prepare a voice before anybody asks for it. Raises as ``acquire``."""
+        self.release(self.acquire(name))
 
-    def give_back(self, speaker: Speaker) -> None:
+    def release(self, speaker: Speaker) -> None:
         """One user less."""
         self._users[speaker] -= 1
 
-    def make_room(self) -> bool:
+    def evict(self) -> bool:
         """Forget the voice that has been unused longest. Returns whether there was one."""
         unused = next((s for s in self._kept.values() if not self._users[s]), None)
         if unused is None:
             return False
         del self._kept[unused.voice.name], self._users[unused]
-        self._release(unused.flow_prompt)
+        self._free(unused.flow_prompt)
         return True
 
     def _prepared(self, voice: Voice) -> Speaker:
@@ -152,5 +152,5 @@ class Speakers:
             try:
                 return Speaker(voice, self._prepare(voice))
             except CosyVoiceOOMError:
-                if not self.make_room():
+                if not self.evict():
                     raise

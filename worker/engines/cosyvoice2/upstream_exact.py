@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
-from voicefleet.worker.engines.cosyvoice2.rendering import Piece
-from voicefleet.worker.engines.cosyvoice2.session import Chunking, Session, Utterance
+from voicefleet.worker.engines.cosyvoice2.rendering import AudioPiece
+from voicefleet.worker.engines.cosyvoice2.turn_sequence import Chunking, TurnSequence, Utterance
 from voicefleet.worker.engines.cosyvoice2.vocoder.model import Vocoder
 from voicefleet.worker.engines.cosyvoice2.vocoder.noise import noise_offset
 from voicefleet.worker.engines.cosyvoice2.vocoder.upstream import Noise, UpstreamStreaming
@@ -25,7 +25,7 @@ HOPS = (50, 100)
 """Tokens of the chunks after the first, as upstream's hop of 25 doubles; the last repeats."""
 
 
-class ExactStage:
+class UpstreamExactStage:
     """Renders as upstream does. The same interface as ``BlockStage``.
 
     Args:
@@ -38,11 +38,11 @@ class ExactStage:
     ready = True
 
     def __init__(self, flow: Flow, vocoder: Vocoder) -> None:
-        self.make_room: Callable[[], bool] = lambda: False
+        self.evict: Callable[[], bool] = lambda: False
         self._flow = flow
         self._vocoder = vocoder
-        self._under_way: dict[Utterance, UpstreamStreaming] = {}
-        self._pieces: list[Piece] = []
+        self._pending_output: dict[Utterance, UpstreamStreaming] = {}
+        self._pieces: list[AudioPiece] = []
 
     def prepare(self, voice: Voice) -> Voice:
         """Nothing is kept of a voice."""
@@ -57,15 +57,15 @@ class ExactStage:
         pad = -speaker.flow_tokens % encoder.chunk
         return Chunking(encoder.chunk + pad, HOPS, encoder.lookahead)
 
-    def start(self, sessions: Sequence[Session]) -> None:
-        """Render the next chunk of the first session's utterance."""
-        for session in sessions[: self.batch]:
-            utterance = session.rendering
+    def start(self, sequences: Sequence[TurnSequence]) -> None:
+        """Render the next chunk of the first sequence's utterance."""
+        for sequence in sequences[: self.batch]:
+            utterance = sequence.rendering
             assert utterance is not None
-            samples = self._chunk(session, utterance)
-            self._pieces.append(Piece(session, utterance, samples.numpy()))
+            samples = self._chunk(sequence, utterance)
+            self._pieces.append(AudioPiece(sequence, utterance, samples.numpy()))
 
-    def collect(self) -> Iterator[Piece]:
+    def collect(self) -> Iterator[AudioPiece]:
         """What was started."""
         pieces, self._pieces = self._pieces, []
         for piece in pieces:
@@ -75,41 +75,43 @@ class ExactStage:
 
     def holds(self, utterance: Utterance) -> bool:
         """Whether something of the utterance is still under way."""
-        return utterance in self._under_way
+        return utterance in self._pending_output
 
     def drop(self, utterance: Utterance) -> None:
         """Forget an utterance."""
-        self._under_way.pop(utterance, None)
+        self._pending_output.pop(utterance, None)
 
     def warm_up(self, blocks: int) -> None:
         """Nothing is captured: every chunk has a shape of its own."""
 
-    def rehearse(self, rows: int) -> None:
+    def dry_run(self, rows: int) -> None:
         """Nothing to time: what a chunk costs depends on all before it."""
 
-    def _chunk(self, session: Session, utterance: Utterance) -> torch.Tensor:
-        if utterance not in self._under_way:
-            if session.spec.speed != 1.0:
+    def _chunk(self, sequence: TurnSequence, utterance: Utterance) -> torch.Tensor:
+        if utterance not in self._pending_output:
+            if sequence.spec.speed != 1.0:
                 raise CannotSpeakError("speed: upstream streams at 1.0 alone (upstream_exact)")
-            self._under_way[utterance] = UpstreamStreaming(
-                self._vocoder, self._noise(session, utterance)
+            self._pending_output[utterance] = UpstreamStreaming(
+                self._vocoder, self._noise(sequence, utterance)
             )
         lookahead = utterance.chunking.lookahead
         end = utterance.chunking.end(utterance.chunks)
         # Upstream takes its last pass when what is left is no whole chunk with look-ahead.
         final = len(utterance.tokens) < end + lookahead
         spoken = utterance.tokens if final else utterance.tokens[: end + lookahead]
-        mel = self._mel(session.speaker.voice, spoken, final=final)
+        mel = self._mel(sequence.speaker.voice, spoken, final=final)
         new = mel[:, :, self._flow.sizes.frames_per_token * utterance.rendered :]
-        samples = self._under_way[utterance].push(new, final)
+        samples = self._pending_output[utterance].push(new, final)
         utterance.advance(1)
         if final:
             utterance.rendered = len(utterance.tokens)
         return samples.reshape(-1).cpu()
 
-    def _noise(self, session: Session, utterance: Utterance) -> Noise:
+    def _noise(self, sequence: TurnSequence, utterance: Utterance) -> Noise:
         """Upstream's noise is unseeded; here it is the utterance's own."""
-        generator = torch.Generator().manual_seed(noise_offset(session.spec.seed, utterance.number))
+        generator = torch.Generator().manual_seed(
+            noise_offset(sequence.spec.seed, utterance.number)
+        )
         width = self._vocoder.sizes.harmonics + 1
         device = self._flow.device
         return lambda n: torch.randn(1, n, width, generator=generator).to(device)

@@ -1,4 +1,4 @@
-"""Upstream's defects, mended at run time in the loaded model. Its files stay as they are.
+"""Upstream's defects, patched at run time in the loaded model. Its files stay as they are.
 
 Each mend looks at what upstream's code does, not at its version, and is left out where the defect
 is not there. None of them makes upstream compute anything else than it means to.
@@ -22,7 +22,7 @@ Model = Any
 
 
 @dataclass(frozen=True)
-class Mend:
+class Patch:
     """One defect: what it is called, whether a model has it, and what ends it."""
 
     name: str
@@ -30,10 +30,10 @@ class Mend:
     apply: Callable[[Model], None]
 
 
-def mend(model: Model) -> tuple[str, ...]:
-    """Mend a loaded model; returns the names of what was mended."""
+def apply_all(model: Model) -> tuple[str, ...]:
+    """Patch a loaded model; returns the names of what was patched."""
     applied: list[str] = []
-    for each in MENDS:
+    for each in PATCHES:
         if each.needed(model):
             each.apply(model)
             applied.append(each.name)
@@ -77,7 +77,7 @@ def _own_hop(model: Model) -> None:
     model.__class__ = type(kind.__name__, (kind,), {"token_hop_len": property(get, put)})
 
 
-# polling: tts looks for new tokens every 100 ms. Here it is told of each.
+# polling: tts looks for new tokens every 100 ms. Here it is conditioning of each.
 
 
 def _polls(model: Model) -> bool:
@@ -89,7 +89,7 @@ def _tell(model: Model) -> None:
         request = current()
         time.sleep(seconds) if request is None else request.wait(seconds)
 
-    _globals(model)["time"] = _Changed(time, sleep=sleep)
+    _globals(model)["time"] = _ModuleProxy(time, sleep=sleep)
 
 
 # language-model-thread: its exceptions are lost, and tts waits for its tokens for ever; and when
@@ -102,7 +102,7 @@ def _starts_thread(model: Model) -> bool:
 
 
 def _bind_thread(model: Model) -> None:
-    _globals(model)["threading"] = _Changed(threading, Thread=_RequestThread)
+    _globals(model)["threading"] = _ModuleProxy(threading, Thread=_RequestThread)
     inference = model.llm.inference
 
     def until_cancelled(*args: Any, **kwargs: Any) -> Generator[Any]:
@@ -175,8 +175,8 @@ def _keep_cache(model: Model) -> None:
 
     def nothing() -> None: ...
 
-    cuda = _Changed(torch.cuda, empty_cache=nothing, current_stream=Done)
-    _globals(model)["torch"] = _Changed(torch, cuda=cuda)
+    cuda = _ModuleProxy(torch.cuda, empty_cache=nothing, current_stream=Done)
+    _globals(model)["torch"] = _ModuleProxy(torch, cuda=cuda)
 
 
 # decode-mask: the decode step passes a mask of length 1 beside a cache of many, which transformers
@@ -256,7 +256,7 @@ def _seed(model: Model) -> None:
         return torch.empty_like(like).normal_(generator=_noise())
 
     vocoder = _globals_of(_kind(model.hift).inference)
-    vocoder["torch"] = _Changed(torch, rand=rand, randn_like=randn_like)
+    vocoder["torch"] = _ModuleProxy(torch, rand=rand, randn_like=randn_like)
 
 
 def _noise() -> torch.Generator | None:
@@ -264,17 +264,17 @@ def _noise() -> torch.Generator | None:
     return None if request is None else request.noise
 
 
-MENDS: Final = (
-    Mend("hop-reset", _grows_hop, _own_hop),
-    Mend("language-model-thread", _starts_thread, _bind_thread),
-    Mend("polling", _polls, _tell),
-    Mend("empty-cache", _empties_cache, _keep_cache),
-    Mend("decode-mask", _misreads_mask, _no_mask),
-    Mend("seeds", _draws_unseeded, _seed),
+PATCHES: Final = (
+    Patch("hop-reset", _grows_hop, _own_hop),
+    Patch("language-model-thread", _starts_thread, _bind_thread),
+    Patch("polling", _polls, _tell),
+    Patch("empty-cache", _empties_cache, _keep_cache),
+    Patch("decode-mask", _misreads_mask, _no_mask),
+    Patch("seeds", _draws_unseeded, _seed),
 )
 
 
-class _Changed:
+class _ModuleProxy:
     """A module with some of its names exchanged, for the one module that is given it."""
 
     def __init__(self, module: ModuleType, **names: object) -> None:

@@ -54,7 +54,7 @@ class Utterance:
     the prompt's; none of them: a pause. ``marks`` open its audio. ``decoded``: ``tokens`` are all
     there. ``rendered`` tokens in ``chunks`` chunks are on their way to the listener, and the next
     ``span`` chunks follow in one. Where its text is ``streamed`` it may be ``stalled``: it waits
-    for more of it. ``said`` are samples handed on.
+    for more of it. ``samples_sent`` are samples handed on.
     """
 
     number: int
@@ -70,7 +70,7 @@ class Utterance:
     span: int = 1
     streamed: "StreamedText | None" = None
     stalled: bool = False
-    said: int = 0
+    samples_sent: int = 0
 
     @property
     def missing(self) -> int:
@@ -100,7 +100,7 @@ class Utterance:
 
 
 @dataclass(eq=False)
-class Session:
+class TurnSequence:
     """One turn in the engine.
 
     Sample counts are at the model's rate. ``slot`` is its place in the decoder. ``waiting`` are

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from voicefleet.worker.engines.cosyvoice2.pack.stand_ins import (
+from voicefleet.worker.engines.cosyvoice2.pack.stubs import (
     write_speaker_encoder,
     write_speech_tokenizer,
     write_text_tokenizer,

@@ -60,7 +60,7 @@ async def add(
     pack = _pack(model, directory)
     from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
     from voicefleet.worker.engines.cosyvoice2.voices.enrol import enrol  # noqa: PLC0415
-    from voicefleet.worker.engines.cosyvoice2.voices.prompt import RecordingError  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.voices.recording import RecordingError  # noqa: PLC0415
     from voicefleet.worker.engines.protocol import EngineError  # noqa: PLC0415
 
     path = _free(pack, name, force=force)

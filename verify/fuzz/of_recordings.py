@@ -10,9 +10,10 @@ import numpy as np
 
 from verify.fuzz.mutators import spoil
 from verify.fuzz.target import Target, ensure
-from voicefleet.worker.engines.cosyvoice2.voices import features, prompt
-from voicefleet.worker.engines.cosyvoice2.voices.prompt import (
-    PromptReader,
+from voicefleet.worker.engines.cosyvoice2.voices import features
+from voicefleet.worker.engines.cosyvoice2.voices.prompt import SHORTEST_S, PromptReader
+from voicefleet.worker.engines.cosyvoice2.voices.recording import (
+    LONGEST_S,
     RecordingError,
     read_recording,
 )
@@ -104,6 +105,6 @@ def recording(scratch: Path) -> Target:
         ensure(samples.nbytes < 2**28, "a recording takes hundreds of MB")
         found = _Networks().read(samples, rate)
         ensure(bool(np.isfinite(found.mel).all()), "mel")
-        ensure(prompt.SHORTEST_S <= found.seconds <= prompt.LONGEST_S, "seconds")
+        ensure(SHORTEST_S <= found.seconds <= LONGEST_S, "seconds")
 
     return Target(draw, feed, (RecordingError,))

@@ -14,12 +14,8 @@ from tests.worker.engines.cosyvoice2.onnx_stubs import write_front, write_speake
 from tests.worker.engines.cosyvoice2.recordings import speechlike
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.voices import features
-from voicefleet.worker.engines.cosyvoice2.voices.prompt import (
-    PromptReader,
-    RecordingError,
-    conditioned,
-    read_recording,
-)
+from voicefleet.worker.engines.cosyvoice2.voices.prompt import PromptReader, conditioned
+from voicefleet.worker.engines.cosyvoice2.voices.recording import RecordingError
 
 
 @pytest.fixture(scope="module")
@@ -138,26 +134,6 @@ def test_what_cannot_be_used_is_refused(
     assert message in str(caught.value)
 
 
-def test_files_are_read(tmp_path: Path) -> None:
-    import soundfile
-
-    stereo = np.stack([speechlike(3, 44_100), speechlike(3, 44_100, seed=1)], axis=1)
-    for name in ("a.wav", "a.flac"):
-        soundfile.write(tmp_path / name, stereo, 44_100)
-        samples, rate = read_recording(tmp_path / name)
-        assert rate == 44_100 and samples.dtype == np.float32
-        assert np.allclose(samples, stereo, atol=1e-4)
-    (tmp_path / "text.wav").write_text("not audio")
-    soundfile.write(tmp_path / "long.wav", np.zeros(121 * 8_000), 8_000)
-    for name, message in (
-        ("text.wav", "is not audio"),
-        ("none.wav", "no file"),
-        ("long.wav", "121 s long"),
-    ):
-        with pytest.raises(RecordingError, match=message):
-            read_recording(tmp_path / name)
-
-
 def test_networks_that_cannot_be_loaded_are_named(model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"nonsense")
@@ -184,7 +160,7 @@ def test_stand_ins_are_the_same_each_time(tmp_path: Path, model: Path) -> None:
 
 
 def test_reading_needs_no_torch() -> None:
-    voices = ("prompt", "voice", "files", "features", "enrol", "speaker")
+    voices = ("prompt", "recording", "voice", "files", "features", "enrol", "speaker")
     modules = [f"voices.{name}" for name in voices] + ["text.frontend", "text.tokenizer"]
     imports = "; ".join(f"import voicefleet.worker.engines.cosyvoice2.{name}" for name in modules)
     code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"

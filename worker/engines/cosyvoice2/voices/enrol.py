@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
-from voicefleet.worker.engines.cosyvoice2.voices.prompt import PromptReader, read_recording
+from voicefleet.worker.engines.cosyvoice2.voices.prompt import PromptReader
+from voicefleet.worker.engines.cosyvoice2.voices.recording import read_recording
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice, aligned
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 

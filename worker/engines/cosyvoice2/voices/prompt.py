@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
-from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.voices import features
+from voicefleet.worker.engines.cosyvoice2.voices.recording import (
+    LONGEST_S,
+    RecordingError,
+    resample,
+)
 from voicefleet.worker.engines.cosyvoice2.voices.voice import checked_tokens
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-SHORTEST_S, LONGEST_S = 3.0, 30.0
-"""Shorter says too little of a voice; the speech tokenizer was trained on 30 s at most."""
-
-READ_S = 120.0
-"""A file longer than this is not even decoded."""
+SHORTEST_S = 3.0
+"""A shorter recording says too little of a voice. ``recording.LONGEST_S`` is the other limit."""
 
 RATES = (8_000, 192_000)
 """The sample rates that are taken, in Hz."""
@@ -35,10 +36,6 @@ _TRIM_DB = 60.0
 _TRIM_S = 0.01
 _MARGIN_S = 0.05
 _CLOSING_S = 0.2
-
-
-class RecordingError(CosyVoiceError):
-    """A reference recording cannot be used. The message says what about it is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -99,8 +96,8 @@ class PromptReader:
             )
         if condition:
             mono = _closed(mono, rate)
-        low = _resampled(mono, rate, features.WHISPER_RATE)
-        mel = features.speech_mel(_resampled(mono, rate, features.MEL_RATE))
+        low = resample(mono, rate, features.WHISPER_RATE)
+        mel = features.speech_mel(resample(mono, rate, features.MEL_RATE))
         tokens = self._tokens(low)
         # Both round: the last token may lack its frames, or the last frames their token.
         count = min(len(mel) // 2, len(tokens))
@@ -120,31 +117,6 @@ class PromptReader:
     def _speaker(self, samples: F32) -> F32:
         fbank = features.kaldi_fbank(samples)[None]
         return _run(self._speaker_encoder, (fbank,)).reshape(-1).astype(np.float32)
-
-
-def read_recording(path: Path) -> tuple[F32, int]:
-    """Decode an audio file: float32 ``[n, channels]`` and its rate in Hz.
-
-    Raises:
-        RecordingError: There is no such file, it is not audio, or is minutes long.
-        CosyVoiceInitializationError: The ``soundfile`` package is not installed.
-    """
-    try:
-        import soundfile  # noqa: PLC0415  (the extra)
-    except ImportError:
-        raise CosyVoiceInitializationError("reading audio needs the soundfile package") from None
-    if not path.is_file():
-        raise RecordingError(f"recording: there is no file {path}")
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = int(file.samplerate)
-            if file.frames > READ_S * rate:
-                raise RecordingError(
-                    f"recording: {file.frames / rate:.0f} s long; {LONGEST_S:.0f} s are the most"
-                )
-            return cast("F32", file.read(dtype="float32", always_2d=True)), rate
-    except soundfile.SoundFileError:
-        raise RecordingError(f"recording: {path} is not audio that can be read") from None
 
 
 def conditioned(mono: F32, rate: int) -> F32:
@@ -178,10 +150,6 @@ def _mono(samples: F32, rate: int) -> F32:
     if not mono.size or float(np.abs(mono).max()) < _SILENT_PEAK:
         raise RecordingError("recording: it is silent")
     return mono
-
-
-def _resampled(mono: F32, rate: int, wanted: int) -> F32:
-    return mono if rate == wanted else soxr.resample(mono, rate, wanted).astype(np.float32)
 
 
 def _load(path: Path, inputs: int, provider: str, threads: int) -> _Session:

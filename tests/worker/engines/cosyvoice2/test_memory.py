@@ -86,7 +86,7 @@ import hashlib, json, re, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.cosyvoice2.driving import SENTENCES, Driver, segments
+from tests.worker.engines.cosyvoice2.driving import SENTENCES, Driver, segments
 from voicefleet.worker.engines.cosyvoice2 import devices
 from voicefleet.worker.engines.cosyvoice2.lm import decoding
 from voicefleet.worker.engines.hosting.messages import Changed, Failed
@@ -201,8 +201,8 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.cosyvoice2.driving import Driver
-from tests.cosyvoice2.test_memory import resident_mb
+from tests.worker.engines.cosyvoice2.driving import Driver
+from tests.worker.engines.cosyvoice2.test_memory import resident_mb
 
 def cycle():
     driver = Driver(Path(sys.argv[1]), slots=2, flow_cache_mb=64)

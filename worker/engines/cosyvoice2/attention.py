@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels is taken for which shapes."""
+"""Records which of torch's attention kernels runs for which shapes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class AttentionRecorder(TorchFunctionMode):
-    """While it is entered, remembers the kernel that each call of attention is given.
+    """A context manager that records the kernel torch chooses for each attention call.
 
-    It asks torch's own choice, which is made from shapes, strides, dtypes and masks alone: nothing
-    is computed twice, and nothing waits for the device.
+    Torch chooses by shapes, strides, dtypes and masks alone, so that asking it computes nothing
+    and never waits for the device.
     """
 
     def __init__(self) -> None:
@@ -22,9 +22,9 @@ class AttentionRecorder(TorchFunctionMode):
 
     @property
     def shapes(self) -> Mapping[str, tuple[str, ...]]:
-        """Queries and keys by kernel, as ``dtype [b, heads, n, width] x [b, heads, keys, width]``.
+        """Query and key shapes by kernel, in the order in which they were first seen.
 
-        In the order in which they were first seen.
+        Each is written as ``dtype [b, heads, n, width] x [b, heads, keys, width]``.
         """
         return {kernel: tuple(shapes) for kernel, shapes in self._shapes.items()}
 
@@ -35,7 +35,7 @@ class AttentionRecorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Let ``func`` run; note what it is, if it is attention."""
+        """Run ``func``, and record it if it is attention."""
         named = kwargs or {}
         if func is F.scaled_dot_product_attention:
             query, key = args[:2]

@@ -1,4 +1,4 @@
-"""What a device can carry: slots, caches and batches, from its memory and its measured speed."""
+"""How many slots, cache pages and batch rows a device gets, from its memory and measured speed."""
 
 from dataclasses import dataclass
 
@@ -12,19 +12,21 @@ from voicefleet.worker.engines.cosyvoice2.lm.qwen2 import KVCache
 MIB = 2**20
 
 MAX_TOKENS = 1500
-"""The longest utterance in speech tokens: 60 s. Upstream allows 20 for each text token."""
+"""The longest utterance, in speech tokens (60 s). Upstream allows 20 for each text token."""
 
 POSITIONS = 2560
-"""Of a decoder slot: a recording of 30 s, its text, 80 tokens of text, and the utterance."""
+"""KV cache positions of a decoder slot: a prompt of 30 s and its text, 80 text tokens, and the
+utterance's speech tokens."""
 
 BLOCKS_PER_SLOT = 12
-"""Blocks that a session has at once: a prompt's rest and 11 s of speech. Prompts are shared."""
+"""Flow blocks cached for each sequence: 11 s of speech and the block that the prompt leaves
+unfinished. Sequences share the prompt's other blocks."""
 
 PROMPT_BLOCKS = 64
-"""For the prompts of voices in use."""
+"""Flow blocks cached for the prompts of voices in use."""
 
 CPU_SLOTS = 4
-"""A step computes every slot, and a processor feels each of them."""
+"""Default number of slots on a CPU, where every slot makes a decode step slower."""
 
 CPU_CACHE_MB = 2048
 
@@ -32,18 +34,27 @@ CUDA_BATCHES = (1, 4, 16)
 CPU_BATCHES = (1, 2, 4)
 
 HEADROOM = 0.8
-"""Of the device's time that is planned for: the rest is for prompts, for bursts of turns that begin
-together, and for what was not measured."""
+"""The share of the device's time that is planned for. The rest is kept for prompts, for turns that
+begin together, and for costs that were not measured."""
 
 FREE_SHARE = 0.8
-"""Of the memory left by weights and decoder that the flow's caches take: graphs take the rest."""
+"""The share of the memory after weights and decoder that the flow's caches may take. CUDA graphs
+need the rest."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """``slots`` of the decoder with ``positions`` each; ``pages`` and ``states`` of the flow.
+    """What was planned.
 
-    Of the pages ``prompt_pages`` are meant for voices.
+    Attributes:
+        slots: Decoder slots.
+        positions: KV cache positions of each slot.
+        pages: Flow cache pages, one for each block; ``prompt_pages`` of them are for voices.
+        states: Flow convolution states, one for each utterance or prompt.
+        max_blocks: The most blocks of an utterance, its prompt included.
+        batches: Batch sizes of the renderer, ascending.
+        slot_bytes: KV cache bytes of a slot.
+        page_bytes: Bytes of a page with its state.
     """
 
     slots: int
@@ -58,7 +69,7 @@ class Budget:
 
     @property
     def sequence_bytes(self) -> int:
-        """Of a session that speaks utterances of usual length."""
+        """Bytes for each sequence whose utterances have the usual length."""
         return self.slot_bytes + BLOCKS_PER_SLOT * self.page_bytes
 
 
@@ -69,7 +80,7 @@ def plan(
     device: torch.device,
     free_bytes: int,
 ) -> Budget:
-    """Share out ``free_bytes`` of memory, those that the weights leave."""
+    """Divide ``free_bytes`` of device memory, those that the weights leave free."""
     on_cpu = device.type == "cpu"
     slots = config.slots or (min(CPU_SLOTS, config.max_slots) if on_cpu else config.max_slots)
     slot = KVCache.bytes_per_slot(sizes.language_model, POSITIONS, dtype)
@@ -101,7 +112,15 @@ def plan(
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured seconds: of a decoding step of all slots, and of a batch of ``rows`` blocks."""
+    """Measured times.
+
+    Attributes:
+        step_s: Seconds of a decode step of all slots.
+        batch_s: Seconds to render a batch of ``rows`` blocks.
+        rows: Rows of that batch.
+        token_rate: Speech tokens for a second of audio.
+        block_s: Seconds of audio in a block.
+    """
 
     step_s: float
     batch_s: float
@@ -111,31 +130,31 @@ class Speed:
 
     @property
     def decoding_share(self) -> float:
-        """Of the device's time: a step serves all sessions."""
+        """The share of the device's time that decoding takes, for all sequences together."""
         return self.token_rate * self.step_s
 
     @property
     def rendering_share(self) -> float:
-        """Of the device's time, for each session."""
+        """The share of the device's time that rendering takes for each sequence."""
         return self.batch_s / self.rows / self.block_s
 
     @property
     def sequences(self) -> int:
-        """How many can be kept from running dry; at least one is always offered."""
+        """How many sequences are served in real time; at least 1."""
         return max(1, int((HEADROOM - self.decoding_share) / self.rendering_share))
 
 
 def explain(
     shares: Budget, speed: Speed | None, sizes: Hyperparameters, offer: str
 ) -> tuple[tuple[str, str], ...]:
-    """What bounds the slots, in names and values for people."""
-    remembered = shares.pages * sizes.flow.encoder.chunk / sizes.token_rate
+    """What limits the number of slots, as names and values for people to read."""
+    cached_s = shares.pages * sizes.flow.encoder.chunk / sizes.token_rate
     rows = [
         ("decoder slots", f"{shares.slots} of {shares.slot_bytes / MIB:.1f} MiB"),
         (
             "flow cache",
             f"{shares.pages} blocks of {shares.page_bytes / MIB:.1f} MiB: remembers "
-            f"{remembered:.0f} s of audio, prompts included; what is beyond is computed anew",
+            f"{cached_s:.0f} s of audio, prompts included; what is beyond is computed anew",
         ),
     ]
     if speed is not None:
@@ -163,10 +182,10 @@ def free_memory(device: torch.device) -> tuple[int, int]:
 
 
 def _host_memory() -> tuple[int, int]:
-    """Of this machine, as Linux tells it."""
+    """Available and total bytes of the host, from Linux."""
     sizes: dict[str, int] = {}
     with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
         for line in lines:
-            name, _, rest = line.partition(":")
-            sizes[name] = int(rest.split()[0]) * 1024
+            name, _, value = line.partition(":")
+            sizes[name] = int(value.split()[0]) * 1024
     return sizes.get("MemAvailable", 0), sizes.get("MemTotal", 0)

@@ -1,7 +1,7 @@
-"""The engine's loop: every sequence of the device, one step at a time.
+"""The engine's loop: it serves all sequences of the device, one step at a time.
 
-A step is: start rendering a batch of chunks, begin utterances, start a burst of decoding, then hand
-on what has come of both. The device works on the burst while the host hands on the audio.
+A step starts rendering a batch of chunks, prefills new utterances, starts a few decode steps, then
+sends what has been rendered. The device decodes while the host sends audio.
 """
 
 import time
@@ -37,20 +37,20 @@ from voicefleet.worker.engines.protocol import (
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 MULTI_STEP_S = 0.015
-"""A burst of decoding takes about this long: commands wait for it."""
+"""Decode steps are started for about this long at once: commands wait for them."""
 
 RENDER_S = 1.0
-"""Nor does a batch of rendering take longer, on a device where each of its rows counts."""
+"""A batch of rendering takes at most about this long, on devices where every row costs time."""
 
 BEGIN_AT_ONCE = 4
-"""Utterances begun in one step: the others' audio waits meanwhile."""
+"""Utterances prefilled in one step, at most: other sequences' audio waits for them."""
 
 DRY_RUN = -1
-"""The turn of warm-up, which nobody hears."""
+"""The turn number of the warm-up, whose audio is discarded."""
 
 
 class CosyVoice2Core:
-    """CosyVoice 2 on one device. See ``worker.engines.hosting.core.Core``."""
+    """CosyVoice 2 on one device. Implements ``hosting.core.Core``, which documents the methods."""
 
     def __init__(self, pack: Voicepack, config: CosyVoice2Config, emit: Emit) -> None:
         self._pack = pack
@@ -71,7 +71,7 @@ class CosyVoice2Core:
 
     @torch.inference_mode()
     def load(self) -> None:
-        """Bring the model into memory. Raises ``CosyVoiceInitializationError``."""
+        """Load the model. Raises ``CosyVoiceInitializationError``."""
         loaded = self._loaded = load(self._pack, self._config, self._timed)
         self._free_slots = list(range(loaded.decoder.slots))[::-1]
         self._scheduler = Scheduler(loaded.audio.batches, self._config.max_ahead_s)
@@ -79,7 +79,7 @@ class CosyVoice2Core:
 
     @torch.inference_mode()
     def warm_up(self, text: str) -> None:
-        """Capture graphs, prepare voices, speak ``text`` to nobody, and measure the device."""
+        """Capture CUDA graphs, prepare voices, speak ``text`` unheard, and measure the device."""
         with self._timed("graphs"):
             self._runner.warm_up()
         with self._timed("voices"):
@@ -93,7 +93,7 @@ class CosyVoice2Core:
 
     @torch.inference_mode()
     def open(self, turn: int, spec: TurnSpec) -> None:
-        """A turn begins. Raises ``CannotSpeakError``, ``EngineError``."""
+        """Begin a turn. Raises ``CannotSpeakError``, ``EngineError``."""
         if not self._free_slots:
             raise EngineError(f"all {len(self._sequences)} places are taken")
         model = self._runner
@@ -104,7 +104,7 @@ class CosyVoice2Core:
                 raise
             raise self._ran_out_of_memory(error) from None
         try:
-            # What the mode lacks is known now, not when the first segment comes.
+            # Here, not at the first segment, so that a mode the voice lacks is refused at once.
             conditioning = condition(spec, speaker.voice, model.frontend)
         except CannotSpeakError:
             model.speakers.release(speaker)
@@ -119,7 +119,7 @@ class CosyVoice2Core:
         )
 
     def push(self, turn: int, segment: Segment) -> None:
-        """The turn's next segment."""
+        """Take the turn's next segment."""
         sequence = self._sequences[turn]
         if sequence.spec.streamed and self._config.text_streaming:
             utterance = self._composer.write(sequence, segment)
@@ -129,7 +129,7 @@ class CosyVoice2Core:
             sequence.waiting += self._composer.pieces(sequence, segment)
 
     def end(self, turn: int) -> None:
-        """No further segment comes."""
+        """Take note that no further segment comes."""
         sequence = self._sequences[turn]
         sequence.ended = True
         if sequence.writing is not None:
@@ -138,14 +138,14 @@ class CosyVoice2Core:
                 self._prefill_more(sequence, utterance)
 
     def consumed(self, turn: int, samples: int) -> None:
-        """So many samples have been taken, in all."""
+        """Record how many samples of the turn have been consumed in total."""
         sequence = self._sequences.get(turn)
         if sequence is not None:
             sequence.consumed = samples
 
     @torch.inference_mode()
     def cancel(self, turn: int) -> None:
-        """Free all that the turn holds."""
+        """Free everything that the turn holds."""
         sequence = self._sequences.pop(turn, None)
         if sequence is None:
             return
@@ -157,7 +157,7 @@ class CosyVoice2Core:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """One step. ``False``: there is nothing to do until the next command."""
+        """Take one step. Returns ``False`` if there is nothing to do before the next command."""
         sequences = self._sequences.values()
         now = time.monotonic()
         rendering = self._render(self._scheduler.to_render(sequences, now))
@@ -169,7 +169,7 @@ class CosyVoice2Core:
         return rendering or begun or decoding
 
     def close(self) -> None:
-        """Forget the model."""
+        """Drop the model."""
         self._sequences.clear()
         self._loaded = None
 
@@ -181,14 +181,14 @@ class CosyVoice2Core:
 
     @torch.inference_mode()
     def _prefill_more(self, sequence: TurnSequence, utterance: Utterance) -> None:
-        """Let the decoder read what there is of a text, or let it wait for more."""
+        """Prefill the text that has arrived; without any, the utterance stalls."""
         with self._failing(sequence):
             utterance.stalled = not self._runner.prefill_more(sequence, utterance)
 
     def _render(self, sequences: Sequence[TurnSequence]) -> bool:
         if not sequences:
             return False
-        # A batch that broke off has moved some of them on: none can go on without a gap.
+        # A batch that fails halfway has advanced some of them: none can continue without a gap.
         with self._failing(*sequences):
             self._runner.audio.start(sequences)
             if self._runner.audio.ready:
@@ -217,7 +217,7 @@ class CosyVoice2Core:
         if not steps:
             return False
         decoder = self._runner.decoder
-        # A slot counts its control tokens too.
+        # The decoder counts control tokens too; the scheduler does not.
         further = {
             sequence.slot: decoder.count(sequence.slot) + limit - len(sequence.decoding.tokens)
             for sequence, limit in limits.items()
@@ -262,13 +262,13 @@ class CosyVoice2Core:
     def _marks_due(
         self, sequence: TurnSequence, utterance: Utterance, samples: int
     ) -> tuple[Mark, ...]:
-        """The later segments of a text being written that begin in the next ``samples``."""
+        """Marks of the streamed segments that begin within the next ``samples`` samples."""
         text = utterance.streamed
         marks: list[Mark] = []
         while text is not None and text.marks:
             token, mark = text.marks[0]
-            heard = token * self._runner.sizes.samples_per_token / sequence.spec.speed
-            at = round(heard) - utterance.samples_sent
+            begins = token * self._runner.sizes.samples_per_token / sequence.spec.speed
+            at = round(begins) - utterance.samples_sent
             if at >= samples:
                 break
             marks.append(msgspec.structs.replace(mark, offset=max(0, at)))
@@ -276,7 +276,7 @@ class CosyVoice2Core:
         return tuple(marks)
 
     def _finish(self) -> None:
-        """End what has been rendered and handed on: utterances, and turns."""
+        """End the utterances and turns whose audio has all been sent."""
         for sequence in list(self._sequences.values()):
             while sequence.speaking and sequence.speaking[0].done:
                 utterance = sequence.speaking[0]
@@ -295,10 +295,10 @@ class CosyVoice2Core:
 
     @contextmanager
     def _failing(self, *sequences: TurnSequence) -> Generator[None]:
-        """What an engine raises in the block, or a lack of memory, fails ``sequences`` alone.
+        """Fail only ``sequences`` if the block raises ``EngineError`` or runs out of memory.
 
         Raises:
-            Exception: Anything else. It is no turn's fault, and ends the engine.
+            Exception: Anything else is no turn's fault and ends the engine.
         """
         try:
             yield
@@ -310,7 +310,7 @@ class CosyVoice2Core:
             self._fail(sequences, self._ran_out_of_memory(error))
 
     def _ran_out_of_memory(self, error: Exception) -> EngineError:
-        """There was not enough memory: caches shrink, and fewer slots are offered."""
+        """Free cached memory, offer one slot less, and return the error to report."""
         first = next(iter(str(error).splitlines()), type(error).__name__)
         self._runner.shrink()
         self._emit_event(Changed(self._runner.info))
@@ -349,5 +349,5 @@ class CosyVoice2Core:
 def build(
     pack: Voicepack, config: CosyVoice2Config, emit: Callable[[Event], None]
 ) -> CosyVoice2Core:
-    """A core, not loaded yet."""
+    """Make a core; it is not loaded yet."""
     return CosyVoice2Core(pack, config, emit)

@@ -1,4 +1,4 @@
-"""The device, how precisely it computes, and how much of it may be used."""
+"""Selects the device, its dtype and kernels, and limits its memory."""
 
 import re
 import resource
@@ -41,14 +41,14 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
 
 
 def configure(device: torch.device, dtype: torch.dtype, threads: int) -> None:
-    """Make the device the current one. ``threads`` are the CPU's; 0 leaves them to torch.
+    """Make the device the current one. ``threads`` are CPU threads; 0 keeps torch's own number.
 
-    Where the rest computes in 16 bit, what stays in fp32 may use a GPU's matrix units.
+    With a 16-bit ``dtype``, TF32 is allowed for the parts that stay in fp32.
 
-    Attention never goes to cuDNN. Torch tries it first on Hopper, for 16 bit with masks; it makes
-    a plan for each new shape, up to 0.4 s each, which makes warm-up long and stalls everybody in
-    service, and rows whose leading keys are all masked may come out as NaN. What is left, memory-
-    efficient attention for masks and flash attention without, makes no plans.
+    cuDNN attention is switched off. Torch prefers it on Hopper for 16-bit inputs with a mask, but
+    it builds a plan for each new shape, up to 0.4 s each, which makes warm-up long and stalls all
+    turns in service; and rows whose leading keys are all masked may come out as NaN. The other
+    kernels, memory-efficient attention with a mask and flash attention without, build no plans.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     if device.type == "cuda":
@@ -61,7 +61,7 @@ def configure(device: torch.device, dtype: torch.dtype, threads: int) -> None:
 
 
 def limit_memory(device: torch.device, limit_mb: int) -> None:
-    """Hold this process to ``limit_mb`` MiB of the device's memory; 0: no limit."""
+    """Limit this process to ``limit_mb`` MiB of the device's memory; 0: no limit."""
     if not limit_mb:
         return
     size = limit_mb * budget.MIB

@@ -1,22 +1,19 @@
-"""What can go wrong with a CosyVoice 2 model. No message carries the text that was to be spoken."""
+"""Errors of the CosyVoice 2 engines. No message contains the text to be spoken."""
 
 from voicefleet.worker.engines.protocol import EngineError, EngineLoadError
 
 
 class CosyVoiceError(EngineError):
-    """Something went wrong in this engine."""
+    """An error of a CosyVoice 2 engine."""
 
 
 class CosyVoiceInitializationError(CosyVoiceError, EngineLoadError):
-    """The model cannot be loaded: its files, its sizes or its device are not what they should be.
-
-    The message names each file and says what is wrong with it.
-    """
+    """The model cannot be loaded. The message names each file or option and what is wrong."""
 
 
 class CosyVoiceSynthesisError(CosyVoiceError):
-    """A turn failed; the others go on."""
+    """One turn failed; the others continue."""
 
 
 class CosyVoiceOOMError(CosyVoiceError):
-    """The device has no memory left for what a turn asked for."""
+    """One turn failed because the device has no memory left for it."""

@@ -1,4 +1,4 @@
-"""CUDA graphs: hundreds of kernels started at once instead of one by one."""
+"""CUDA graphs: hundreds of kernels are launched at once instead of one by one."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
@@ -8,64 +8,60 @@ import torch
 T = TypeVar("T")
 
 WARM_UP_RUNS = 2
-"""Runs before a capture: libraries pick kernels and allocate workspaces in the first."""
+"""Runs before a capture: in the first ones libraries choose kernels and allocate workspaces."""
 
 
 class Graphs:
     """Captures functions of static tensors, one graph for each key, and replays them.
 
-    A captured function reads its inputs from tensors that never move, returns tensors that its next
-    replay overwrites, and decides nothing from what the tensors hold. Without CUDA, or switched
-    off, it is simply called.
-
-    Args:
-        enabled: Whether to capture at all.
+    A captured function reads its inputs from tensors that stay at one address, returns tensors that
+    the next replay overwrites, and does not branch on tensor values. If not ``enabled`` (there is
+    no CUDA device, or graphs are switched off), functions are simply called.
     """
 
     def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled
         self._kept: dict[Hashable, Callable[[], Any]] = {}
-        # One pool for all: they replay one after another, never side by side.
+        # All graphs share one memory pool: they are replayed one after another, never concurrently.
         self._pool = torch.cuda.graph_pool_handle() if enabled else None
 
     def run(self, key: Hashable, work: Callable[[], T]) -> T:
-        """Run ``work``, from its graph where there are graphs.
+        """Run ``work`` from its graph, or directly if graphs are disabled.
 
-        Those are made by ``prepare``, before the inputs are: the runs of a capture are real, and
-        would disturb what stands in them.
+        ``prepare`` must have captured the graph before the inputs were written: capturing runs
+        ``work``, which would change them.
 
         Args:
-            key: What stands for ``work`` and its shapes.
+            key: Identifies ``work`` and its shapes.
             work: A function of static tensors.
         """
         if key not in self._kept:
-            assert not self.enabled, f"{key}: a capture in run would disturb its inputs"
-            self._kept[key] = self._make(work, _nothing)
+            assert not self.enabled, f"{key}: capturing it now would change its inputs"
+            self._kept[key] = self._make(work, _no_op)
         return cast(T, self._kept[key]())
 
     def has(self, key: Hashable) -> bool:
-        """Whether ``key`` is ready to run as it stands."""
+        """Whether ``key`` can be run without a capture."""
         return not self.enabled or key in self._kept
 
     def prepare(self, key: Hashable, work: Callable[[], T], make_idle: Callable[[], None]) -> None:
-        """Capture ``work`` now, unless that was done.
+        """Capture ``work`` unless it has been captured.
 
         Args:
-            key: What stands for ``work`` and its shapes.
+            key: Identifies ``work`` and its shapes.
             work: A function of static tensors.
-            make_idle: Called before: it must leave the inputs such that running ``work`` changes
-                nothing that matters.
+            make_idle: Called first; sets the inputs so that running ``work`` affects no sequence.
         """
         if key not in self._kept:
             self._kept[key] = self._make(work, make_idle)
 
     def clear(self) -> None:
-        """Forget all graphs, and give their memory back."""
+        """Drop all graphs and free their memory."""
         self._kept.clear()
 
     @property
     def count(self) -> int:
-        """Functions captured."""
+        """How many functions have been captured."""
         return len(self._kept)
 
     def _make(self, work: Callable[[], T], make_idle: Callable[[], None]) -> Callable[[], T]:
@@ -89,5 +85,5 @@ class Graphs:
         return replay
 
 
-def _nothing() -> None:
-    """There is nothing to leave alone where nothing is captured."""
+def _no_op() -> None:
+    """No inputs need protection where nothing is captured."""

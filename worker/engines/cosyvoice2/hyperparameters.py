@@ -7,14 +7,15 @@ from msgspec import Meta
 
 Size = Annotated[int, Meta(ge=1, le=2**20)]
 Count = Annotated[int, Meta(ge=1, le=256)]
-"""Of what is built one by one: layers, blocks, steps."""
+"""A number of modules or steps that are built one by one."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Repetition-aware sampling (VALL-E 2, arXiv:2406.05370, section 3.2).
 
-    A token from the nucleus (``top_p``, at most ``top_k``) that stands ``window`` x ``tau`` times
-    or more among the last ``window`` is drawn again, from the whole distribution without it.
+    A token is drawn from the nucleus (``top_p``, at most ``top_k`` tokens). If it occurs at least
+    ``window * tau`` times among the last ``window`` tokens, another one is drawn from the whole
+    distribution without it.
     """
 
     top_p: float = 0.8
@@ -24,9 +25,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LanguageModelSizes(msgspec.Struct, frozen=True, kw_only=True):
-    """The Qwen2 body and the speech head. ``speech_tokens`` are codes; three more are control.
+    """The Qwen2 body and the speech head.
 
-    ``mix`` is the interleave of streamed text: text tokens, then speech tokens.
+    ``speech_tokens`` counts the codes; three control tokens follow them. ``mix`` is how streamed
+    text is interleaved: so many text tokens, then so many speech tokens.
     """
 
     vocabulary: Size = 151_936
@@ -48,12 +50,12 @@ class LanguageModelSizes(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def end_token(self) -> int:
-        """The first of the three control tokens ends an utterance; any of them stops decoding."""
+        """The first control token, which ends an utterance. Each of the three stops decoding."""
         return self.speech_tokens
 
     @property
     def fill_token(self) -> int:
-        """Asks for more text where text is streamed."""
+        """The third control token: it asks for more of a streamed text."""
         return self.speech_tokens + 2
 
 
@@ -100,7 +102,7 @@ class FlowSizes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VocoderSizes(msgspec.Struct, frozen=True, kw_only=True):
-    """HiFT (arXiv:2309.09493): mel frames to samples by harmonic source and inverse STFT."""
+    """HiFT (arXiv:2309.09493): mel frames to samples, by a harmonic source and an inverse STFT."""
 
     sample_rate: Size = 24_000
     mel_bands: Size = 80
@@ -123,7 +125,7 @@ class VocoderSizes(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def hop(self) -> int:
-        """Samples of one mel frame."""
+        """Samples for each mel frame."""
         hop = self.fft_hop
         for factor in self.upsampling:
             hop *= factor
@@ -131,7 +133,7 @@ class VocoderSizes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole model. ``token_rate`` is in speech tokens a second."""
+    """A whole model. ``token_rate`` is in speech tokens per second."""
 
     token_rate: Size = 25
     language_model: LanguageModelSizes = LanguageModelSizes()
@@ -140,12 +142,12 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sample_rate(self) -> int:
-        """Of the audio that the model makes, in Hz."""
+        """The sample rate of the model's audio, in Hz."""
         return self.vocoder.sample_rate
 
     @property
     def samples_per_token(self) -> int:
-        """At the model's own rate."""
+        """Samples for each speech token, at the model's rate."""
         return self.flow.frames_per_token * self.vocoder.hop
 
 
@@ -159,4 +161,4 @@ TINY = Hyperparameters(
     ),
     vocoder=VocoderSizes(channels=64, f0_channels=32),
 )
-"""Small enough for a test: the same architecture, with the channels the encoder is fixed to."""
+"""The same architecture, small enough for tests. The encoder's width is fixed by upstream."""

@@ -65,7 +65,7 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> ModelRunner
             decoder = vllm_decoder.build(
                 directory, model.language_model, slots, positions, config, device
             )
-            # It has taken more than a cache: the rest is shared out anew.
+            # vLLM takes more than its cache: plan again with the memory that is left.
             shares = budget.plan(sizes, config, dtype, device, budget.free_memory(device)[0])
         else:
             decoder = Decoder(

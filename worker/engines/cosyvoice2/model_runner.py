@@ -37,18 +37,19 @@ from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 log = structlog.get_logger()
 
-LEAST, MOST = 2, 20
-"""Speech tokens for each text token, as upstream bounds them."""
+MIN_RATIO, MAX_RATIO = 2, 20
+"""The fewest and the most speech tokens for each text token, as in upstream."""
 
 STREAMED_LIMITS = SegmentLimits(first_chars=16, max_chars=24)
-"""Characters: a few words, for the model reads five tokens at a time."""
+"""Streamed text is cut into a few words: the model prefills five text tokens at a time."""
 
-MEASURED, MEASURED_S = 3, 0.3
+TIMED_RUNS, TIMED_S = 3, 0.3
+"""Work is timed for this many runs or seconds, whichever is reached first."""
 
 
 @dataclass
 class ModelRunner:
-    """The parts, and what of them depends on several."""
+    """A loaded model's parts, and the operations that need several of them."""
 
     pack: Voicepack
     config: CosyVoice2Config
@@ -67,7 +68,7 @@ class ModelRunner:
 
     @property
     def info(self) -> EngineInfo:
-        """What the model can do now."""
+        """The capabilities and limits to report now."""
         modes = {mode for voice in self.voices.values() for mode in modes_of(voice)}
         return EngineInfo(
             native_rate=self.sizes.sample_rate,
@@ -93,16 +94,16 @@ class ModelRunner:
         return f"{self.offered} slots, {why}"
 
     def room(self, prompt: int) -> int:
-        """Speech tokens that an utterance may have behind ``prompt`` positions."""
-        # Two more positions: the start and the task.
+        """How many speech tokens an utterance may have after ``prompt`` positions of the slot."""
+        # The start and the task embedding take two more.
         return min(budget.MAX_TOKENS, self.budget.positions - prompt - 2)
 
     def tokens_of_text(self, tokens: int) -> tuple[int, int]:
-        """The fewest and the most speech tokens for so many of text."""
-        return LEAST * tokens, MOST * tokens
+        """The fewest and the most speech tokens for ``tokens`` text tokens."""
+        return MIN_RATIO * tokens, MAX_RATIO * tokens
 
     def prefill(self, sequence: TurnSequence, utterance: Utterance) -> None:
-        """Read an utterance's beginning into the sequence's slot of the decoder."""
+        """Start an utterance in the sequence's slot: random draws, constraints, prefill."""
         slot, conditioning = sequence.slot, sequence.conditioning
         draws = sampling.draws(sequence.spec.seed, utterance.number, utterance.max_tokens)
         self.decoder.begin(slot, draws)
@@ -112,27 +113,27 @@ class ModelRunner:
         self.decoder.prefill(slot, self.decoder.model.prompt_embeddings(text, speech))
 
     def interleave(self, sequence: TurnSequence) -> Interleave:
-        """The reading order of an utterance whose text is being written."""
+        """The prefill order of an utterance whose text is streamed."""
         conditioning = sequence.conditioning
         return Interleave(conditioning.text, conditioning.speech, self.sizes.language_model.mix)
 
     def begin(self, sequence: TurnSequence, utterance: Utterance) -> None:
-        """Make the sequence's slot ready for an utterance whose text is being written."""
+        """Make the sequence's slot ready for an utterance whose text is streamed."""
         draws = sampling.draws(sequence.spec.seed, utterance.number, budget.MAX_TOKENS)
         self.decoder.begin(sequence.slot, draws)
 
     def prefill_more(self, sequence: TurnSequence, utterance: Utterance) -> bool:
-        """Read what there is of its text. Returns whether decoding can go on."""
+        """Prefill the streamed text that has arrived; return whether decoding can go on."""
         assert utterance.streamed is not None
         slot, model = sequence.slot, self.decoder.model
         reading = utterance.streamed.interleave.next(self.decoder.count(slot))
         if reading is None:
             return False
-        # While text is to come, only a fill token stops; then, only the end. A synthetic model
-        # is stopped from outside.
+        # While more text may come, only the fill token stops decoding; after that, only the end
+        # token does, or, for a synthetic model, the number of tokens.
         banned = (self.pack.synthetic, True, True) if reading.final else (True, True, False)
-        forever = budget.MAX_TOKENS + 1
-        self.decoder.constrain(slot, min_tokens=forever, banned=banned, fill_at=reading.fill_at)
+        always = budget.MAX_TOKENS + 1
+        self.decoder.constrain(slot, min_tokens=always, banned=banned, fill_at=reading.fill_at)
         parts: list[Tensor] = []
         for kind, ids in reading.parts:
             tokens = to_device(ids, self.device)
@@ -149,30 +150,30 @@ class ModelRunner:
         return True
 
     def fills(self, tokens: int) -> int:
-        """Fill tokens among so many decoded ones, at most."""
+        """The most fill tokens among ``tokens`` decoded ones."""
         return tokens // self.sizes.language_model.mix[1] + 1
 
     def speech_of(self, text_tokens: int) -> int:
-        """About where in its speech a text of so many tokens has been spoken."""
+        """The estimated number of speech tokens that speak ``text_tokens`` text tokens."""
         mix = self.sizes.language_model.mix
         return text_tokens * mix[1] // mix[0]
 
     def warm_up(self) -> None:
-        """Capture all that can come: a capture makes everybody wait who listens."""
-        # A compiler would have to look through the census.
-        census = nullcontext() if self.config.compile else AttentionRecorder()
-        with census:
+        """Capture every CUDA graph that can be needed; in service one would delay all turns."""
+        # The compiler cannot trace through the recorder.
+        recorder = nullcontext() if self.config.compile else AttentionRecorder()
+        with recorder:
             self.decoder.warm_up(self.budget.positions)
             longest = max(map(self._prompt_blocks, self.voices.values()))
             self.audio.warm_up(longest + budget.BLOCKS_PER_SLOT)
-        if isinstance(census, AttentionRecorder):
-            log.debug("attention_kernels", **census.shapes)
+        if isinstance(recorder, AttentionRecorder):
+            log.debug("attention_kernels", **recorder.shapes)
 
     def preload(self) -> None:
-        """Prepare voices, the default one first, as many as there is room planned for.
+        """Prepare voices, the default one first, as far as the pages planned for prompts go.
 
-        A voice's blocks depend on each other: whoever is the first to speak with one that was not
-        prepared makes all others wait for them, one after another.
+        A prompt's blocks are rendered one after another: the first turn of a voice that was not
+        prepared delays all other turns by that time.
         """
         default = self.info.default_voice
         room = self.budget.prompt_pages
@@ -183,7 +184,7 @@ class ModelRunner:
                 room -= blocks
 
     def measure(self) -> None:
-        """Find out how many sequences the device keeps from running dry."""
+        """Measure the device's speed, and offer as many slots as it can serve in real time."""
         self.step_s = self._time(self.decoder.dry_run)
         if isinstance(self.audio, UpstreamExactStage):
             self.offered = self.config.slots or 1
@@ -202,16 +203,16 @@ class ModelRunner:
             self.offered = min(self.budget.slots, self.speed.sequences)
 
     def steps_in(self, seconds: float, longest: int) -> int:
-        """Steps of decoding that take about so long."""
+        """How many decode steps take about ``seconds``: 1 to ``longest``."""
         return max(1, min(longest, int(seconds / max(self.step_s, 1e-6))))
 
     def batch_in(self, seconds: float) -> int:
-        """Utterances that are rendered together in about so long, were each to cost the same."""
+        """How many rows are rendered in about ``seconds``, if each row costs the same."""
         rows = self.audio.batch
         return max(1, min(rows, int(rows * seconds / max(self.batch_s, 1e-6))))
 
     def shrink(self) -> None:
-        """Take less memory: there was not enough."""
+        """Free cached memory and offer one slot less, after an allocation failed."""
         self.offered = max(1, self.offered - 1)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -219,7 +220,7 @@ class ModelRunner:
     def _time(self, work: Callable[[], object]) -> float:
         """The least of a few runs, in seconds; of one, where it takes long."""
         times: list[float] = []
-        while len(times) < MEASURED and sum(times) < MEASURED_S:
+        while len(times) < TIMED_RUNS and sum(times) < TIMED_S:
             begun = time.monotonic()
             work()
             if self.device.type == "cuda":

@@ -1,17 +1,17 @@
-"""Which errors mean that memory ran out: a turn fails of it, and the engine goes on.
+"""Tells errors that mean "out of memory" from other faults of a device.
 
-Everything else that a device or a compiler raises is a fault. After an illegal access, for
-instance, nothing works any more on that device, and the engine has to end.
+Out of memory fails one turn, and the engine continues. After other faults, such as an illegal
+memory access, nothing works on that device any more, and the engine has to end.
 """
 
 import torch
 
 _TYPES = (torch.OutOfMemoryError, MemoryError)
-"""What torch's CUDA allocator raises, and what Python and numpy raise."""
+"""Raised by torch's CUDA allocator; by Python and NumPy."""
 
 _GENERAL: tuple[type, ...] = (RuntimeError, getattr(torch, "AcceleratorError", RuntimeError))
-"""Types that tell nothing by themselves (the second came with torch 2.8). What else derives from
-RuntimeError is a fault of another kind: ``NotImplementedError``, and what compilers raise."""
+"""Types whose message decides (the second came with torch 2.8). Other subclasses of RuntimeError,
+``NotImplementedError`` and those of compilers, never mean out of memory."""
 
 _MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -31,5 +31,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that the host or the device has no memory left."""
     if isinstance(error, _TYPES):
         return True
-    said = str(error)
-    return type(error) in _GENERAL and any(message in said for message in _MESSAGES)
+    text = str(error)
+    return type(error) in _GENERAL and any(message in text for message in _MESSAGES)

@@ -19,16 +19,16 @@ from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
 from voicefleet.worker.engines.protocol import Samples
 
 LONGEST_SPAN = 4
-"""Blocks at once of an utterance that is computed anew each time: 4 s of audio."""
+"""The most blocks rendered at once of an utterance without a cache: 4 s of audio."""
 
 
 USUAL_BLOCKS = 6
-"""Blocks behind an utterance's in its middle, its prompt's included."""
+"""Blocks of context of a block in the middle of an utterance, the prompt's included."""
 
 
 @dataclass(frozen=True)
 class AudioPiece:
-    """Samples of an utterance: float32 ``[n]`` at the model's rate."""
+    """Rendered samples of an utterance: float32 ``[n]`` at the model's rate."""
 
     sequence: TurnSequence
     utterance: Utterance
@@ -37,7 +37,7 @@ class AudioPiece:
 
 @dataclass(eq=False)
 class _InFlight:
-    """An utterance on its way."""
+    """An utterance that is being rendered: its progress through the flow and the vocoder."""
 
     sequence: TurnSequence
     utterance: Utterance
@@ -48,16 +48,16 @@ class _InFlight:
 class BlockStage:
     """Renders the next block of many utterances in one batch.
 
-    Blocks are computed once and remembered while there is room. Where there is none, ``evict``
-    is asked to free what nobody uses, as long as it says that it did. An utterance for which there
-    is still none is computed anew from its beginning each time, in spans that grow, with the same
-    result.
+    Each block is computed once, and its keys, values and states are cached. If the cache is full,
+    ``evict`` is called to drop unused voices, until it returns ``False``. An utterance that still
+    finds no room is rendered without a cache: from its beginning each time, in spans that grow,
+    with the same result.
 
     Args:
-        renderer: Of the flow.
-        vocoder: What follows.
-        batches: Rows of a batch, ascending.
-        graphs: Runs the flow.
+        renderer: Renders the flow's blocks.
+        vocoder: Turns the blocks' mel frames into samples.
+        batches: Batch sizes, ascending.
+        graphs: Runs the flow's steps.
     """
 
     def __init__(
@@ -75,30 +75,30 @@ class BlockStage:
         self._by_track: dict[Track, _InFlight] = {}
         self._pending_output: list[RenderedWindows] = []
         self.evict: Callable[[], bool] = lambda: False
-        # Longer utterances are rendered one by one: see ``warm_up``.
+        # Utterances with more pages are rendered one by one: see ``warm_up``.
         self._together = renderer.page_buckets[-1]
         renderer.run = self._run
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """Rows of a batch, ascending."""
+        """Batch sizes, ascending."""
         return self._batches
 
     @property
     def batch(self) -> int:
-        """Utterances rendered at once, at most."""
+        """The largest batch size."""
         return self._batches[-1]
 
     @property
     def ready(self) -> bool:
-        """Whether what is under way has arrived already."""
+        """Whether all samples that were started have arrived on the host."""
         return all(rendered.samples.ready for rendered in self._pending_output)
 
     def prepare(self, voice: Voice) -> FlowPrompt:
-        """What is kept of a voice for all who speak with it.
+        """Render a voice's prompt once, for all turns that speak with it.
 
         Raises:
-            CosyVoiceOOMError: There is no room for its blocks.
+            CosyVoiceOOMError: The cache has no room for its blocks.
         """
         mel = torch.from_numpy(voice.mel)
         speaker = torch.from_numpy(voice.speaker)
@@ -108,11 +108,11 @@ class BlockStage:
             raise CosyVoiceOOMError(f"voice {voice.name}: {error} (flow_cache_mb)") from None
 
     def release(self, prepared: FlowPrompt) -> None:
-        """Free what was kept of a voice."""
+        """Free a voice's prompt."""
         self._renderer.release(prepared)
 
     def chunking(self, speaker: Speaker) -> Chunking:
-        """An utterance's chunks are the flow's blocks; its first shares one with the prompt."""
+        """Cut utterances at the flow's blocks; the first chunk completes the prompt's last one."""
         prompt: FlowPrompt = speaker.flow_prompt
         encoder = self._sizes.encoder
         first = (len(prompt.pages) + 1) * encoder.chunk - len(prompt.tokens)
@@ -143,7 +143,7 @@ class BlockStage:
         self._pending_output += self._vocoder.render([entry.track for entry in entries])
 
     def collect(self) -> Iterator[AudioPiece]:
-        """What has come of all that was started, in order. Waits for it."""
+        """Wait for all samples that were started, and yield them in order."""
         pending, self._pending_output = self._pending_output, []
         for rendered in pending:
             samples = rendered.samples.wait().numpy()
@@ -155,34 +155,35 @@ class BlockStage:
             self.drop(entry.utterance)
 
     def holds(self, utterance: Utterance) -> bool:
-        """Whether something of the utterance is still under way."""
+        """Whether the utterance is being rendered."""
         return utterance in self._in_flight
 
     def drop(self, utterance: Utterance) -> None:
-        """Forget an utterance, and free all that it took."""
+        """Stop rendering an utterance, and free its pages and state."""
         entry = self._in_flight.pop(utterance, None)
         if entry is not None:
             del self._by_track[entry.track]
             self._renderer.close(entry.rendering)
 
     def warm_up(self, blocks: int) -> None:
-        """Capture all that can come, so that nothing is captured while people listen.
+        """Capture every graph that can be needed, so that none is captured in service.
 
-        Batches of every size for utterances of up to ``blocks`` blocks. Longer ones are rare, and
-        in a batch all rows would pay for their length: each is rendered by itself from here on.
+        Batches of every size are captured for utterances of up to ``blocks`` blocks, prompt
+        included. Longer ones are rare, and every row of a batch would cost as much as the longest:
+        from now on each of those is rendered alone.
         """
         buckets = self._renderer.page_buckets
         self._together = next(size for size in buckets if size >= min(blocks, buckets[-1]))
         if self._graphs.enabled:
             for pages in buckets:
-                # A voice's prompt is rendered by itself too.
+                # Prompts are rendered with one row too.
                 batches = {1, *self._batches} if pages <= self._together else {1}
                 for rows in sorted(batches):
                     self._idle(rows, pages)
         self._vocoder.warm_up()
 
     def dry_run(self, rows: int) -> None:
-        """Run one batch of nothing, for its time."""
+        """Run one idle batch, to time it."""
         pages = next(size for size in self._renderer.page_buckets if size >= USUAL_BLOCKS)
         for _ in range(rows if self._renderer.rows_apart else 1):
             self._idle(1 if self._renderer.rows_apart else rows, pages)
@@ -210,7 +211,7 @@ class BlockStage:
 
     def _track(self, sequence: TurnSequence, utterance: Utterance) -> Track:
         sizes, chunking = self._sizes, utterance.chunking
-        # The first block may hold nothing of the utterance, only what was left of its prompt.
+        # The first block may hold only prompt tokens, none of the utterance's.
         first = next(end for end in map(chunking.end, range(3)) if end > 0)
         return Track(
             self._vocoder,
@@ -223,7 +224,7 @@ class BlockStage:
         )
 
     def _render(self, entries: Sequence[_InFlight], rows: int) -> None:
-        """The next block of each, in a batch of ``rows``."""
+        """Render the next block of each entry, in a batch of ``rows``."""
         blocks = [_next(entry) for entry in entries]
         mels = self._renderer.render(blocks, rows)
         for entry, block, mel in zip(entries, blocks, mels, strict=True):
@@ -235,13 +236,13 @@ class BlockStage:
         entry.track.push(mel, utterance.done)
 
     def _idle(self, rows: int, pages: int) -> None:
-        """Run one step that no utterance sees: the inputs still hold what was computed last."""
+        """Run a step that affects no utterance."""
         inputs = self._renderer.inputs(rows, pages)
         inputs.make_idle()
         self._run(inputs)
 
     def _run(self, inputs: StepInputs) -> Tensor:
-        """One step of the flow, from its graph."""
+        """Run one step of the flow from its graph, capturing it if needed."""
         key = ("flow", inputs.batch, inputs.pages.shape[1])
         work = lambda: self._renderer.step(inputs)  # noqa: E731
         if not self._graphs.has(key):

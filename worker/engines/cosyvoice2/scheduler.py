@@ -1,25 +1,28 @@
-"""Who is served next: by the time at which each listener runs dry. Knows no tensors."""
+"""Scheduling by deadline: serve first the turn whose listener runs out of audio first.
+
+Pure Python, without tensors.
+"""
 
 from collections.abc import Iterable, Sequence
 
 from voicefleet.worker.engines.cosyvoice2.turn_sequence import TurnSequence, Utterance
 
-RIDE_TOKENS = 50
-"""Tokens that a sequence decodes ahead of its next block where others need the step anyway."""
+DECODE_AHEAD_TOKENS = 50
+"""Tokens that a sequence may decode beyond its next block, in steps that another one needs."""
 
 URGENT_S = 0.8
-"""A sequence with less audio than this is served at once; others wait until a batch is worth it."""
+"""A sequence with less slack than this is rendered at once; others wait for a fuller batch."""
 
 
 class Scheduler:
-    """Chooses sequences for the next batch of blocks and for the next burst of decoding.
+    """Chooses the sequences to render, to prefill and to decode next.
 
     Args:
-        batches: Sizes of a batch of blocks, ascending: the device computes the smallest that holds
-            the rows, so that rows up to its size cost nothing more.
-        max_ahead_s: A sequence with so much audio untaken waits.
+        batches: Batch sizes of the renderer, ascending. It computes the smallest that holds the
+            rows, so that further rows up to that size are free.
+        max_ahead_s: A sequence with this many seconds of unconsumed audio waits.
 
-    ``batch`` is the most blocks rendered at once; it may be set to less than the largest size.
+    ``batch`` is the most rows rendered at once; it may be set to less than the largest size.
     """
 
     def __init__(self, batches: Sequence[int], max_ahead_s: float) -> None:
@@ -28,12 +31,11 @@ class Scheduler:
         self._max_ahead_s = max_ahead_s
 
     def to_render(self, sequences: Iterable[TurnSequence], now: float) -> list[TurnSequence]:
-        """Sessions whose next block is to be rendered now, the most urgent first; perhaps none.
+        """The sequences whose next chunk is rendered now, the most urgent first; perhaps none.
 
-        A batch costs what its size in ``batches`` costs. Whoever is urgent is served at once, with
-        others only in rows of that size which are left over: a first chunk must not wait for the
-        computation of others who still have audio. Without anybody urgent a batch waits until it
-        is full, or until nobody needs the device for decoding.
+        Urgent sequences are rendered at once. Others join only in rows that the chosen batch size
+        leaves free, so that a first chunk never waits for sequences that still have audio. If none
+        is urgent, the batch waits until it is full or no sequence needs the device for decoding.
         """
         able: list[tuple[float, TurnSequence]] = []
         decoding = False
@@ -56,40 +58,43 @@ class Scheduler:
         return [sequence for _, sequence in chosen]
 
     def to_begin(self, sequences: Iterable[TurnSequence], now: float) -> list[TurnSequence]:
-        """Sessions whose next utterance is to enter the decoder, the most urgent first."""
+        """The sequences whose next utterance can be prefilled now, the most urgent first."""
         able = [s for s in sequences if s.next_utterance is not None and self._wants_audio(s)]
         return sorted(able, key=lambda sequence: sequence.slack_s(now))
 
     def to_decode(
         self, sequences: Iterable[TurnSequence], now: float, longest: int
     ) -> tuple[int, dict[TurnSequence, int]]:
-        """How many steps to decode, and up to how many tokens each sequence may.
+        """How many decode steps to run, and how many tokens each sequence may have after them.
 
-        A burst is as long as its most urgent sequence needs for a block, at most ``longest``.
-        Decoding is needed when a sequence that wants audio lacks tokens for its next block; then
-        all the others ride along, for a step costs the same for one as for all.
+        Decoding is needed when a sequence that wants audio lacks tokens for its next chunk. The
+        steps are those that the most urgent one needs, at most ``longest``. All other sequences
+        decode too, up to ``DECODE_AHEAD_TOKENS`` ahead: a step costs the same for one as for all.
+
+        Returns:
+            ``(0, {})`` if no sequence needs decoding.
         """
-        hungry: list[tuple[float, int]] = []
-        riders: dict[TurnSequence, int] = {}
+        starved: list[tuple[float, int]] = []
+        limits: dict[TurnSequence, int] = {}
         for sequence in sequences:
             utterance = sequence.decoding
             if utterance is None or utterance.stalled:
                 continue
             missing = _missing(sequence, utterance)
             if missing and self._wants_audio(sequence):
-                hungry.append((sequence.slack_s(now), missing))
-            riders[sequence] = min(utterance.needed + RIDE_TOKENS, utterance.max_tokens)
-        if not hungry:
+                starved.append((sequence.slack_s(now), missing))
+            limits[sequence] = min(utterance.needed + DECODE_AHEAD_TOKENS, utterance.max_tokens)
+        if not starved:
             return 0, {}
-        steps = min(longest, min(hungry)[1])
+        steps = min(longest, min(starved)[1])
         return steps, {
             sequence: min(limit, len(sequence.decoding.tokens) + steps)
-            for sequence, limit in riders.items()
+            for sequence, limit in limits.items()
             if sequence.decoding is not None
         }
 
     def _size_of(self, rows: int) -> int:
-        """The size of the batch that is computed for so many rows."""
+        """The batch size that is computed for ``rows`` rows."""
         sizes = (size for size in self._batches if size >= rows)
         return min(next(sizes, self.batch), self.batch)
 
@@ -104,9 +109,9 @@ def _needs_decoding(sequence: TurnSequence) -> bool:
 
 
 def _missing(sequence: TurnSequence, utterance: Utterance) -> int:
-    """Tokens that the sequence's decoder owes its renderer."""
+    """How many tokens of ``utterance`` the renderer waits for."""
     if sequence.rendering is not utterance:
-        # An earlier utterance is still to be rendered: no hurry, but something to go on with.
+        # An earlier utterance is rendered first: one token keeps this one from falling behind.
         return 0 if utterance.tokens else 1
-    # More than it may have at most will not come.
+    # Decoding stops at ``max_tokens``.
     return min(utterance.missing, max(1, utterance.max_tokens - len(utterance.tokens)))

@@ -1,4 +1,4 @@
-"""Between host and device, without either waiting for the other."""
+"""Copies between host and device that make neither wait for the other."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def to_device(values: Tensor | Sequence[int] | Sequence[bool], device: torch.device) -> Tensor:
-    """``values``, or integers as int64, on the device. What is queued there is not waited for."""
+    """Copy to the device, integers as int64, without waiting for the work queued there."""
     tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=_kind(values))
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -20,7 +20,7 @@ def _kind(values: Sequence[int] | Sequence[bool]) -> torch.dtype:
 
 
 class Transfer:
-    """A tensor on its way to the host: asked for now, waited for later."""
+    """An asynchronous copy of a tensor to the host: started now, awaited later."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._event: Any = None
@@ -30,16 +30,16 @@ class Transfer:
             self._event = torch.cuda.Event()
             self._event.record()
         else:
-            # A static tensor is overwritten by the next step.
+            # The next step overwrites static tensors.
             self._host = tensor.clone()
 
     @property
     def ready(self) -> bool:
-        """Whether it has arrived."""
+        """Whether the copy is complete."""
         return self._event is None or bool(self._event.query())
 
     def wait(self) -> Tensor:
-        """The tensor, on the host."""
+        """Wait for the copy; return the tensor on the host."""
         if self._event is not None:
             self._event.synchronize()
         return self._host

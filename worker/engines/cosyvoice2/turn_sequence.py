@@ -1,4 +1,4 @@
-"""What the loop knows of each turn: utterances on their way from text to samples."""
+"""A turn as the engine schedules it: a sequence of utterances, from text tokens to samples."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -11,16 +11,17 @@ if TYPE_CHECKING:
     from voicefleet.worker.engines.cosyvoice2.voices.speaker import Conditioning, Speaker
 
 SPEAKING_AT_ONCE = 2
-"""Utterances of one turn in work: while one is rendered, the next is decoded."""
+"""Utterances of one turn in progress: while one is rendered, the next is decoded."""
 
 
 @dataclass(frozen=True)
 class Chunking:
     """Where an utterance's tokens are cut into chunks that are rendered one after another.
 
-    The first chunk ends at token ``first``, the others ``hops[0]``, ``hops[1]``, ... later, the
-    last of them repeating. ``first`` may lie before the utterance, in the rest of its prompt. A
-    chunk can be rendered when ``lookahead`` tokens behind it are there, or when no more will come.
+    The first chunk ends at token ``first``, the next ones ``hops[0]``, ``hops[1]``, ... tokens
+    later; the last hop repeats. ``first`` may be 0 or less: the chunk then lies in the prompt's
+    last, unfinished block. A chunk can be rendered once ``lookahead`` tokens after it are decoded,
+    or once decoding has ended.
     """
 
     first: int
@@ -28,17 +29,17 @@ class Chunking:
     lookahead: int
 
     def end(self, chunk: int) -> int:
-        """Where chunk number ``chunk`` ends, from 0."""
-        rest = max(0, chunk - len(self.hops))
-        return self.first + sum(self.hops[:chunk]) + rest * self.hops[-1]
+        """The token at which chunk number ``chunk`` (from 0) ends."""
+        repeated = max(0, chunk - len(self.hops))
+        return self.first + sum(self.hops[:chunk]) + repeated * self.hops[-1]
 
 
 @dataclass(eq=False)
 class StreamedText:
-    """The text of an utterance that is spoken while it is written.
+    """The text of an utterance that is spoken while its text still arrives.
 
-    ``marks`` are its later segments, each with the speech token at which it is about to be heard;
-    ``characters`` are those of its text.
+    ``marks`` are its later segments, each with the estimated speech token at which it begins;
+    ``characters`` counts the text's characters.
     """
 
     interleave: Interleave
@@ -50,11 +51,20 @@ class StreamedText:
 class Utterance:
     """A piece of text that is decoded and rendered as one.
 
-    ``number`` counts the turn's pieces and seeds its randomness. ``text`` are text tokens without
-    the prompt's; none of them: a pause. ``marks`` open its audio. ``decoded``: ``tokens`` are all
-    there. ``rendered`` tokens in ``chunks`` chunks are on their way to the listener, and the next
-    ``span`` chunks follow in one. Where its text is ``streamed`` it may be ``stalled``: it waits
-    for more of it. ``samples_sent`` are samples handed on.
+    Attributes:
+        number: Its number in the turn; it seeds the utterance's random draws.
+        text: Text tokens without the prompt's. Empty: the utterance is a pause.
+        marks: The segments that begin with its first sample.
+        min_tokens: The fewest speech tokens before the end token may come.
+        max_tokens: The most speech tokens.
+        chunking: Where its tokens are cut for rendering.
+        tokens: The speech tokens decoded so far.
+        decoded: Whether ``tokens`` is complete.
+        rendered: How many tokens have been rendered, in ``chunks`` chunks.
+        span: How many chunks the next rendering covers at once.
+        streamed: Its text, where that still arrives while it is spoken.
+        stalled: Whether it waits for more text.
+        samples_sent: How many samples were handed to the worker.
     """
 
     number: int
@@ -74,17 +84,17 @@ class Utterance:
 
     @property
     def missing(self) -> int:
-        """Tokens still to be decoded for its next ``span`` chunks."""
+        """How many tokens the next ``span`` chunks still lack."""
         return 0 if self.decoded else max(0, self.needed - len(self.tokens))
 
     @property
     def needed(self) -> int:
-        """Tokens, in all, that its next ``span`` chunks wait for."""
+        """How many tokens in total the next ``span`` chunks need."""
         return self.chunking.end(self.chunks + self.span - 1) + self.chunking.lookahead
 
     @property
     def ready(self) -> bool:
-        """Whether its next chunks can be rendered."""
+        """Whether the next chunks can be rendered now."""
         return not self.done and not self.missing
 
     @property
@@ -93,7 +103,7 @@ class Utterance:
         return self.decoded and self.rendered >= len(self.tokens)
 
     def advance(self, chunks: int) -> None:
-        """So many more chunks have been rendered."""
+        """Record that ``chunks`` more chunks were rendered."""
         self.chunks += chunks
         end = self.chunking.end(self.chunks - 1)
         self.rendered = max(0, min(end, len(self.tokens)))
@@ -103,9 +113,18 @@ class Utterance:
 class TurnSequence:
     """One turn in the engine.
 
-    Sample counts are at the model's rate. ``slot`` is its place in the decoder. ``waiting`` are
-    utterances that have not begun; ``speaking`` those in work, the last of them in the decoder.
-    ``writing`` is the one whose text is not complete.
+    Attributes:
+        turn: The turn's number, given by the worker.
+        spec: Voice, seed, speed and mode.
+        speaker: The voice, prepared for the renderer.
+        conditioning: The token ids that precede the text in the language model.
+        slot: The decoder's slot, and with it the KV cache's.
+        rate: The model's sample rate in Hz; ``produced`` and ``consumed`` count samples at it.
+        waiting: Utterances that have not begun.
+        speaking: Utterances in progress; only the last can still be in the decoder.
+        ended: Whether no further segment comes.
+        started_at: When the first sample was sent, on the monotonic clock in seconds.
+        writing: The utterance whose text is not complete yet.
     """
 
     turn: int
@@ -124,18 +143,18 @@ class TurnSequence:
 
     @property
     def finished(self) -> bool:
-        """Whether everything has been said."""
+        """Whether no utterance is left, and none will come."""
         return self.ended and not self.waiting and not self.speaking
 
     @property
     def ahead_s(self) -> float:
-        """Seconds of audio made that the listener's side has not taken."""
+        """Seconds of audio that were produced and not consumed yet."""
         return (self.produced - self.consumed) / self.rate
 
     def slack_s(self, now: float) -> float:
-        """Seconds until the listener runs dry; a first chunk is always late already.
+        """Seconds until the listener runs out of audio; negative before the first sample.
 
-        Taken audio is played in real time, however fast it is taken.
+        A listener plays in real time, however fast it takes the audio.
         """
         if self.started_at is None:
             return -1.0
@@ -144,19 +163,19 @@ class TurnSequence:
 
     @property
     def decoding(self) -> Utterance | None:
-        """The utterance that its decoder slot works on."""
+        """The utterance in the decoder's slot, if any."""
         if self.speaking and not self.speaking[-1].decoded:
             return self.speaking[-1]
         return None
 
     @property
     def next_utterance(self) -> Utterance | None:
-        """The utterance that could begin to be decoded now."""
+        """The utterance whose prefill could start now, if any."""
         if self.waiting and self.decoding is None and len(self.speaking) < SPEAKING_AT_ONCE:
             return self.waiting[0]
         return None
 
     @property
     def rendering(self) -> Utterance | None:
-        """The utterance whose audio is due."""
+        """The utterance that is rendered next, if any."""
         return self.speaking[0] if self.speaking else None

@@ -1,9 +1,9 @@
-"""Upstream's own way from tokens to samples: each chunk anew, and the whole again at the end.
+"""Upstream's streaming algorithm, to the last rounding (option ``upstream_exact``).
 
-What upstream's streaming does, to the last rounding: hops that double, a last pass without the
-streaming mask over the whole utterance, a vocoder that starts afresh with each chunk and a
-cross-fade. Here for comparison: dearer than blocks by far, one utterance at a time, and audible at
-the seams.
+Each chunk is computed from the utterance's start, with hops that double; the last pass recomputes
+the whole utterance without the streaming mask; the vocoder starts anew for each chunk, and chunks
+are cross-faded. It serves for comparison: it costs far more than blocks, renders one utterance at a
+time, and its seams are audible.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,15 +22,15 @@ from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
 from voicefleet.worker.engines.protocol import CannotSpeakError
 
 HOPS = (50, 100)
-"""Tokens of the chunks after the first, as upstream's hop of 25 doubles; the last repeats."""
+"""Tokens of the chunks after the first: upstream's hop of 25 doubles twice. The last repeats."""
 
 
 class UpstreamExactStage:
-    """Renders as upstream does. The same interface as ``BlockStage``.
+    """Renders as upstream does, with the interface of ``BlockStage``.
 
     Args:
-        flow: The model.
-        vocoder: What follows.
+        flow: Makes mel frames.
+        vocoder: Makes samples.
     """
 
     batch = 1
@@ -41,18 +41,18 @@ class UpstreamExactStage:
         self.evict: Callable[[], bool] = lambda: False
         self._flow = flow
         self._vocoder = vocoder
-        self._pending_output: dict[Utterance, UpstreamStreaming] = {}
+        self._in_flight: dict[Utterance, UpstreamStreaming] = {}
         self._pieces: list[AudioPiece] = []
 
     def prepare(self, voice: Voice) -> Voice:
-        """Nothing is kept of a voice."""
+        """Return the voice itself: nothing is cached."""
         return voice
 
     def release(self, prepared: Voice) -> None:
-        """Nothing is to be freed."""
+        """Do nothing: nothing is cached."""
 
     def chunking(self, speaker: Speaker) -> Chunking:
-        """The first chunk fills the prompt's last block up and has one more."""
+        """The first chunk completes the prompt's last block and adds one block."""
         encoder = self._flow.sizes.encoder
         pad = -speaker.flow_tokens % encoder.chunk
         return Chunking(encoder.chunk + pad, HOPS, encoder.lookahead)
@@ -66,7 +66,7 @@ class UpstreamExactStage:
             self._pieces.append(AudioPiece(sequence, utterance, samples.numpy()))
 
     def collect(self) -> Iterator[AudioPiece]:
-        """What was started."""
+        """Yield the samples that ``start`` rendered."""
         pieces, self._pieces = self._pieces, []
         for piece in pieces:
             yield piece
@@ -74,41 +74,41 @@ class UpstreamExactStage:
                 self.drop(piece.utterance)
 
     def holds(self, utterance: Utterance) -> bool:
-        """Whether something of the utterance is still under way."""
-        return utterance in self._pending_output
+        """Whether the utterance is being rendered."""
+        return utterance in self._in_flight
 
     def drop(self, utterance: Utterance) -> None:
-        """Forget an utterance."""
-        self._pending_output.pop(utterance, None)
+        """Stop rendering an utterance."""
+        self._in_flight.pop(utterance, None)
 
     def warm_up(self, blocks: int) -> None:
-        """Nothing is captured: every chunk has a shape of its own."""
+        """Do nothing: every chunk has another shape, so no graph can be captured."""
 
     def dry_run(self, rows: int) -> None:
-        """Nothing to time: what a chunk costs depends on all before it."""
+        """Do nothing: a chunk's time depends on the length of its utterance."""
 
     def _chunk(self, sequence: TurnSequence, utterance: Utterance) -> torch.Tensor:
-        if utterance not in self._pending_output:
+        if utterance not in self._in_flight:
             if sequence.spec.speed != 1.0:
                 raise CannotSpeakError("speed: upstream streams at 1.0 alone (upstream_exact)")
-            self._pending_output[utterance] = UpstreamStreaming(
+            self._in_flight[utterance] = UpstreamStreaming(
                 self._vocoder, self._noise(sequence, utterance)
             )
         lookahead = utterance.chunking.lookahead
         end = utterance.chunking.end(utterance.chunks)
-        # Upstream takes its last pass when what is left is no whole chunk with look-ahead.
+        # Upstream takes its last pass when less than a chunk and its look-ahead is left.
         final = len(utterance.tokens) < end + lookahead
         spoken = utterance.tokens if final else utterance.tokens[: end + lookahead]
         mel = self._mel(sequence.speaker.voice, spoken, final=final)
         new = mel[:, :, self._flow.sizes.frames_per_token * utterance.rendered :]
-        samples = self._pending_output[utterance].push(new, final)
+        samples = self._in_flight[utterance].push(new, final)
         utterance.advance(1)
         if final:
             utterance.rendered = len(utterance.tokens)
         return samples.reshape(-1).cpu()
 
     def _noise(self, sequence: TurnSequence, utterance: Utterance) -> Noise:
-        """Upstream's noise is unseeded; here it is the utterance's own."""
+        """Seeded noise for the utterance; upstream's is unseeded."""
         generator = torch.Generator().manual_seed(
             noise_offset(sequence.spec.seed, utterance.number)
         )
@@ -124,7 +124,7 @@ class UpstreamExactStage:
             torch.tensor([len(tokens)], device=device),
             torch.from_numpy(voice.mel)[None].to(device, self._flow.dtype),
             torch.from_numpy(voice.speaker)[None].to(device),
-            # Upstream leaves its last pass to see everything.
+            # Upstream's last pass has no streaming mask.
             streaming=not final,
             final=final,
         )

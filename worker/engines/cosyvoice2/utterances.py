@@ -1,4 +1,4 @@
-"""A turn's segments to the utterances that the model speaks."""
+"""Turns a turn's segments into the utterances that the model speaks."""
 
 from voicefleet.worker.engines.cosyvoice2.budget import MAX_TOKENS
 from voicefleet.worker.engines.cosyvoice2.model_runner import ModelRunner
@@ -7,22 +7,24 @@ from voicefleet.worker.engines.cosyvoice2.turn_sequence import StreamedText, Tur
 from voicefleet.worker.engines.protocol import CannotSpeakError, Mark, Segment
 
 PIECES_PER_SEGMENT = 1000
-"""Utterances are numbered by segment, so that each is the same wherever a turn is taken up."""
+"""Utterances are numbered from this multiple of their segment's index, so that a worker that
+takes a turn over in the middle gives each the same number, and with it the same random draws."""
 
 SPEECH_PER_CHAR = 1.8
-"""Speech tokens of a character of English: 25 tokens and some 14 characters a second."""
+"""Speech tokens for each character of English: 25 tokens and about 14 characters a second."""
 
 PAUSE_S = 0.2
-"""What a segment sounds like in which nothing can be spoken."""
+"""The silence that stands for a segment in which nothing can be spoken."""
 
-FEWEST = 8
+MIN_SYNTHETIC_TOKENS = 8
 """Speech tokens of the shortest utterance of a model of random weights."""
 
 
 class Composer:
     """Makes utterances for a loaded model.
 
-    A model of random weights does not know when to end: it speaks as long as speech would be.
+    A model of random weights does not learn when to end, so its utterances get the length that
+    speech of their text would have.
     """
 
     def __init__(self, model: ModelRunner) -> None:
@@ -30,10 +32,10 @@ class Composer:
         self._synthetic = model.pack.synthetic
 
     def pieces(self, sequence: TurnSequence, segment: Segment) -> list[Utterance]:
-        """A whole segment. What cannot be spoken is an utterance without text.
+        """The utterances of a complete segment. One without speakable text gives a pause.
 
         Raises:
-            CannotSpeakError: It has no room behind the voice's prompt.
+            CannotSpeakError: The decoder's slot has no room for it after the voice's prompt.
         """
         texts = self._runner.frontend.utterances(segment.text) or [[]]
         speech = SPEECH_PER_CHAR * len(segment.text) / max(1, sum(map(len, texts)))
@@ -42,21 +44,21 @@ class Composer:
             number = PIECES_PER_SEGMENT * segment.index + piece
             fewest, most = self._runner.tokens_of_text(len(text))
             if self._synthetic:
-                fewest = most = max(FEWEST, round(speech * len(text)))
+                fewest = most = max(MIN_SYNTHETIC_TOKENS, round(speech * len(text)))
             marks = () if piece else (Mark(0, segment),)
             pieces.append(self._utterance(sequence, number, text, fewest, most, marks))
         return pieces
 
     def write(self, sequence: TurnSequence, segment: Segment) -> Utterance:
-        """More of a text that is being written: one utterance until its sentence ends.
+        """Add a segment of streamed text: one utterance grows until its sentence ends.
 
         Raises:
-            CannotSpeakError: It has no room behind the voice's prompt.
+            CannotSpeakError: The decoder's slot has no room for it after the voice's prompt.
         """
         model, utterance = self._runner, sequence.writing
         tokens = model.frontend.piece(segment.text, first=utterance is None)
         if utterance is None:
-            # Its slot counts a fill token for every few of speech.
+            # Fill tokens take places in the slot too.
             most = MAX_TOKENS - model.fills(MAX_TOKENS)
             number = PIECES_PER_SEGMENT * segment.index
             utterance = self._utterance(sequence, number, [], 0, most, (Mark(0, segment),))
@@ -74,13 +76,15 @@ class Composer:
         return utterance
 
     def close(self, sequence: TurnSequence, utterance: Utterance) -> Utterance:
-        """The text that was being written is complete."""
+        """Mark the utterance's streamed text as complete."""
         text = _text_of(utterance)
         sequence.writing = None
         text.interleave.close()
         _, most = self._runner.tokens_of_text(text.interleave.pushed)
         if self._synthetic:
-            most = utterance.min_tokens = max(FEWEST, round(SPEECH_PER_CHAR * text.characters))
+            most = utterance.min_tokens = max(
+                MIN_SYNTHETIC_TOKENS, round(SPEECH_PER_CHAR * text.characters)
+            )
         utterance.max_tokens = max(len(utterance.tokens), min(most, utterance.max_tokens))
         return utterance
 

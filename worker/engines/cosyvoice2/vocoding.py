@@ -1,4 +1,4 @@
-"""The vocoder for all sessions: windows of many utterances in one batch."""
+"""The vocoder for all sequences: windows of many utterances in one batch."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,26 +16,26 @@ from voicefleet.worker.engines.cosyvoice2.vocoder.stretch import Stretch, stretc
 from voicefleet.worker.engines.cosyvoice2.vocoder.windows import Window, Windows
 
 WINDOW_LENGTHS = (56, 96)
-"""Frames. The shorter serves an utterance's first block, the longer all that follow."""
+"""In mel frames: the first for an utterance's first block, the second for all later ones."""
 
 WHOLE = (0, 0)
-"""Nothing is trimmed where both ends of an utterance lie in its window."""
+"""The trim of a window that holds a whole utterance."""
 
 Shape = tuple[int, int, tuple[int, int]]
-"""Of a batch: rows, frames, and the frames that are trimmed on both sides."""
+"""A batch's rows, frames, and the frames trimmed at the left and the right."""
 
 
 class Track:
-    """One utterance on its way through the vocoder.
+    """One utterance's progress through the vocoder.
 
     Args:
-        stage: Whose vocoder it is.
-        first: Mel frames of its first block.
-        hop: Mel frames of each block after that.
-        margin: Mel frames that follow on any but the last block for sure.
-        speed: 2 is twice as fast.
-        seed: With ``number``, of its noise.
-        number: Of the utterance in its turn.
+        stage: The vocoder.
+        first: Mel frames of the first block.
+        hop: Mel frames of each later block.
+        margin: Mel frames that are sure to follow any block but the last.
+        speed: 2 speaks twice as fast.
+        seed: The turn's seed; with ``number`` it selects the noise.
+        number: The utterance's number in its turn.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class Track:
         )
         self.offset = noise_offset(seed, number)
         self.phase = torch.zeros(1, dtype=torch.float64, device=stage.device)
-        # Frames from number ``base`` on: what windows to come may need, and no more.
+        # The frames from number ``base`` on, which later windows may need.
         self.mel = torch.zeros(0, sizes.mel_bands, device=stage.device)
         self.base = 0
         self.ended = False
 
     def push(self, mel: Tensor, final: bool) -> None:
-        """Take the next frames ``[n, bands]``."""
+        """Add mel frames ``[n, bands]``; ``final``: no more will come."""
         more = self.stretch.push(mel.float().T, final).T
         self.mel = torch.cat((self.mel, more))
         self.ended = final
 
     def next(self) -> Window | None:
-        """The next window that can be rendered."""
+        """The next window that can be rendered, if any."""
         return self.windows.next(self.base + len(self.mel), self.ended)
 
     def frames_of(self, window: Window) -> Tensor:
@@ -80,7 +80,7 @@ class Track:
         return self.mel[window.start - self.base :][: window.filled]
 
     def forget(self) -> None:
-        """Drop frames that no window needs any more."""
+        """Drop the frames that no later window needs."""
         oldest = self.windows.oldest
         if oldest > self.base:
             self.mel = self.mel[oldest - self.base :]
@@ -89,10 +89,11 @@ class Track:
 
 @dataclass
 class _Inputs:
-    """Static inputs of one batch size and window length.
+    """Static input tensors of one batch shape.
 
-    The columns of ``places`` are the rows' noise offsets, first frames, anchors, frames before
-    which the phase is carried on, and filled frames.
+    ``mel`` is float32 ``[rows, frames, bands]``, ``phase`` float64 ``[rows]``. ``places`` is int64
+    ``[5, rows]``: noise offset, first frame, anchor, frame until which samples are kept, filled
+    frames.
     """
 
     mel: Tensor
@@ -102,7 +103,7 @@ class _Inputs:
 
 @dataclass
 class RenderedWindows:
-    """Samples on their way to the host: ``pieces`` are (track, row, samples to keep)."""
+    """Samples being copied to the host: ``pieces`` are (track, row, samples to keep)."""
 
     samples: Transfer
     pieces: list[tuple[Track, int, slice]] = field(default_factory=list[tuple[Track, int, slice]])
@@ -145,7 +146,7 @@ class VocoderStage:
         return rendered
 
     def warm_up(self) -> None:
-        """Capture all shapes: of windows in the middle, first, last and only ones."""
+        """Capture all shapes: first, middle, last and only windows."""
         left, right = self._trims()
         for rows in self._batches:
             for length in WINDOW_LENGTHS:
@@ -153,12 +154,12 @@ class VocoderStage:
                     self._prepare((rows, length, trim))
 
     def dry_run(self, rows: int) -> None:
-        """Run one batch of nothing, for its time."""
+        """Run one idle batch, to time it."""
         rows = next(size for size in self._batches if size >= rows)
         self._run((rows, WINDOW_LENGTHS[-1], self._trims()))
 
     def _trims(self) -> tuple[int, int]:
-        """Of a window in the middle of an utterance."""
+        """The trim of a window in the middle of an utterance."""
         return Windows(self.vocoder.sizes, lengths=WINDOW_LENGTHS).trim
 
     def _batch(self, windows: list[tuple[Track, Window]]) -> RenderedWindows:
@@ -182,10 +183,10 @@ class VocoderStage:
         return RenderedWindows(Transfer(samples), pieces)
 
     def _prepare(self, shape: Shape) -> None:
-        self._graphs.prepare(("vocoder", shape), lambda: self._window(shape), _nothing)
+        self._graphs.prepare(("vocoder", shape), lambda: self._window(shape), _no_op)
 
     def _run(self, shape: Shape) -> tuple[Tensor, Tensor]:
-        """One batch, from its graph."""
+        """Run one batch from its graph."""
         return self._graphs.run(("vocoder", shape), lambda: self._window(shape))
 
     def _window(self, shape: Shape) -> tuple[Tensor, Tensor]:
@@ -208,5 +209,5 @@ class VocoderStage:
         return inputs
 
 
-def _nothing() -> None:
-    """Running a window changes nothing but its own output."""
+def _no_op() -> None:
+    """Inputs need no protection: a window changes nothing but its own output."""

@@ -1,1 +1,1 @@
-"""Other software behind the engine's own interfaces: vLLM, TensorRT, ``torch.compile``."""
+"""Optional backends: vLLM, TensorRT, ``torch.compile``."""

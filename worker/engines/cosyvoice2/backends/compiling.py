@@ -1,6 +1,6 @@
-"""``torch.compile`` that never falls back to what it was to replace.
+"""``torch.compile`` that fails where it cannot compile, instead of falling back silently.
 
-Unmeasured: no GPU was at hand.
+Not measured on a GPU yet.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,12 @@ from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
 T = TypeVar("T")
 
 COMPILATIONS = 1024
-"""Of one function, for its many shapes. From eight on torch would leave the rest as they are."""
+"""Compilations of one function, one for each shape. Torch's own limit is 8; it runs further shapes
+uncompiled."""
 
 
 class CompiledGraphs(Graphs):
-    """Graphs of compiled functions. Compiling takes tens of seconds for each, in warm-up.
-
-    Args:
-        enabled: Whether to capture what was compiled.
-    """
+    """Compiles functions before capturing them; each takes tens of seconds, during warm-up."""
 
     def __init__(self, *, enabled: bool) -> None:
         super().__init__(enabled=enabled)
@@ -34,12 +31,12 @@ class CompiledGraphs(Graphs):
 
 
 def compiled(work: Callable[[], T]) -> Callable[[], T]:
-    """``work`` compiled whole, when it is first called.
+    """Return ``work``, to be compiled when it is first called.
 
     Raises:
-        CosyVoiceInitializationError: From that first call: it cannot be compiled.
+        CosyVoiceInitializationError: From that first call, if it cannot be compiled.
     """
-    # Whole: a break in the middle would silently leave most of it to Python.
+    # fullgraph: a graph break would silently leave most of the work to Python.
     ready: Callable[[], T] = torch.compile(work, dynamic=False, fullgraph=True)
 
     def call() -> T:

@@ -1,4 +1,4 @@
-"""One Euler step of the flow's estimator as an ONNX graph, for whole utterances."""
+"""Exports one Euler step of the flow's estimator as an ONNX graph, for whole utterances."""
 
 from typing import Any
 
@@ -13,36 +13,36 @@ OUTPUT = "velocity"
 OPSET = 18
 
 MOST_FRAMES = 1 << 16
-"""What the graph promises to take; TensorRT is told how many it will get."""
+"""The most frames that the graph accepts; TensorRT's profile has its own, lower maximum."""
 
 
 class WholeStep(nn.Module):
-    """The estimator's step where nothing is cached."""
+    """The estimator's step without a cache."""
 
     def __init__(self, estimator: Estimator) -> None:
         super().__init__()
         self.estimator = estimator
 
     def forward(self, x: Tensor, constants: Tensor, step: Tensor, mask: Tensor) -> Tensor:
-        """The velocity of an utterance.
+        """Compute the velocity of an utterance.
 
         Args:
             x: The state, ``[1, t, bands]``.
             constants: From ``Estimator.constants``, ``[1, 2, t, 2 * channels]``.
-            step: Which Euler step, i64 ``[1]``.
-            mask: Added to attention scores, ``[2, 1, t, t]``: streamed or not.
+            step: The index of the Euler step, i64 ``[1]``.
+            mask: Added to attention scores, ``[2, 1, t, t]``; it decides whether chunks stream.
 
         Returns:
-            ``[1, 2, t, bands]``: with the conditions, without them.
+            ``[1, 2, t, bands]``: with the conditions, and without them.
         """
         context = EmptyContext(mask)
-        # The estimator is given the moments of this step alone, which are then its first.
+        # The estimator gets the time embeddings of this step alone, as its step 0.
         own = {"moments": self.estimator.moments.index_select(0, step)}
         return torch.func.functional_call(self.estimator, own, (x, constants, 0, context, context))
 
 
 def shapes(estimator: Estimator, frames: int) -> tuple[tuple[int, ...], ...]:
-    """Of the inputs of :class:`WholeStep`, in their order."""
+    """The input shapes of :class:`WholeStep`, in their order, for ``frames`` frames."""
     return (
         (1, frames, estimator.bands),
         (1, GUIDANCE_ROWS, frames, 2 * estimator.channels),
@@ -52,7 +52,7 @@ def shapes(estimator: Estimator, frames: int) -> tuple[tuple[int, ...], ...]:
 
 
 def export(estimator: Estimator) -> bytes:
-    """The graph, with the weights inside, in the estimator's dtype; ``t`` stays free.
+    """Return the graph with its weights, in the estimator's dtype; ``t`` is a dynamic axis.
 
     Needs the packages ``onnx`` and ``onnxscript``.
     """
@@ -60,7 +60,7 @@ def export(estimator: Estimator) -> bytes:
     free: tuple[dict[int, Any], ...] = ({1: frames}, {2: frames}, {}, {2: frames, 3: frames})
     floats = estimator.entry_bias
     x, constants, step, mask = (floats.new_zeros(shape) for shape in shapes(estimator, 12))
-    # Tracing looks at tensors that inference mode has no versions of.
+    # Tracing needs version counters, which inference tensors lack.
     with torch.inference_mode(mode=False), torch.no_grad():
         program = torch.onnx.export(
             WholeStep(estimator).eval(),

@@ -1,4 +1,4 @@
-"""Where backends plug in: the source of speech tokens, and the flow's estimator."""
+"""The interfaces that backends implement: speech token decoding, and the flow's estimator."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -12,9 +12,9 @@ from voicefleet.worker.engines.cosyvoice2.lm.language_model import LanguageModel
 
 
 class TokenSource(Protocol):
-    """Speech tokens of ``slots`` sessions side by side. Natively ``decoding.Decoder``.
+    """Decodes speech tokens in ``slots`` slots at once. Natively ``decoding.Decoder``.
 
-    ``model`` makes the embeddings that are read.
+    ``model`` makes the embeddings to prefill.
     """
 
     @property
@@ -24,55 +24,55 @@ class TokenSource(Protocol):
     def slots(self) -> int: ...  # noqa: D102
 
     def begin(self, slot: int, uniform: NDArray[np.float32]) -> None:
-        """Make a slot ready for an utterance of as many tokens as draws ``[tokens, 2]``."""
+        """Reset a slot for a new utterance. ``uniform`` ``[tokens, 2]``: its random draws."""
         ...
 
     def stop(self, slot: int) -> None:
-        """Let a slot stand still until something is read into it."""
+        """Stop decoding in a slot until its next prefill."""
         ...
 
     def constrain(
         self, slot: int, *, min_tokens: int, banned: Sequence[bool], fill_at: int = -1
     ) -> None:
-        """Which control tokens may not come, and until when."""
+        """Ban control tokens until a slot has ``min_tokens``; force a fill token at ``fill_at``."""
         ...
 
     def count(self, slot: int) -> int:
-        """Tokens of a slot's utterance that the host knows of, control tokens included."""
+        """How many tokens of a slot's utterance were collected, control tokens included."""
         ...
 
     def prefill(self, slot: int, embeddings: Tensor) -> None:
-        """Read ``[n, width]``; the slot's next token follows them."""
+        """Append embeddings ``[n, width]`` to a slot; the next token follows them."""
         ...
 
     def multi_step(self, limits: Mapping[int, int], steps: int) -> None:
-        """Start ``steps`` steps towards each slot's limit of tokens."""
+        """Start ``steps`` decode steps; each slot stops at its limit of tokens."""
         ...
 
     def collect(self) -> dict[int, tuple[list[int], bool]]:
-        """New tokens of each slot since the last call, and whether a control token ended them."""
+        """Wait for the new tokens of each slot, and whether a control token stopped it."""
         ...
 
     def warm_up(self, context_len: int) -> None:
-        """Make ready for sequences of up to ``context_len`` positions."""
+        """Prepare for sequences of up to ``context_len`` positions."""
         ...
 
     def dry_run(self) -> None:
-        """One step of all slots, for its time."""
+        """Run one step of all slots without effect, to time it."""
         ...
 
 
 class StepEstimator(Protocol):
-    """The velocity of mel frames at one Euler step. Natively ``estimator.Estimator``."""
+    """Computes the velocity of mel frames at one Euler step. Natively ``estimator.Estimator``."""
 
     def constants(
         self, mu: Tensor, speaker: Tensor, prompt: Tensor, context: ConvContext
     ) -> Tensor:
-        """What stays the same over the steps, for :meth:`__call__`."""
+        """Compute the inputs of :meth:`__call__` that are the same for all Euler steps."""
         ...
 
     def __call__(
         self, x: Tensor, constants: Tensor, step: int, inputs: ConvContext, context: LayerContext
     ) -> Tensor:
-        """``x`` ``[b, t, bands]`` -> ``[b, 2, t, bands]``: with the conditions, without them."""
+        """``x`` ``[b, t, bands]`` -> ``[b, 2, t, bands]``: with the conditions, and without."""
         ...

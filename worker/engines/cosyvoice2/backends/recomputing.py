@@ -1,7 +1,7 @@
-"""Rendering without remembered blocks, for an estimator that takes whole utterances only.
+"""Rendering without cached blocks, for an estimator that takes whole utterances only.
 
-Each span of an utterance is computed with all before it, the prompt included, in spans that grow.
-The result is the one of blocks; the price is several times theirs.
+Each span of an utterance is computed together with all frames before it, prompt included, in spans
+that grow. The result equals that of cached blocks, at several times their cost.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from voicefleet.worker.engines.cosyvoice2.vocoding import VocoderStage
 
 
 class RecomputingRenderer(BlockRenderer):
-    """Renders every span from its utterance's start, one utterance at a time.
+    """Renders every span from the utterance's start, one utterance at a time.
 
     Args:
         flow: The model, with any estimator.
-        max_blocks: The most blocks that an utterance can have, its prompt included.
+        max_blocks: The most blocks of an utterance, its prompt included.
     """
 
     def __init__(self, flow: Flow, *, max_blocks: int) -> None:
@@ -31,7 +31,7 @@ class RecomputingRenderer(BlockRenderer):
 
     @torch.no_grad()
     def prompt(self, tokens: Sequence[int], mel: Tensor, speaker: Tensor) -> FlowPrompt:
-        """What every utterance of a voice begins with; nothing of it is computed yet.
+        """Make a voice's prompt. Nothing of it is computed yet.
 
         Raises:
             ValueError: As ``BlockRenderer.prompt``.
@@ -46,15 +46,15 @@ class RecomputingRenderer(BlockRenderer):
             )
         mel = mel.to(self.flow.device, self.flow.dtype)
         voice = self.flow.speaker(speaker.to(self.flow.device)[None])[0]
-        # Its pages are counted, to know where utterances begin, and hold nothing.
+        # The pages only count the prompt's blocks; they hold nothing.
         return FlowPrompt(tuple(tokens), mel, voice, (SPARE_PAGE,) * blocks, SPARE_STATE)
 
     def begin(self, prompt: FlowPrompt, *, cached: bool = False) -> Rendering | None:
-        """Begin an utterance, which is never cached. Raises ``ValueError``: as the parent."""
+        """Begin an utterance, never cached. Raises ``ValueError`` as ``BlockRenderer.begin``."""
         return super().begin(prompt, cached=False)
 
     def dry_run(self, blocks: int) -> None:
-        """Render ``blocks`` blocks of nothing."""
+        """Render ``blocks`` blocks of zeros, and discard them."""
         chunk, device = self.sizes.encoder.chunk, self.flow.device
         size = torch.tensor([blocks * chunk], device=device)
         self.flow.render_own(
@@ -70,7 +70,7 @@ class RecomputingRenderer(BlockRenderer):
 
 
 class RecomputingStage(BlockStage):
-    """A ``BlockStage`` without graphs for the flow: every span has a shape of its own."""
+    """A ``BlockStage`` whose flow runs without CUDA graphs: every span has another shape."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class RecomputingStage(BlockStage):
         self._vocoder.warm_up()
 
     def dry_run(self, rows: int) -> None:
-        """Render ``rows`` utterances of nothing, for their time."""
+        """Render ``rows`` utterances of zeros, to time them."""
         for _ in range(rows):
             self._whole.dry_run(USUAL_BLOCKS)
         self._vocoder.dry_run(rows)

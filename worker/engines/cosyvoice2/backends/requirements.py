@@ -1,4 +1,4 @@
-"""What each option needs of the machine. What is missing is said at load, by name."""
+"""Checks at load that the machine has what each option needs, and names what is missing."""
 
 import importlib
 import re
@@ -10,14 +10,14 @@ from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 
 VLLM = (0, 11)
-"""The first with the engine that upstream's documentation names, and nothing but it."""
+"""The first version that has the V1 engine only, which upstream's documentation names."""
 
 TENSORRT = (10, 0)
-"""The first whose strongly typed networks take every dtype here."""
+"""The first version whose strongly typed networks accept all of our dtypes."""
 
 
 def check(config: CosyVoice2Config, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse what cannot work here, before anything is loaded.
+    """Refuse options that cannot work on this machine, before anything is loaded.
 
     Raises:
         CosyVoiceInitializationError: An option contradicts another, or its hardware or its package
@@ -32,7 +32,7 @@ def check(config: CosyVoice2Config, device: torch.device, dtype: torch.dtype) ->
 
 
 def package(option: str, name: str, least: tuple[int, ...], remedy: str) -> ModuleType:
-    """The package that ``option`` needs, imported.
+    """Import the package ``name`` that ``option`` needs, in version ``least`` or newer.
 
     Raises:
         CosyVoiceInitializationError: It is missing, broken or too old.
@@ -57,26 +57,26 @@ def package(option: str, name: str, least: tuple[int, ...], remedy: str) -> Modu
 
 
 def vllm() -> ModuleType:
-    """The package. Raises as :func:`package`."""
+    """Import it. Raises as :func:`package`."""
     return package("llm_backend: vllm", "vllm", VLLM, "pip install 'vllm>=0.11'")
 
 
 def tensorrt() -> ModuleType:
-    """The package. Raises as :func:`package`."""
+    """Import it. Raises as :func:`package`."""
     remedy = "pip install 'tensorrt>=10' for this machine's CUDA"
     return package("estimator_backend: tensorrt", "tensorrt", TENSORRT, remedy)
 
 
 def exporter() -> None:
-    """What brings a model from torch to TensorRT. Raises as :func:`package`."""
+    """Check for the packages that export a model to ONNX. Raises as :func:`package`."""
     option = "estimator_backend: tensorrt"
     package(option, "onnx", (1, 17), "pip install 'onnx>=1.17'")
     package(option, "onnxscript", (0, 5), "pip install 'onnxscript>=0.5'")
 
 
 def _check_compile(config: CosyVoice2Config, device: torch.device) -> None:
-    # Without graphs shapes are not rounded up to a few: each new one would be compiled, for tens
-    # of seconds, while a listener waits.
+    # Only with graphs are shapes rounded up to a few sizes. Without, each new shape would be
+    # compiled in service, for tens of seconds.
     if device.type != "cuda":
         raise CosyVoiceInitializationError(
             f"compile: what is compiled are the fixed shapes of CUDA graphs, and device is {device}"

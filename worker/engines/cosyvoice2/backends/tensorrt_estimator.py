@@ -1,15 +1,16 @@
 """The flow's estimator on TensorRT, as upstream's ``load_trt`` has it.
 
-Unmeasured: no GPU was at hand. What sets it apart from the native estimator:
+Not measured on a GPU yet. It differs from the native estimator:
 
-* It takes whole utterances: no block is remembered (``recomputing``), each is computed anew with
+* It takes whole utterances: no block is cached (``recomputing``), each is computed together with
   all before it.
-* It takes them one by one, so that none depends on its company.
-* TensorRT times kernels on the machine that builds an engine and chooses among them: two workers
-  that built their own may round differently.
+* It takes them one by one, so that no utterance's samples depend on its batch.
+* TensorRT chooses kernels by timing them on the machine that builds the engine: two workers that
+  built their own may round differently.
 
-The first load builds the engine, which takes minutes (``load_timeout_s`` has to allow them), and
-keeps it beside the weights in ``.tensorrt``. Engines are for one model of GPU and one TensorRT.
+The first load builds the TensorRT engine, which takes minutes (``load_timeout_s`` has to allow
+them), and keeps it beside the weights in ``.tensorrt``. It is valid for one GPU model and one
+TensorRT version.
 """
 
 import hashlib
@@ -41,11 +42,11 @@ LEAST_FRAMES, USUAL_FRAMES = 2, 500
 FOLDER = ".tensorrt"
 
 LAYOUT = 1
-"""Of the exported graph: a change of it makes engines stale."""
+"""The version of the exported graph. A change makes built engines stale."""
 
 
 def current_stream() -> int:
-    """The handle of torch's stream."""
+    """The handle of torch's current CUDA stream."""
     return torch.cuda.current_stream().cuda_stream
 
 
@@ -53,10 +54,10 @@ class TensorrtEstimator(nn.Module):
     """A ``StepEstimator`` that runs a TensorRT engine on the current stream.
 
     Args:
-        native: For what stays the same over the steps; its layers may be gone.
+        native: Computes the constants; its layers may have been deleted.
         context: A ``tensorrt.IExecutionContext``.
-        frames: The most that the engine takes.
-        stream: Of the device, for the engine to run on.
+        frames: The most frames that the TensorRT engine takes.
+        stream: Returns the handle of the CUDA stream to run on.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class TensorrtEstimator(nn.Module):
     def constants(
         self, mu: Tensor, speaker: Tensor, prompt: Tensor, context: ConvContext
     ) -> Tensor:
-        """As ``Estimator.constants``, natively: once for all steps."""
+        """As ``Estimator.constants``; computed natively, once for all steps."""
         return self._native.constants(mu, speaker, prompt, context)
 
     def forward(
@@ -85,7 +86,7 @@ class TensorrtEstimator(nn.Module):
         """As ``Estimator.forward``, for one whole utterance: ``[1, 2, t, bands]``.
 
         Raises:
-            CosyVoiceSynthesisError: Several utterances, cached ones, or one too long.
+            CosyVoiceSynthesisError: There are several utterances, cached ones, or one too long.
         """
         size = x.shape[1]
         if (
@@ -104,7 +105,7 @@ class TensorrtEstimator(nn.Module):
         return velocity
 
     def _run(self, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # They live until the call is enqueued; what reuses their memory comes later in the stream.
+        # Kept alive until the call is enqueued; later users of their memory follow in the stream.
         given = [tensor.contiguous() for tensor in inputs]
         for name, tensor in zip(estimator_onnx.INPUTS, given, strict=True):
             self._context.set_input_shape(name, tuple(tensor.shape))
@@ -115,7 +116,7 @@ class TensorrtEstimator(nn.Module):
 
 
 def build(pack: Path, native: Estimator, frames: int) -> TensorrtEstimator:
-    """The estimator of ``pack`` for utterances of up to ``frames``; ``native`` loses its layers.
+    """Load or build the estimator for up to ``frames`` frames; delete the native layers.
 
     Raises:
         CosyVoiceInitializationError: The engine cannot be built, kept or loaded.
@@ -140,20 +141,20 @@ def build(pack: Path, native: Estimator, frames: int) -> TensorrtEstimator:
 
 
 def key(native: Estimator, frames: int, gpu: str, version: str) -> str:
-    """What an engine depends on, as 16 hexadecimal digits: these, dtype, sizes and weights."""
+    """A key of 16 hexadecimal digits for the arguments and the weights."""
     digest = hashlib.sha256(f"{LAYOUT} {gpu} {version} {frames}".encode())
     tensors = {**dict(native.named_parameters()), **dict(native.named_buffers())}
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # As bytes: NumPy has no bfloat16.
+        # Hashed as bytes: NumPy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
 def _built(trt: Any, logger: Any, native: Estimator, frames: int) -> bytes:
-    """The engine of the exported graph, for 2 to ``frames`` frames."""
+    """Build the TensorRT engine of the exported graph, for 2 to ``frames`` frames."""
     builder = trt.Builder(logger)
-    # Strongly typed: each tensor keeps the dtype that it has in torch.
+    # Strongly typed: each tensor keeps its dtype of torch.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     try:
@@ -169,7 +170,7 @@ def _built(trt: Any, logger: Any, native: Estimator, frames: int) -> bytes:
             f"TensorRT {trt.__version__} cannot read the estimator: {problems}"
         )
     options = builder.create_builder_config()
-    # In float32 means float32: TensorFloat-32 would be on otherwise.
+    # TF32 is on by default; fp32 must mean fp32.
     options.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
     usual = min(USUAL_FRAMES, frames)
@@ -186,7 +187,7 @@ def _built(trt: Any, logger: Any, native: Estimator, frames: int) -> bytes:
 
 
 def _keep(path: Path, engine: bytes) -> None:
-    """Write a file that is whole or not there."""
+    """Write the engine file atomically."""
     partial = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)

@@ -1,13 +1,13 @@
 """vLLM as the source of speech tokens, as upstream's ``load_vllm`` has it.
 
-Unmeasured: no GPU was at hand. What sets it apart from the native decoder:
+Not measured on a GPU yet. It differs from the native decoder:
 
-* It samples from the 25 likeliest tokens, as upstream does with vLLM. The native decoder draws
-  again where a token repeats (RAS), which is no option of vLLM's.
-* It composes its batches as it likes, and a row's rounding may change with its company: a turn that
-  another worker takes over is spoken with the same seeds, but not surely with the same tokens.
-* Slots do not wait at their limits: tokens come ahead of need, up to an utterance's longest.
-* No streamed text: vLLM reads a prompt once, and the interleave reads on.
+* It samples from the 25 likeliest tokens, as upstream does with vLLM. Repetition-aware sampling,
+  which the native decoder has, is not an option of vLLM.
+* vLLM composes its own batches, and a row's rounding may depend on its batch: a turn that another
+  worker takes over gets the same seeds, but perhaps other tokens.
+* Slots do not stop at their limits: tokens come early, up to the utterance's maximum.
+* Text cannot be streamed: vLLM takes a prompt once, and the interleave extends it.
 """
 
 import os
@@ -30,18 +30,18 @@ from voicefleet.worker.engines.cosyvoice2.lm.language_model import CONTROL_TOKEN
 from voicefleet.worker.engines.cosyvoice2.lm.qwen2 import KVCache
 
 WORKING_BYTES = 3 * 2**30
-"""For vLLM's activations and graphs, beside weights and cache."""
+"""Memory for vLLM's activations and graphs, besides weights and KV cache."""
 
 DRY_RUN_TOKENS = 6
-"""Tokens of a rehearsal: the first step of its own reads prompts, the others decode."""
+"""Tokens of a dry run: its first step is a prefill, the others decode."""
 
 
 class VllmDecoder:
     """Speech tokens from a vLLM engine in this process. A ``TokenSource``.
 
     Args:
-        model: Makes the embeddings; its layers may be gone.
-        slots: Sessions side by side.
+        model: Makes the embeddings; its layers may have been deleted.
+        slots: Sequences decoded at once.
         engine: A ``vllm.LLMEngine``.
         sampling: ``vllm.SamplingParams``.
         delta: ``vllm.sampling_params.RequestOutputKind.DELTA``: outputs hold new tokens only.
@@ -58,7 +58,7 @@ class VllmDecoder:
         first = model.sizes.end_token
         self._control = list(range(first, first + CONTROL_TOKENS))
         self._requests = 0
-        # Of each slot: its request, and what it is to be decoded with.
+        # For each slot: its request, and the parameters to decode it with.
         self._request: list[str | None] = [None] * slots
         self._seed = [0] * slots
         self._longest = [0] * slots
@@ -67,15 +67,15 @@ class VllmDecoder:
         self._news: dict[int, tuple[list[int], bool]] = {}
 
     def begin(self, slot: int, uniform: NDArray[np.float32]) -> None:
-        """Make a slot ready for a new utterance: its draws ``[tokens, 2]`` seed vLLM's own."""
+        """Reset a slot for a new utterance; its draws ``[tokens, 2]`` seed vLLM's own."""
         self.stop(slot)
-        # vLLM draws for itself; the same draws give the same seed, wherever the turn is taken up.
+        # vLLM draws its own numbers; equal draws give equal seeds on every worker.
         self._seed[slot] = zlib.crc32(np.ascontiguousarray(uniform[:4]).tobytes())
         self._longest[slot] = len(uniform)
         self._min_tokens[slot] = self._count[slot] = 0
 
     def stop(self, slot: int) -> None:
-        """Forget a slot's utterance."""
+        """Abort a slot's utterance."""
         request, self._request[slot] = self._request[slot], None
         self._news.pop(slot, None)
         if request is not None:
@@ -84,26 +84,26 @@ class VllmDecoder:
     def constrain(
         self, slot: int, *, min_tokens: int, banned: Sequence[bool], fill_at: int = -1
     ) -> None:
-        """Until ``min_tokens`` tokens stand nothing ends the utterance, if ``banned`` says so.
+        """Ban the control tokens until there are ``min_tokens``, if any of them is ``banned``.
 
-        vLLM mutes all control tokens or none.
+        vLLM bans all control tokens or none.
 
         Raises:
-            ValueError: A fill token is asked for, which belongs to streamed text.
+            ValueError: A fill token is asked for, which only streamed text needs.
         """
         if fill_at >= 0:
             raise ValueError("vLLM cannot be told when a fill token comes")
         self._min_tokens[slot] = min_tokens if any(banned) else 0
 
     def count(self, slot: int) -> int:
-        """Tokens of a slot's utterance, control tokens included."""
+        """How many tokens a slot's utterance has, control tokens included."""
         return self._count[slot]
 
     def prefill(self, slot: int, embeddings: Tensor) -> None:
-        """Hand an utterance's beginning ``[n, width]`` over.
+        """Add a request with the embeddings ``[n, width]`` of an utterance's prompt.
 
         Raises:
-            ValueError: The slot has read already.
+            ValueError: The slot has a request already.
         """
         if self._request[slot] is not None:
             raise ValueError("vLLM reads an utterance's beginning once")
@@ -115,27 +115,27 @@ class VllmDecoder:
         )
 
     def multi_step(self, limits: Mapping[int, int], steps: int) -> None:
-        """Take ``steps`` steps. vLLM decodes all that it was given: limits do not hold it back."""
+        """Take ``steps`` steps. vLLM decodes all its requests and ignores ``limits``."""
         slots = {request: slot for slot, request in enumerate(self._request) if request is not None}
         for _ in range(steps):
             if not self._engine.has_unfinished_requests():
                 break
             for output in self._engine.step():
-                # Those of stopped utterances and of rehearsals are nobody's.
+                # Outputs of aborted utterances and of dry runs belong to no slot.
                 slot = slots.get(output.request_id)
                 if slot is not None:
                     self._take(slot, output.outputs[0])
 
     def collect(self) -> dict[int, tuple[list[int], bool]]:
-        """New tokens of each slot, and whether a control token was the last of them."""
+        """The new tokens of each slot, and whether a control token stopped it."""
         news, self._news = self._news, {}
         return news
 
     def warm_up(self, context_len: int) -> None:
-        """Nothing: vLLM captured its graphs when it was made."""
+        """Do nothing: vLLM captured its graphs when it was built."""
 
     def dry_run(self) -> None:
-        """One step in which every slot has work."""
+        """Take one step in which every slot has work, to time it."""
         if not self._engine.has_unfinished_requests():
             start = self.model.start().expand(2, -1)
             for _ in range(self.slots):
@@ -175,24 +175,24 @@ def build(
     config: CosyVoice2Config,
     device: torch.device,
 ) -> VllmDecoder:
-    """A vLLM engine for ``slots`` sequences of up to ``positions``; ``model`` loses its layers.
+    """Build a vLLM engine for ``slots`` sequences of up to ``positions``; delete the native layers.
 
     Raises:
         CosyVoiceInitializationError: vLLM cannot be made to run the model.
     """
-    # In this process: a step is then one step, and nothing runs while nobody asks.
+    # vLLM runs in this process, so that it steps only when it is asked to.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     vllm: Any = requirements.vllm()
     dtype = model.speech_embedding.weight.dtype
     cache = slots * KVCache.bytes_per_slot(model.sizes, positions, dtype)
-    # The native layers go first: both would be in memory otherwise.
+    # Free the native layers first, so that both models are never in memory at once.
     del model.body.layers
     torch.cuda.empty_cache()
     total = budget.free_memory(device)[1]
     try:
         with (
             tempfile.TemporaryDirectory(prefix="voicefleet-vllm-") as directory,
-            # What vLLM makes of weights must not be inference tensors.
+            # vLLM's weights must not be inference tensors.
             torch.inference_mode(mode=False),
         ):
             size = vllm_model.export(pack, Path(directory), model.sizes, dtype, positions)
@@ -201,7 +201,7 @@ def build(
                 model=directory,
                 skip_tokenizer_init=True,
                 enable_prompt_embeds=True,
-                # Its prefixes are told apart by token ids, and embeddings have none.
+                # Prefixes are identified by token ids, which embeddings do not have.
                 enable_prefix_caching=False,
                 dtype=str(dtype).removeprefix("torch."),
                 max_model_len=positions,

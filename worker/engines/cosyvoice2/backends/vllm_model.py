@@ -1,7 +1,7 @@
-"""The speech language model as vLLM knows models: a directory, and a class.
+"""The speech language model in the form that vLLM loads: a directory of weights, and a class.
 
-It is Qwen2 whose vocabulary is the speech tokens; what it reads besides them comes as embeddings,
-made here. The head has a bias, which vLLM's Qwen2 does not.
+It is Qwen2 with the speech tokens as its vocabulary; all other input comes as embeddings, which the
+engine makes. Its head has a bias, which vLLM's Qwen2 lacks.
 """
 
 import importlib
@@ -48,7 +48,7 @@ def export(
 
 
 def tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of ``llm.pt`` under Qwen2's names, without those for text."""
+    """Rename the weights of ``llm.pt`` to Qwen2's names; leave out the text embeddings."""
     unread = ("llm_embedding.weight", f"{_BODY}model.embed_tokens.weight")
     return {
         _RENAMED.get(name, name.removeprefix(_BODY)): tensor.contiguous()
@@ -58,7 +58,7 @@ def tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def configuration(sizes: LanguageModelSizes, positions: int) -> dict[str, Any]:
-    """What ``config.json`` holds."""
+    """The contents of ``config.json``."""
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "qwen2",
@@ -78,8 +78,8 @@ def configuration(sizes: LanguageModelSizes, positions: int) -> dict[str, Any]:
 
 
 def register() -> None:
-    """Tell vLLM about the class. Unmeasured: no GPU was at hand."""
-    # Imported only where vLLM is: without it there is nothing to derive from.
+    """Register the class with vLLM. Not measured on a GPU yet."""
+    # Imported here: the class derives from one of vLLM's.
     registry: Any = importlib.import_module("vllm").ModelRegistry
     layers: Any = importlib.import_module("vllm.model_executor.layers.vocab_parallel_embedding")
     qwen2: Any = importlib.import_module("vllm.model_executor.models.qwen2")
@@ -91,7 +91,7 @@ def register() -> None:
         def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix)
             sizes = vllm_config.model_config.hf_config
-            # Without the prefix of the head that it replaces: vLLM wants each once.
+            # Without the replaced head's prefix: vLLM wants each prefix once.
             self.lm_head = layers.ParallelLMHead(sizes.vocab_size, sizes.hidden_size, bias=True)
 
         def compute_logits(self, hidden_states: Tensor, *_: Any) -> Tensor | None:

@@ -1,1 +1,1 @@
-"""The flow: speech tokens to mel frames."""
+"""The flow-matching model: speech tokens to mel frames."""

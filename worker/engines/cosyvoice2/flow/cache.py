@@ -1,9 +1,9 @@
-"""What the flow remembers of its utterances, on the device.
+"""The flow's caches on the device: pages of keys and values, and convolution states.
 
-A *page* holds the keys and values of one block for every attention layer, Euler step and guidance
-row: large, one for each block, and never written again once its block is done, so that utterances
-of a voice share those of its prompt. A *state* holds the two frames before the next block for every
-causal convolution: small, one for each utterance.
+A *page* holds the keys and values of one block, for every attention layer, Euler step and guidance
+row. It is large, and never written again once its block is complete, so that all utterances of a
+voice share the pages of its prompt. A *state* holds the two frames before the next block, for every
+causal convolution. It is small; each utterance has one.
 """
 
 from collections.abc import Sequence
@@ -21,24 +21,24 @@ from voicefleet.worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 SPARE_PAGE = 0
-"""Stands where a row has no page, and takes what rows without an utterance write."""
+"""Fills page tables of rows with fewer pages; idle rows write to it."""
 
 START_STATE = 0
-"""All zeros: what lies before an utterance. Never written."""
+"""The state before an utterance's start: all zeros, never written."""
 
 SPARE_STATE = 1
-"""Takes what rows without an utterance write."""
+"""Idle rows write to it."""
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """All that one step reads, in buffers that stay where they are.
+    """The inputs of one step, in buffers of fixed address.
 
-    ``integers`` is i64 ``[batch, n]``: its columns are what the properties name, so that one copy
-    brings them to the device. ``speaker`` is ``[batch, bands]``, ``prompt`` the prompt's mel
-    ``[batch, frames, bands]`` (zeros where the block is not the prompt's), ``positions`` what the
-    encoder's layers know of distances. The pages of a row stand at the right, its own last: then
-    every row is as far from its context as any other.
+    ``integers`` is i64 ``[batch, n]``. The properties name its columns, so that one copy brings all
+    of them to the device. ``speaker`` is ``[batch, bands]``, ``prompt`` the prompt's mel
+    ``[batch, frames, bands]`` (zeros after the prompt), ``positions`` the encoder layers' position
+    embeddings by distance. A row's pages are right-aligned, its block's own page last, so that
+    distances to earlier frames are the same for all rows.
     """
 
     integers: Tensor
@@ -49,11 +49,11 @@ class StepInputs:
     lookahead: int
 
     FIXED = 5
-    """Columns besides tokens and pages."""
+    """How many columns there are besides tokens and pages."""
 
     @property
     def batch(self) -> int:
-        """Rows."""
+        """How many rows there are."""
         return len(self.integers)
 
     @property
@@ -63,36 +63,36 @@ class StepInputs:
 
     @property
     def present(self) -> Tensor:
-        """How many of them are there, ``[batch]``."""
+        """How many of ``tokens`` are known, ``[batch]``."""
         return self._column(0)
 
     @property
     def index(self) -> Tensor:
-        """Which block of its utterance it is, counted from the prompt's start, ``[batch]``."""
+        """The block's index, counted from the prompt's start, ``[batch]``."""
         return self._column(1)
 
     @property
     def held(self) -> Tensor:
-        """How many pages are the row's, its own included, ``[batch]``."""
+        """How many pages the row has, its block's own included, ``[batch]``."""
         return self._column(2)
 
     @property
     def source(self) -> Tensor:
-        """The state before the block, ``[batch]``."""
+        """The index of the state to read, ``[batch]``."""
         return self._column(3)
 
     @property
     def target(self) -> Tensor:
-        """Where to put the state behind it, ``[batch]``."""
+        """The index of the state to write, ``[batch]``."""
         return self._column(4)
 
     @property
     def pages(self) -> Tensor:
-        """``[batch, pages]``, spare ones at the left."""
+        """Page indices, right-aligned, ``[batch, pages]``."""
         return self.integers[:, self.block_tokens + self.lookahead + self.FIXED :]
 
     def make_idle(self) -> None:
-        """Make all rows idle: they read what no one needs, and write where no one reads."""
+        """Make all rows idle: they write to the spare page and the spare state."""
         self.integers.zero_()
         self.held.fill_(1)
         self.target.fill_(SPARE_STATE)
@@ -102,11 +102,11 @@ class StepInputs:
 
 
 class CachedConvContext:
-    """The two frames before each convolution of a pass, and those to keep behind it.
+    """The left context of a pass's convolutions, read from states and written back by ``commit``.
 
     Args:
         pool: ``[convolutions, states, rows, 2, channels]``.
-        source: i64 ``[batch]``, the states to read. They are read at once, whatever follows.
+        source: i64 ``[batch]``: the states to read. They are read immediately.
     """
 
     def __init__(self, pool: Tensor, source: Tensor) -> None:
@@ -120,12 +120,12 @@ class CachedConvContext:
         before = self._before[len(self._kept)]
         self._kept.append(x[:, -LEFT_FRAMES:])
         if len(self._kept) == len(self._before):
-            # Stacked as soon as they are all there: the views keep whole activations alive.
+            # Stacked as soon as all are there: until then the views keep whole activations alive.
             self._after = torch.stack(self._kept)
         return torch.cat([before, x], 1)
 
     def commit(self, target: Tensor) -> None:
-        """Write what was kept into the states ``target``."""
+        """Write the last two frames of each convolution's input to the states ``target``."""
         assert self._after is not None
         self._kept.clear()
         shape = (self._pool.shape[0], len(target), *self._pool.shape[2:])
@@ -133,13 +133,13 @@ class CachedConvContext:
 
 
 class CachedContext:
-    """The context of some layers, of which each row has a few pages.
+    """A ``LayerContext`` that reads and writes pages.
 
     Args:
-        left: For the convolutions among them.
+        left: The context of the convolutions.
         pool: ``[layers, pages, frames, 2, heads, width]``.
-        pages: i64 ``[batch, n]`` in order of time, the page of the block itself last.
-        mask: What :attr:`LayerContext.mask` is.
+        pages: i64 ``[batch, n]``, ordered by time; the last one is the block's own.
+        mask: See :attr:`LayerContext.mask`.
     """
 
     def __init__(self, left: CachedConvContext, pool: Tensor, pages: Tensor, mask: Tensor) -> None:
@@ -155,7 +155,7 @@ class CachedContext:
         return self._left.pad_left(x)
 
     def update(self, kv: Tensor) -> Tensor:
-        """As :meth:`LayerContext.update`: write the block's page, then read all of them."""
+        """As :meth:`LayerContext.update`: write the block's page, then read all pages."""
         layer = self._pool[self._layer]
         self._layer += 1
         layer.index_copy_(0, self._own, kv)
@@ -163,7 +163,7 @@ class CachedContext:
 
 
 class BatchContext:
-    """The context of one step's batch."""
+    """The contexts of one step's batch, whose states ``commit`` writes back."""
 
     def __init__(
         self, context: FlowContext, lefts: Sequence[CachedConvContext], target: Tensor
@@ -173,20 +173,20 @@ class BatchContext:
         self._target = target
 
     def commit(self) -> None:
-        """Move the rows' states behind the block. Until then only pages have been written."""
+        """Write the rows' new states. Until then only pages have been written."""
         for left in self._lefts:
             left.commit(self._target)
 
 
 class FlowCache:
-    """Pages and states.
+    """The pools of pages and states.
 
     Args:
-        sizes: The model's.
-        dtype: The model's.
-        device: Where to keep them; ``meta`` to know their sizes only.
-        pages: How many pages there are besides the spare one.
-        states: How many states besides the two that are spoken for.
+        sizes: The model's sizes.
+        dtype: The model's dtype.
+        device: The device; ``meta`` allocates nothing, to compute sizes.
+        pages: How many pages to have besides the spare one.
+        states: How many states to have besides the start state and the spare one.
     """
 
     def __init__(
@@ -227,17 +227,17 @@ class FlowCache:
         return sum(pool.nbytes for pool in pools) // self.left_tokens.shape[1]
 
     def context(self, inputs: StepInputs) -> BatchContext:
-        """The context of the rows of ``inputs``."""
+        """The contexts of the rows of ``inputs``."""
         source, pages = inputs.source, inputs.pages
         constants = CachedConvContext(self.left_constants, source)
         state = CachedConvContext(self.left_inputs, source)
         tokens = CachedConvContext(self.left_tokens, source)
         steps = [CachedConvContext(pool, source) for pool in self.left_steps.unbind(0)]
-        # At least one, also of rows without an utterance: to see nothing is not a number.
+        # At least one, in idle rows too: attention over no key at all is NaN.
         own = inputs.present.clamp(1, inputs.block_tokens)
         by_token = self._mask(inputs, own, inputs.block_tokens)
         by_frame = self._mask(inputs, 2 * own, 2 * inputs.block_tokens)
-        # The rows of an utterance lie side by side, in pages as in the batch.
+        # An utterance's guidance rows are adjacent, in pages and in the batch.
         rows = torch.arange(GUIDANCE_ROWS, device=pages.device)[:, None]
         row_pages = (pages[:, None] * GUIDANCE_ROWS + rows).flatten(0, 1)
         by_row = by_frame.repeat_interleave(GUIDANCE_ROWS, 0)
@@ -254,7 +254,7 @@ class FlowCache:
         return BatchContext(context, [constants, state, tokens, *steps], inputs.target)
 
     def _mask(self, inputs: StepInputs, own: Tensor, block: int) -> Tensor:
-        """What rows see whose last page holds ``own`` of ``block`` places: ``[b, 1, 1, keys]``."""
+        """The mask ``[b, 1, 1, keys]`` of rows whose last page has ``own`` of ``block`` keys."""
         count = inputs.pages.shape[1]
         places = torch.arange(count * block, device=own.device)
         end = (count - 1) * block + own

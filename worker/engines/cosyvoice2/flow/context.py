@@ -43,11 +43,14 @@ class LayerContext(ConvContext, Protocol):
 
 @dataclass(frozen=True)
 class FlowContext:
-    """The pasts of one pass through the whole flow.
+    """The contexts for one pass through the whole flow.
 
-    ``tokens`` and ``frames`` are the encoder's at its two rates; ``constants`` is for what the
-    estimator is given besides its state, ``inputs`` for that state, one convolution an Euler step;
-    ``steps`` are the estimator's, one an Euler step, with two rows for each utterance.
+    Attributes:
+        tokens: For the encoder's layers at the token rate.
+        frames: For the encoder's layers at the frame rate.
+        constants: For the estimator's convolution over its constant inputs.
+        inputs: For its convolution over the solver's state, which runs once each Euler step.
+        steps: For its other layers, one for each Euler step, with two rows for each utterance.
     """
 
     tokens: LayerContext
@@ -58,29 +61,30 @@ class FlowContext:
 
 
 class EmptyContext:
-    """Before the start of an utterance: silence, and nothing to attend to."""
+    """The context at an utterance's start: zeros for convolutions, no keys for attention."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
 
     def pad_left(self, x: Tensor) -> Tensor:
-        """``x`` with two frames of zeros before it."""
+        """``x`` behind two frames of zeros."""
         return F.pad(x, (0, 0, LEFT_FRAMES, 0))
 
     def update(self, kv: Tensor) -> Tensor:
-        """``kv`` as it is."""
+        """Return ``kv`` unchanged."""
         return kv
 
 
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as what is added to attention scores: 0 where visible, else -inf."""
+    """The mask to add to attention scores: 0 where ``visible``, else -inf."""
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, float("-inf"))
 
 
 def full_context(lengths: Tensor, size: int, chunk: int | None, dtype: torch.dtype) -> EmptyContext:
-    """The context of ``size`` frames from an utterance's start, of which row i has ``lengths[i]``.
+    """The context to compute ``size`` frames from the start, of which row i has ``lengths[i]``.
 
-    With ``chunk`` a frame sees its own chunk of so many frames and all before it, else everything.
+    With ``chunk``, a frame attends to its own chunk of so many frames and to all earlier ones;
+    without, to all frames.
     """
     places = torch.arange(size, device=lengths.device)
     visible = (places < lengths[:, None])[:, None, None, :]

@@ -1,10 +1,10 @@
-"""The flow's encoder: speech tokens to one vector a mel frame.
+"""The flow's encoder: speech tokens to one vector for each mel frame.
 
-A convolution that looks three tokens ahead, conformer layers (without their convolutions) at the
-token rate, x2 upsampling, conformer layers at the frame rate. Attention knows distances, not
-places (Transformer-XL, arXiv:1901.02860, section 3.3): that is what makes caches possible.
+A convolution with three tokens of look-ahead, conformer layers (without convolutions) at the token
+rate, upsampling by two, conformer layers at the frame rate. Attention uses relative positions
+(Transformer-XL, arXiv:1901.02860, section 3.3), so that cached keys stay valid.
 
-Parameters carry upstream's names; ``pack`` replaces some of them by fused ones after loading.
+Parameters have upstream's names; ``pack`` replaces some of them with fused ones after loading.
 """
 
 import math
@@ -27,27 +27,27 @@ from voicefleet.worker.engines.cosyvoice2.hyperparameters import EncoderSizes
 
 
 def distances(queries: int, keys: int, device: torch.device) -> Tensor:
-    """How far each key is to the left of each query, where the last key is the last query.
+    """The distances between queries and keys, if the last key is the last query.
 
     Returns:
-        ``[keys + queries]`` float32, falling: from the first key seen by the last query to the last
-        key seen by the first query, ``queries - 1`` to its right, and one more.
+        Float32 ``[keys + queries]``, falling: from ``keys - 1`` (first key, last query) to
+        ``1 - queries`` (last key, first query), and one more.
     """
     return torch.arange(keys - 1, -queries - 1, -1, dtype=torch.float32, device=device)
 
 
 def sinusoids(places: Tensor, width: int) -> Tensor:
-    """Sine and cosine in turns over ``width`` channels: ``[n]`` -> ``[n, width]`` float32."""
+    """Sinusoidal embeddings, sine and cosine alternating: ``[n]`` -> ``[n, width]`` float32."""
     channels = torch.arange(0, width, 2, dtype=torch.float32, device=places.device)
     angles = places[:, None] * torch.exp(channels * (-math.log(10000.0) / width))
     return torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
 
 
 def by_key(scores: Tensor, keys: int) -> Tensor:
-    """Scores by distance as scores by key.
+    """Turn scores by distance into scores by key, without a copy.
 
-    Query i sees key j at column ``queries - 1 - i + j``: read row by row with rows one shorter,
-    the columns fall into place.
+    Query i finds key j in column ``queries - 1 - i + j``. Viewed with rows one column shorter, the
+    memory has key j of every query in column j.
 
     Args:
         scores: ``[b, heads, queries, keys + queries]``, contiguous in the last two.
@@ -62,7 +62,7 @@ def by_key(scores: Tensor, keys: int) -> Tensor:
 
 
 class RelativeAttention(nn.Module):
-    """Self-attention by content and by distance."""
+    """Self-attention with relative positions: scores by content plus scores by distance."""
 
     packed_weight: Tensor
     packed_bias: Tensor
@@ -80,7 +80,7 @@ class RelativeAttention(nn.Module):
         self.pos_bias_v = nn.Parameter(torch.zeros(sizes.heads, width // sizes.heads))
 
     def pack(self) -> None:
-        """One product for keys, values and the query twice: with each of its two biases."""
+        """Fuse keys, values, and queries with each of their two biases into one product."""
         q, k, v = self.linear_q, self.linear_k, self.linear_v
         weight = torch.cat([q.weight, q.weight, k.weight, v.weight]).detach()
         u, w = self.pos_bias_u.flatten(), self.pos_bias_v.flatten()
@@ -90,17 +90,17 @@ class RelativeAttention(nn.Module):
         del self.linear_q, self.linear_k, self.linear_v, self.pos_bias_u, self.pos_bias_v
 
     def positions(self, table: Tensor) -> Tensor:
-        """What is known of each distance: ``[n, width]`` -> ``[heads, n, head width]``."""
+        """Project position embeddings: ``[n, width]`` -> ``[heads, n, head width]``."""
         return self.linear_pos(table).view(len(table), self.heads, -1).transpose(0, 1).contiguous()
 
     def forward(self, x: Tensor, positions: Tensor, context: LayerContext) -> Tensor:
-        """``x`` ``[b, t, width]``; ``positions`` for as many keys as the context and ``x`` have."""
+        """``x`` ``[b, t, width]``; ``positions`` for the keys of the context and of ``x``."""
         batch, time, width = x.shape
         packed = F.linear(x, self.packed_weight, self.packed_bias)
         by_content, by_distance, own = packed.tensor_split((width, 2 * width), -1)
         kv = context.update(own.reshape(batch, time, 2, self.heads, -1))
-        # Distances are the same for all rows: one product a head, whatever the batch. Attention
-        # scales its own scores, these are scaled here.
+        # Distances are the same for all rows: one product for each head, whatever the batch. Scores
+        # by content are scaled inside the attention kernel, these here.
         query = split_heads(by_distance, self.heads).transpose(0, 1).flatten(1, 2)
         scale = (width // self.heads) ** -0.5
         scores = torch.bmm(query * scale, positions.transpose(1, 2))
@@ -110,7 +110,7 @@ class RelativeAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with SiLU between."""
+    """Two linear layers with SiLU between them."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class FeedForward(nn.Module):
 
 
 class ConformerLayer(nn.Module):
-    """Attention and feed-forward, each after a norm and around a residual."""
+    """Attention and feed-forward, each with pre-norm and residual."""
 
     def __init__(self, sizes: EncoderSizes) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class ConformerLayer(nn.Module):
 
 
 class Embed(nn.Module):
-    """Linear and norm, scaled by the root of the width."""
+    """A linear layer and a norm, scaled by the square root of the width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class Embed(nn.Module):
 
 
 class Lookahead(nn.Module):
-    """Lets a token know the next ones: a convolution ahead, then a causal one, and a residual."""
+    """Look-ahead: a convolution over the next tokens, a causal one, and a residual."""
 
     def __init__(self, width: int, tokens: int) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Lookahead(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Every vector twice, then a causal convolution over five."""
+    """Repeats every vector, then applies a causal convolution of kernel five."""
 
     packed: Tensor
 
@@ -176,7 +176,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv1d(width, width, 5)
 
     def pack(self) -> None:
-        """Five doubled frames are three tokens: the same as a convolution with two outputs."""
+        """Fuse: five repeated frames come from three tokens, so kernel three makes both frames."""
         taps = self.conv.weight.detach().float().unbind(-1)
         even = torch.stack([taps[0] + taps[1], taps[2] + taps[3], taps[4]], -1)
         odd = torch.stack([taps[0], taps[1] + taps[2], taps[3] + taps[4]], -1)
@@ -209,11 +209,11 @@ class Encoder(nn.Module):
         self.width = sizes.width
 
     def positions(self, queries: int, keys: int) -> list[Tensor]:
-        """What each layer knows of the distances, for so many tokens of which the last are queries.
+        """The position embeddings of each layer, for ``keys`` tokens of which the last are queries.
 
         Returns:
-            For each layer ``[heads, n, head width]``; those after upsampling have twice the queries
-            and keys. For fewer keys, the last of ``n`` are the ones.
+            For each layer ``[heads, n, head width]``; layers after upsampling have twice the
+            queries and keys. For fewer keys, use the last rows.
         """
         weight = self.after_norm.weight
         tables = [
@@ -238,12 +238,12 @@ class Encoder(nn.Module):
         """Encode tokens.
 
         Args:
-            x: Token vectors with the look-ahead behind them, ``[b, t + lookahead, width]``.
-            present: Bool ``[b, t + lookahead]``: what is not there counts as zeros, which is how
-                upstream ends an utterance.
+            x: Token vectors followed by the look-ahead, ``[b, t + lookahead, width]``.
+            present: Bool ``[b, t + lookahead]``: which tokens are known. The others become zeros,
+                which is how upstream ends an utterance.
             positions: From :meth:`positions`, for the tokens of the context and ``t`` queries.
-            tokens: The context at the token rate.
-            frames: The context at the frame rate.
+            tokens: The layers' context at the token rate.
+            frames: The layers' context at the frame rate.
 
         Returns:
             ``[b, 2 t, width]``.

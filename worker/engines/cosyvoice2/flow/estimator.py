@@ -1,11 +1,11 @@
-"""The flow's estimator: the velocity of every mel frame at one moment of the flow.
+"""The flow's estimator: the velocity of every mel frame at one Euler step.
 
-Upstream's ``CausalConditionalDecoder``: a U-Net of one level whose every block is a causal residual
-convolution and a few transformers. It sees the state, the encoder's output, the speaker and the
-prompt's mel. All but the state stay the same over the Euler steps, and so do the moments of the
-steps: what depends on them alone is computed once.
+Upstream's ``CausalConditionalDecoder``: a U-Net of one level, whose blocks are a causal residual
+convolution and a few transformers each. Its inputs are the solver's state, the encoder's output,
+the speaker and the prompt's mel. All but the state are the same for all Euler steps, and the times
+of the steps are fixed: what depends on these alone is computed once.
 
-An utterance has two rows: with its conditions and without them (classifier-free guidance).
+An utterance has two rows: with its conditions, and without (classifier-free guidance).
 """
 
 import math
@@ -26,15 +26,15 @@ from voicefleet.worker.engines.cosyvoice2.flow.layers import (
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 GUIDANCE_ROWS = 2
-"""Rows of an utterance: with its conditions, without them."""
+"""Rows of an utterance: with its conditions, and without."""
 
 
 def moments(steps: int) -> tuple[list[float], list[float]]:
-    """When the Euler steps are taken, on the cosine schedule, and how long they are.
+    """The times of the Euler steps on the cosine schedule, and the steps' lengths.
 
-    Rounded in float32 where upstream rounds: times are summed up from the steps' lengths.
+    Rounded to float32 where upstream rounds: times are sums of the steps' lengths.
     """
-    # On the CPU even while a module is built that is nowhere yet.
+    # The device is named because a module may be built on the meta device.
     places = torch.linspace(0, 1, steps + 1, dtype=torch.float32, device="cpu")
     ends = 1 - torch.cos(places * 0.5 * torch.pi)
     time = ends[0]
@@ -49,7 +49,7 @@ def moments(steps: int) -> tuple[list[float], list[float]]:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; no biases but the output's."""
+    """Multi-head self-attention; only the output projection has a bias."""
 
     packed: Tensor
 
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
 
     def pack(self) -> None:
-        """One product for queries, keys and values."""
+        """Fuse queries, keys and values into one product."""
         weights = [self.to_q.weight, self.to_k.weight, self.to_v.weight]
         self.register_buffer("packed", torch.cat(weights).detach(), persistent=False)
         del self.to_q, self.to_k, self.to_v
@@ -89,11 +89,11 @@ class Gelu(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Four times as wide inside."""
+    """A feed-forward layer whose hidden layer is four times as wide."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # Upstream has dropout at 1, which holds a place in the names.
+        # Identity keeps the weight names: upstream has dropout there.
         linear = nn.Linear(4 * channels, channels)
         self.net = nn.Sequential(Gelu(channels, 4 * channels), nn.Identity(), linear)
 
@@ -103,7 +103,7 @@ class FeedForward(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Attention and feed-forward, each after a norm and around a residual."""
+    """Attention and feed-forward, each with pre-norm and residual."""
 
     def __init__(self, channels: int, heads: int, width: int) -> None:
         super().__init__()
@@ -119,11 +119,11 @@ class Transformer(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A causal convolution over three frames, a norm and Mish."""
+    """A causal convolution of kernel three, a norm and Mish."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        # Upstream turns the tensor before and after the norm; those places hold the names.
+        # Identities keep the weight names: upstream transposes there.
         self.block = nn.Sequential(
             WindowConv1d(channels, out, 3),
             nn.Identity(),
@@ -138,7 +138,7 @@ class Convolution(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two causal convolutions with the moment added between, and a residual."""
+    """Two causal convolutions with the time embedding added between, and a residual."""
 
     def __init__(self, channels: int, out: int, time: int) -> None:
         super().__init__()
@@ -148,13 +148,13 @@ class Residual(nn.Module):
         self.res_conv = WindowConv1d(channels, out, 1)
 
     def forward(self, extended: Tensor, x: Tensor, moment: Tensor, context: LayerContext) -> Tensor:
-        """``x`` ``[b, t, channels]``, also with its left context; ``moment`` is ``[out]``."""
+        """``x`` ``[b, t, channels]``; ``extended``: with left context; ``moment`` ``[out]``."""
         h = self.block1(extended) + moment
         return self.block2(context.pad_left(h)) + self.res_conv(x)
 
 
 class Estimator(nn.Module):
-    """The U-Net. Call :meth:`pack` once after loading, on its device and in its dtype."""
+    """The U-Net. Call :meth:`pack` once after loading, on the final device and dtype."""
 
     moments: Tensor
     entry_state: Tensor
@@ -194,16 +194,16 @@ class Estimator(nn.Module):
         self.final_proj = WindowConv1d(e.channels, sizes.mel_bands, 1)
 
     def pack(self) -> None:
-        """Compute what does not change: the moments as each block sees them, and the first layer.
+        """Precompute the blocks' time embeddings, and fuse the first layer.
 
-        The first block's convolution and residual become one product, split into its columns for
-        the state and those for the constants.
+        The first block's convolution and residual become one product, split into the columns for
+        the state and those for the constant inputs.
         """
         self.register_buffer("moments", self._moments(), persistent=False)
         first = cast(Residual, cast(nn.ModuleList, self.down_blocks[0])[0])
         conv = cast(WindowConv1d, first.block1.block[0])
         skip = first.res_conv
-        # The residual sees the window's last frame only.
+        # The residual uses the window's last frame only.
         weight = torch.cat([conv.weight, F.pad(skip.weight, (2, 0))])
         state, constants = weight.tensor_split((self.bands,), 1)
         biases = [cast(Tensor, conv.bias), cast(Tensor, skip.bias)]
@@ -213,7 +213,7 @@ class Estimator(nn.Module):
         del first.block1.block[0], first.res_conv, self.time_mlp
 
     def _moments(self) -> Tensor:
-        """What each residual block adds at each step: ``[steps, blocks, channels]``."""
+        """The time embedding of each step in each block: ``[steps, blocks, channels]``."""
         one, two = (
             cast(nn.Linear, self.time_mlp["linear_1"]),
             cast(nn.Linear, self.time_mlp["linear_2"]),
@@ -234,16 +234,16 @@ class Estimator(nn.Module):
     def constants(
         self, mu: Tensor, speaker: Tensor, prompt: Tensor, context: ConvContext
     ) -> Tensor:
-        """The first layer's share of what stays the same over the steps.
+        """Compute the first layer's part that is the same for all Euler steps.
 
         Args:
             mu: The encoder's output, ``[b, t, bands]``.
             speaker: ``[b, bands]``.
-            prompt: The prompt's mel where it is known, else zeros, ``[b, t, bands]``.
-            context: Of these three; it serves one convolution.
+            prompt: The prompt's mel, zeros after the prompt, ``[b, t, bands]``.
+            context: The left context of these three, for one convolution.
 
         Returns:
-            ``[b, 2, t, 2 * channels]``: with the conditions, without them.
+            ``[b, 2, t, 2 * channels]``: with the conditions, and without.
         """
         given = torch.cat([mu, speaker[:, None].expand_as(mu), prompt], -1)
         columns = windows(context.pad_left(given), 3)
@@ -253,17 +253,17 @@ class Estimator(nn.Module):
     def forward(
         self, x: Tensor, constants: Tensor, step: int, inputs: ConvContext, context: LayerContext
     ) -> Tensor:
-        """The velocity at one step.
+        """Compute the velocity at one Euler step.
 
         Args:
             x: The state, ``[b, t, bands]``.
             constants: From :meth:`constants`.
-            step: Which Euler step, from 0.
-            inputs: The context of the state; it serves one convolution.
-            context: The context of this step's ``2 b`` rows.
+            step: The Euler step, from 0.
+            inputs: The left context of the state, for one convolution.
+            context: The layers' context at this step, with ``2 b`` rows.
 
         Returns:
-            ``[b, 2, t, bands]``: with the conditions, without them.
+            ``[b, 2, t, bands]``: with the conditions, and without.
         """
         moments = self.moments[step].unbind(0)
         entry = F.linear(windows(inputs.pad_left(x), 3), self.entry_state)

@@ -1,4 +1,4 @@
-"""The layers that the flow's two halves share, on ``[batch, time, channels]``."""
+"""Layers that the flow's encoder and estimator share, on ``[batch, time, channels]``."""
 
 import torch
 import torch.nn.functional as F
@@ -6,27 +6,27 @@ from torch import Tensor, nn
 
 
 def windows(x: Tensor, size: int) -> Tensor:
-    """Runs of ``size`` frames side by side: ``[b, t, c]`` -> ``[b, t - size + 1, size * c]``."""
+    """Sliding windows of ``size`` frames: ``[b, t, c]`` -> ``[b, t - size + 1, size * c]``."""
     count = x.shape[1] - size + 1
     return x if size == 1 else torch.cat([x[:, i : i + count] for i in range(size)], -1)
 
 
 def window_weight(weight: Tensor) -> Tensor:
-    """A convolution's weight ``[out, in, size]`` for :func:`windows`: ``[out, size * in]``."""
+    """A convolution's weight ``[out, in, size]`` as a matrix for windows: ``[out, size * in]``."""
     return weight.detach().transpose(1, 2).flatten(1).contiguous()
 
 
 class WindowConv1d(nn.Conv1d):
-    """A convolution without padding, as one product over windows.
+    """A convolution without padding, computed as one matrix product over sliding windows.
 
-    A product adds the bias on its way and needs no layout of its own, which makes it the faster
-    for the short and many stretches here. ``pack`` replaces the weight.
+    The product adds the bias and needs no other memory layout, which makes it faster than a
+    convolution for many short inputs. ``pack`` replaces the weight.
     """
 
     packed: Tensor
 
     def pack(self) -> None:
-        """Bring the weight into the shape of the product."""
+        """Reshape the weight for the product."""
         self.register_buffer("packed", window_weight(self.weight), persistent=False)
         self.register_parameter("weight", None)
 
@@ -46,7 +46,7 @@ def attend(query: Tensor, kv: Tensor, mask: Tensor) -> Tensor:
     Args:
         query: ``[b, heads, queries, width]``.
         kv: Keys and values, ``[b, keys, 2, heads, width]``.
-        mask: Added to the scores; broadcasts to ``[b, heads, queries, keys]``.
+        mask: Added to the scores; broadcast to ``[b, heads, queries, keys]``.
 
     Returns:
         ``[b, queries, heads * width]``.

@@ -1,8 +1,8 @@
 """The flow: speech tokens to mel frames, by conditional flow matching.
 
-Upstream's ``CausalMaskedDiffWithXvec``. :meth:`Flow.render` makes a whole utterance anew, as
-upstream does for every chunk; ``flow_blocks`` makes the next block of one from caches, with the
-same result.
+Upstream's ``CausalMaskedDiffWithXvec``. :meth:`Flow.render` computes an utterance from its start,
+as upstream does for every chunk; ``flow.blocks`` computes its next block from caches, with the same
+result.
 """
 
 from typing import Protocol, runtime_checkable
@@ -17,22 +17,22 @@ from voicefleet.worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS, E
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 NOISE_FRAMES = 15_000
-"""The noise is a fixed table: no utterance is longer, its prompt included (300 s)."""
+"""Frames of the fixed noise table (300 s): no utterance is longer, prompt included."""
 
 NOISE_SEED = 0
 
 
 @runtime_checkable
 class Packable(Protocol):
-    """A module that brings its weights into another shape after loading."""
+    """A module that fuses or reshapes its weights after loading."""
 
     def pack(self) -> None:
-        """Do so, once."""
+        """Fuse or reshape the weights; call once."""
         ...
 
 
 class EulerSolver(nn.Module):
-    """Follows the estimator's velocity from noise to mel in fixed steps, with guidance."""
+    """Euler solver: follows the estimator's velocity from noise to mel, with guidance."""
 
     def __init__(self, sizes: FlowSizes) -> None:
         super().__init__()
@@ -43,9 +43,9 @@ class EulerSolver(nn.Module):
     def forward(
         self, noise: Tensor, mu: Tensor, speaker: Tensor, prompt: Tensor, context: FlowContext
     ) -> Tensor:
-        """Solve; the shapes are those of :meth:`Estimator.constants`.
+        """Solve; :meth:`Estimator.constants` gives the shapes.
 
-        The state is kept in float32 whatever the model's dtype: ten small steps add up.
+        The state is float32 whatever the model's dtype: rounding errors add up over ten steps.
 
         Returns:
             Float32 ``[b, t, bands]``.
@@ -62,14 +62,14 @@ class EulerSolver(nn.Module):
 
 
 class Flow(nn.Module):
-    """Tokens, a prompt's mel and a speaker to mel.
+    """Makes mel frames of tokens, a prompt's mel and a speaker.
 
-    ``state_dict`` has the names of the official ``flow.pt`` until :meth:`optimise` is called, which
-    has to happen once after loading, on the device and in the dtype to be used.
+    ``state_dict`` has the names of the official ``flow.pt`` until :meth:`optimise` is called. Call
+    that once after loading, on the final device and in the final dtype.
 
     Raises:
-        ValueError: The sizes ask for other than two frames a token, or for chunks that differ
-            between the encoder and the estimator.
+        ValueError: ``sizes`` has not two frames for each token, or the chunks of encoder and
+            estimator differ in duration.
     """
 
     noise: Tensor
@@ -90,25 +90,25 @@ class Flow(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """The dtype that the model computes in."""
         return self.encoder_proj.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that the model is on."""
         return self.encoder_proj.weight.device
 
     @torch.no_grad()
     def optimise(self) -> None:
-        """Fuse weights, compute what never changes, drop the originals. Does so once."""
+        """Fuse weights, precompute constants and drop the originals. Further calls do nothing."""
         if self._optimised:
             return
         self._optimised = True
-        # Parents first: the estimator takes weights that their own modules would pack.
+        # Parents first: the estimator takes weights that its submodules would pack otherwise.
         for module in list(self.modules()):
             if isinstance(module, Packable):
                 module.pack()
-        # Upstream draws its table on the CPU; generators elsewhere give other numbers.
+        # Upstream draws its table on the CPU; other devices' generators give other numbers.
         generator = torch.Generator().manual_seed(NOISE_SEED)
         table = torch.randn(
             1, self.sizes.mel_bands, NOISE_FRAMES, generator=generator, device="cpu"
@@ -116,13 +116,13 @@ class Flow(nn.Module):
         self.register_buffer("noise", table[0].T.contiguous().to(self.device), persistent=False)
 
     def speaker(self, embedding: Tensor) -> Tensor:
-        """A speaker's embedding as the estimator sees it: ``[b, speaker]`` -> ``[b, bands]``."""
+        """Project a speaker's embedding for the estimator: ``[b, speaker]`` -> ``[b, bands]``."""
         return self.spk_embed_affine_layer(F.normalize(embedding.to(self.dtype), dim=1))
 
     def encode(
         self, tokens: Tensor, present: Tensor, positions: list[Tensor], context: FlowContext
     ) -> Tensor:
-        """Tokens and look-ahead ``[b, t + lookahead]`` i64 -> ``[b, 2 t, bands]``."""
+        """Encode tokens and look-ahead, i64 ``[b, t + lookahead]`` -> ``[b, 2 t, bands]``."""
         x = self.input_embedding(tokens)
         return self.encoder_proj(
             self.encoder(x, present, positions, context.tokens, context.frames)
@@ -139,22 +139,23 @@ class Flow(nn.Module):
         streaming: bool,
         final: bool,
     ) -> Tensor:
-        """Upstream's ``inference`` for a batch: everything from the utterance's start.
+        """Compute a batch of utterances from their start, as upstream's ``inference`` does.
 
         Args:
-            tokens: i64 ``[b, t]``, the prompt's first; padded with any token.
-            lengths: i64 ``[b]``: how many of them each row has.
+            tokens: i64 ``[b, t]``: the prompt's, then the utterance's; padded with any token.
+            lengths: i64 ``[b]``: how many tokens each row has.
             prompt_mel: ``[b, p, bands]``, padded with zeros.
             speaker: ``[b, speaker width]``, not normalised.
-            streaming: Attention in chunks, as upstream streams; else each frame sees all.
-            final: The utterance ends here; else each row's last tokens are look-ahead.
+            streaming: Use the streaming attention mask; else each frame attends to all.
+            final: Whether the utterance ends here; else each row's last tokens are look-ahead.
 
         Returns:
             Float32 ``[b, 2 t (less the look-ahead), bands]``, the prompt's frames included. Frames
-            context a row's own end hold nothing of use.
+            context a row's own end are undefined.
 
         Raises:
-            ValueError: The prompt's mel is longer than the tokens, or all is longer than the noise.
+            ValueError: The prompt's mel is longer than the tokens, or the utterance longer than the
+                noise table.
         """
         self.optimise()
         ahead = self.sizes.encoder.lookahead
@@ -176,15 +177,15 @@ class Flow(nn.Module):
         *,
         streaming: bool,
     ) -> Tensor:
-        """As :meth:`render`, where rows differ in how much of their look-ahead is there.
+        """As :meth:`render`, for rows that differ in how much of their look-ahead is known.
 
         Args:
             tokens: i64 ``[b, t + lookahead]``.
-            lengths: i64 ``[b]``: how many tokens are there; what is not counts as zeros.
-            own: i64 ``[b]``: how many of them are rendered; the rest is look-ahead.
+            lengths: i64 ``[b]``: how many tokens are known; the others count as zeros.
+            own: i64 ``[b]``: how many of them are rendered; the others are look-ahead.
             prompt_mel: ``[b, p, bands]``, padded with zeros.
             speaker: From :meth:`speaker`, ``[b, bands]``.
-            streaming: Attention in chunks.
+            streaming: Use the streaming attention mask.
 
         Returns:
             Float32 ``[b, 2 t, bands]``.

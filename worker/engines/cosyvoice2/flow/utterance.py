@@ -1,4 +1,4 @@
-"""Utterances on their way through the flow, and the blocks they are cut into."""
+"""An utterance's progress through the flow, and the blocks it is cut into."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +10,10 @@ from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 @dataclass(eq=False)
 class FlowPrompt:
-    """A voice's prompt: its tokens, its mel, and the pages of its whole blocks.
+    """A voice's prompt: its tokens, its mel, and the cache pages of its complete blocks.
 
-    ``mel`` is ``[2 * tokens, bands]`` and ``speaker`` ``[bands]``, both on the device.
+    ``mel`` is ``[2 * tokens, bands]`` and ``speaker`` ``[bands]``, both on the device. ``state`` is
+    the index of its convolution state; ``users`` counts the utterances that read its pages.
     """
 
     tokens: tuple[int, ...]
@@ -26,9 +27,9 @@ class FlowPrompt:
 
 @dataclass(eq=False)
 class Rendering:
-    """An utterance on its way. ``done`` counts its blocks, the prompt's whole ones included.
+    """An utterance in progress. ``done`` counts rendered blocks, those of the prompt included.
 
-    Without a cache (``state`` is None) its blocks can only be computed by ``recompute``.
+    Without a cache (``state`` is None) only ``BlockRenderer.recompute`` can render its blocks.
     """
 
     prompt: FlowPrompt
@@ -40,7 +41,7 @@ class Rendering:
 
     @property
     def needed(self) -> int:
-        """How many of the utterance's tokens the next block waits for, unless they end before."""
+        """How many of the utterance's tokens the next block needs, unless decoding ends earlier."""
         encoder = self.sizes.encoder
         return (self.done + 1) * encoder.chunk + encoder.lookahead - len(self.prompt.tokens)
 
@@ -48,12 +49,12 @@ class Rendering:
         """The next ``count`` blocks as one.
 
         Args:
-            tokens: All of the utterance's so far.
-            ended: No more will come.
-            count: More than one is for ``recompute`` only. The utterance's end may cut it short.
+            tokens: All tokens of the utterance so far.
+            ended: Whether no more will come.
+            count: More than 1 is for ``recompute`` only. Fewer are returned at the end.
 
         Returns:
-            None if tokens are missing, or, where they have ended, none is left to render.
+            None if tokens are missing or, once ``ended``, everything was rendered.
         """
         encoder, prompt = self.sizes.encoder, len(self.prompt.tokens)
         total = prompt + len(tokens)
@@ -71,10 +72,10 @@ class Rendering:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One block to render, or several in a row.
+    """One block to render, or several consecutive ones.
 
-    ``index`` is its place in blocks, ``start`` and ``stop`` in tokens, from the prompt's start.
-    ``tokens`` are the utterance's up to the block's end and the look-ahead behind it.
+    ``index`` counts blocks, ``start`` and ``stop`` count tokens, all from the prompt's start.
+    ``tokens`` are the utterance's tokens up to the block's end and its look-ahead.
     """
 
     rendering: Rendering
@@ -85,17 +86,17 @@ class Block:
 
     @property
     def first(self) -> int:
-        """The frames at its front that belong to the prompt."""
+        """How many of its first frames belong to the prompt."""
         return 2 * min(
             max(len(self.rendering.prompt.tokens) - self.start, 0), self.stop - self.start
         )
 
     @property
     def frames(self) -> int:
-        """How many frames it has, those of the prompt included."""
+        """How many frames it has, the prompt's included."""
         return 2 * (self.stop - self.start)
 
     @property
     def count(self) -> int:
-        """How many blocks it is."""
+        """How many blocks it spans."""
         return -(-(self.stop - self.start) // self.rendering.sizes.encoder.chunk)

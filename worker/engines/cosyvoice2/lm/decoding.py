@@ -1,4 +1,4 @@
-"""Decoding speech tokens in all sessions at once, in bursts that the host does not watch."""
+"""Decodes speech tokens for all sequences at once, several steps between two looks of the host."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -15,31 +15,32 @@ from voicefleet.worker.engines.cosyvoice2.lm.qwen2 import KVCache
 from voicefleet.worker.engines.cosyvoice2.transfer import Transfer, to_device
 
 MIN_CONTEXT_LEN = 256
-"""The shortest stretch of the cache that attention looks at; it doubles as sequences grow."""
+"""The shortest context that attention reads; it doubles as sequences grow."""
 
 PROMPT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-"""Lengths to which what is read is padded where there are graphs."""
+"""Lengths to which prefills are padded with CUDA graphs."""
 
 CONTINUATION_BUCKET = 32
-"""Embeddings read at once behind others in a slot: where text is streamed, five and a few more."""
+"""The longest prefill of a slot in use. Streamed text needs five embeddings and a few more."""
 
 MAX_MULTI_STEP = 16
+"""The most decode steps started at once."""
 
 
 class Decoder:
-    """Speech tokens of ``slots`` sessions, step by step and all together.
+    """Decodes speech tokens in ``slots`` slots, one sequence in each.
 
-    All state lies on the device in tensors that never move, so that a step can be captured in a
-    CUDA graph. The host writes into a slot when an utterance begins, says how far each slot may
-    run, starts a burst of steps, and reads what came of it afterwards. Every step computes every
-    slot, taken or not: on a device that streams the weights for each step that is nearly free, and
-    a slot's tokens are the same to the last bit whoever speaks beside it.
+    All state is on the device in tensors of fixed address, so that a step can be captured in a CUDA
+    graph. The host prefills a slot when an utterance begins, sets a limit of tokens for each slot,
+    starts several steps, and collects their tokens afterwards. Every step computes all slots, used
+    or not. That costs little, since each step reads all weights from memory anyway, and it makes a
+    slot's tokens bit-identical whatever the other slots hold.
 
     Args:
-        model: Loaded.
-        slots: Sessions side by side.
-        length: Positions of a slot's cache: prompt, text and speech of an utterance.
-        max_tokens: Longest utterance, in speech tokens.
+        model: The loaded language model.
+        slots: Sequences decoded at once.
+        length: KV cache positions of a slot: prompt, text and speech of an utterance.
+        max_tokens: The longest utterance, in speech tokens.
         graphs: Runs the steps.
     """
 
@@ -53,7 +54,7 @@ class Decoder:
         self._graphs = graphs
         weight = model.speech_embedding.weight
         self._device, self._dtype = weight.device, weight.dtype
-        # The last position takes what pads a prompt; nothing looks at it.
+        # The last position takes the padding of prefills; attention never reads it.
         self.cache = KVCache(model.sizes, slots, length + 1, self._dtype, self._device)
         model.body.rotary.prepare(length + 1, self._dtype, self._device)
         window = model.sizes.sampling.window
@@ -66,11 +67,11 @@ class Decoder:
         self._limit = self._integers(slots)
         self._since = self._integers(slots)
         self._stopped = torch.ones(slots, dtype=torch.bool, device=self._device)
-        # A slot's next input is the embedding that ends what was read, then its own last token's.
+        # A slot's next input is the last embedding of its prefill, then that of its last token.
         self._fresh = torch.zeros(slots, dtype=torch.bool, device=self._device)
         self._pending = torch.zeros(slots, weight.shape[1], dtype=self._dtype, device=self._device)
-        # A window of nothing stands before the first token, and a place for slots that stand still
-        # behind the last.
+        # ``window`` entries of -1 precede the first token; the last entry takes what stopped slots
+        # write.
         self._history = self._integers(slots, window + max_tokens + 1).fill_(-1)
         self._draws = torch.zeros(slots, max_tokens + 1, sampling.DRAWS, device=self._device)
         self._fill_at = torch.full_like(self._count, -1)
@@ -87,7 +88,7 @@ class Decoder:
         self._pending_output: Transfer | None = None
 
     def begin(self, slot: int, uniform: NDArray[np.float32]) -> None:
-        """Make a slot ready for a new utterance with its draws ``[tokens, 2]``."""
+        """Reset a slot for a new utterance. ``uniform`` ``[tokens, 2]``: its random draws."""
         self._draws[slot, : len(uniform)] = to_device(torch.from_numpy(uniform), self._device)
         self._history[slot] = -1
         for state in (self._count, self._position, self._limit, self._since, self._min_tokens):
@@ -98,29 +99,33 @@ class Decoder:
         self.stop(slot)
 
     def stop(self, slot: int) -> None:
-        """Let a slot stand still until something is read into it."""
+        """Stop decoding in a slot until its next prefill."""
         self._stopped[slot] = True
 
     def constrain(
         self, slot: int, *, min_tokens: int, banned: Sequence[bool], fill_at: int = -1
     ) -> None:
-        """Until ``min_tokens`` tokens stand, muted control tokens (end, 2nd, fill) do not come.
+        """Constrain the control tokens (end, second, fill) of a slot.
 
-        Token number ``fill_at`` will be the fill token whatever the model says; -1: none.
+        Args:
+            slot: The slot.
+            min_tokens: Until the slot has so many tokens, ``banned`` ones are not sampled.
+            banned: For each control token, whether it is banned.
+            fill_at: The token of this number is the fill token, whatever the logits; -1: none.
         """
         self._min_tokens[slot] = min_tokens
         self._banned[slot] = to_device(banned, self._device)
         self._fill_at[slot] = fill_at
 
     def count(self, slot: int) -> int:
-        """Tokens of a slot's utterance that the host knows of, control tokens included."""
+        """How many tokens of a slot's utterance were collected, control tokens included."""
         return self._host_count[slot]
 
     def prefill(self, slot: int, embeddings: Tensor) -> None:
-        """Read ``embeddings [n, width]`` from where the slot stands; its next step goes on there.
+        """Append embeddings ``[n, width]`` to a slot's sequence.
 
-        All but the last go into the cache now; the last is the input of the next step, whose
-        output is the next token.
+        All but the last are written to the KV cache now. The last one is the input of the next
+        decode step, whose output is the next token.
         """
         before = len(embeddings) - 1
         start = self._host_position[slot]
@@ -135,9 +140,9 @@ class Decoder:
         self._stopped[slot] = False
 
     def multi_step(self, limits: Mapping[int, int], steps: int) -> None:
-        """Start ``steps`` steps in which each slot runs until it has its limit of tokens.
+        """Start ``steps`` decode steps, in which each slot runs until it has its limit of tokens.
 
-        Slots without a limit stand still. The outcome waits for ``collect``.
+        Slots without a limit do not run. ``collect`` returns the tokens.
         """
         farthest = max(
             self._host_position[slot] + min(steps, limit - self._host_count[slot])
@@ -156,9 +161,11 @@ class Decoder:
         self._pending_output = Transfer(torch.cat(outcome, dim=1))
 
     def collect(self) -> dict[int, tuple[list[int], bool]]:
-        """New tokens of each slot since the burst began, and whether it has stopped.
+        """Wait for the steps that were started.
 
-        The token that stopped it, one of the control tokens, is the last of them.
+        Returns:
+            For each slot that ran, its new tokens, and whether a control token stopped it; that
+            token is the last of them.
         """
         if self._pending_output is None:
             return {}
@@ -188,18 +195,18 @@ class Decoder:
                     self._prepare_prefill(bucket, bucket)
 
     def dry_run(self) -> None:
-        """One step in which every slot stands still, for its time."""
+        """Run one step without effect on any slot, to time it."""
         self._limit.zero_()
         context_len = self._context_len(1)
         self._prepare(context_len)
         self._graphs.run(("decode", context_len), lambda: self._step(context_len))
 
     def _prefill_chunk(self, slot: int, start: int, embeddings: Tensor) -> None:
-        """Put ``embeddings [n, width]`` into the cache from position ``start`` on."""
+        """Write embeddings ``[n, width]`` to the slot's KV cache from position ``start`` on."""
         bucket = n = len(embeddings)
         if self._graphs.enabled:
             bucket = next(size for size in PROMPT_BUCKETS if size >= n)
-        # A prompt that begins a sequence sees itself alone.
+        # The first prefill of a sequence attends to itself alone.
         context_len = self._context_len(start + bucket) if start else bucket
         if self._graphs.enabled:
             self._prepare_prefill(bucket, context_len)
@@ -233,19 +240,19 @@ class Decoder:
             )
 
     def _make_idle(self) -> None:
-        """Let no slot run, and let a prompt be read to where nobody looks."""
+        """Let no slot run, and let prefills write to the last position, which is never read."""
         self._limit.zero_()
         self._start.fill_(self.length)
 
     def _step(self, context_len: int) -> None:
-        """One token in every slot that may run."""
+        """Decode one token in every slot that may run."""
         model, sizes = self.model, self.model.sizes
         x = torch.where(self._fresh[:, None], self._pending, model.speech_embedding(self._last))
         hidden = model.body.decode(x, self._position, self.cache, context_len)
         token = self._choose(model.llm_decoder(hidden).float())
         run = ~self._stopped & (self._count < self._limit)
-        place = torch.where(run, self._count, self.max_tokens) + len(self._window)
-        self._history.scatter_(1, place[:, None], token[:, None])
+        column = torch.where(run, self._count, self.max_tokens) + len(self._window)
+        self._history.scatter_(1, column[:, None], token[:, None])
         self._last.copy_(torch.where(run, token, self._last))
         self._fresh &= ~run
         self._position += run
@@ -255,8 +262,8 @@ class Decoder:
     def _choose(self, logits: Tensor) -> Tensor:
         recent = self._history.gather(1, self._count[:, None] + self._window)
         uniform = self._draws[self._rows, self._count]
-        muted = self._banned & (self._count < self._min_tokens)[:, None]
-        forbidden = torch.cat((self._codes, muted), dim=1)
+        control = self._banned & (self._count < self._min_tokens)[:, None]
+        forbidden = torch.cat((self._codes, control), dim=1)
         token = sampling.choose(logits, recent, uniform, forbidden, self.model.sizes.sampling)
         return torch.where(self._count == self._fill_at, self.model.sizes.fill_token, token)
 

@@ -1,8 +1,8 @@
-"""Speaking a text that is still being written: text and speech take turns in one sequence.
+"""Speaking a text that still arrives: text and speech tokens are interleaved in one sequence.
 
-The model is trained on sequences in which five text tokens are followed by fifteen of speech
-(CosyVoice 2, arXiv:2412.10117, section 2.3). A fill token instead of speech asks for more text.
-When the text has ended, its rest and the task embedding follow, and then speech to its end.
+The model was trained on sequences of five text tokens followed by fifteen speech tokens, and so on
+(CosyVoice 2, arXiv:2412.10117, section 2.3). It decodes a fill token to ask for more text. When the
+text has ended, its remaining tokens and the task embedding follow, then speech to its end.
 """
 
 from collections import deque
@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What a stretch of the sequence is made of."""
+    """What a part of the sequence consists of."""
 
     START = "start"
     TEXT = "text"
@@ -21,10 +21,11 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Reading:
-    """What the language model reads next, and how it goes on after it.
+    """What the language model prefills next, and how decoding goes on after it.
 
-    ``parts`` are token ids by kind. ``fill_at`` is the number of the token that will be the fill
-    token, counted from the utterance's start, fill tokens included; -1: none, the end may come.
+    ``parts`` are token ids by kind. ``fill_at`` is the position at which the decoder emits the fill
+    token, counted in decoded tokens from the utterance's start, fill tokens included; -1: at none,
+    and the end token is allowed.
     """
 
     parts: tuple[tuple[Kind, tuple[int, ...]], ...]
@@ -37,20 +38,21 @@ class Reading:
 
 
 class Interleave:
-    """The order in which an utterance's text and speech are read.
+    """The order in which an utterance's text and speech are prefilled.
 
-    A prompt's speech is interleaved with its text and, where that is short, with the first of
-    what is spoken: nothing is decoded before all of it has been read. Where the text ends before,
-    the rest of the prompt follows the task embedding, as where text is not streamed. (Upstream
-    drops that rest, and reads a speech token twice where the text ends after a fill token.)
+    The prompt's speech is interleaved with the prompt's text and, if that is shorter, with the
+    start of the utterance's text; decoding begins once all of it has been prefilled. If the text
+    ends before the prompt's speech does, the remaining speech follows the task embedding, as for
+    text that is not streamed. (Upstream drops it, and reads one speech token twice if the text ends
+    after a fill token.)
 
     ``pushed`` counts text tokens, ``closed`` says that no more will come, and ``final`` that all
-    have been read.
+    have been prefilled.
 
     Args:
         text: The prompt's text tokens.
         speech: The prompt's speech tokens.
-        mix: Text tokens, and speech tokens that follow them.
+        mix: How many text tokens, and how many speech tokens follow them.
     """
 
     def __init__(self, text: list[int], speech: list[int], mix: tuple[int, int]) -> None:
@@ -65,20 +67,21 @@ class Interleave:
         self._fill_at = (len(speech) // mix[1] + 1) * mix[1] - len(speech)
 
     def push(self, tokens: list[int]) -> None:
-        """More of the text to be spoken."""
+        """Add text tokens to be spoken."""
         self._text.extend(tokens)
         self.pushed += len(tokens)
 
     def close(self) -> None:
-        """The text has ended."""
+        """Mark the text as complete."""
         self.closed = True
 
     def next(self, decoded: int) -> Reading | None:
-        """What to read now. ``None``: more text has to come first.
+        """What to prefill now, or ``None`` if more text has to arrive first.
+
+        Call it before decoding starts, and each time a fill token was decoded.
 
         Args:
-            decoded: Tokens decoded so far, the fill tokens included. To be called before the
-                first, and whenever a fill token was the last.
+            decoded: Tokens decoded so far, fill tokens included.
         """
         if self.final:
             return None
@@ -99,9 +102,9 @@ class Interleave:
         return None
 
     def _take_text(self) -> bool:
-        """Take the text to decode speech for. Returns whether there is any."""
+        """Queue the text for the next speech tokens; return whether there is any."""
         if not self._begun and len(self._parts) > 1:
-            return True  # a prompt has been read, and its text is ahead of its speech
+            return True  # the prompt's text is already ahead of its speech
         if len(self._text) < self._mix[0]:
             return False
         self._take(Kind.TEXT, self._text, self._mix[0])

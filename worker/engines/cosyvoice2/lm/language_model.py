@@ -1,7 +1,7 @@
-"""The language model: text tokens to speech tokens, for all sessions at once.
+"""The language model: text tokens to speech tokens.
 
-The sequence of one utterance is: start, prompt text and text, task, prompt speech, speech. Where
-text is streamed, text and speech are interleaved instead (``interleave``).
+The sequence of an utterance is: start embedding, prompt text, text, task embedding, prompt speech,
+speech. If text is streamed, text and speech are interleaved instead (``interleave``).
 """
 
 import torch
@@ -15,7 +15,7 @@ _START, _TASK = 0, 1
 
 
 class _Holder(nn.Module):
-    """A level of the checkpoint's names."""
+    """Adds the level ``model.`` to the names of weights, as the checkpoint has it."""
 
     model: nn.Module
 
@@ -25,7 +25,7 @@ class _Holder(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Upstream's ``Qwen2LM``. The names of its weights are those of ``llm.pt``."""
+    """Upstream's ``Qwen2LM``, with the weight names of ``llm.pt``."""
 
     def __init__(self, sizes: LanguageModelSizes) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class LanguageModel(nn.Module):
         return body
 
     def optimise(self) -> None:
-        """Fuse weights. To be called once they are loaded."""
+        """Fuse weights; call once, after loading."""
         self.body.optimise()
 
     def start(self) -> Tensor:
@@ -64,5 +64,5 @@ class LanguageModel(nn.Module):
         return self.speech_embedding(tokens)
 
     def prompt_embeddings(self, text: Tensor, prompt_speech: Tensor) -> Tensor:
-        """What an utterance begins with, ``[n, width]``; ``text`` includes the prompt's text."""
+        """The embeddings ``[n, width]`` to prefill; ``text`` begins with the prompt's text."""
         return torch.cat((self.start(), self.text(text), self.task(), self.speech(prompt_speech)))

@@ -1,8 +1,8 @@
-"""The Qwen2 body (arXiv:2407.10671) over a cache of slots, one slot a session.
+"""The Qwen2 transformer (arXiv:2407.10671) over a KV cache of slots, one slot for each sequence.
 
-Two passes share the weights: ``prefill`` reads many embeddings into one slot, ``decode`` takes one
-step in all slots at once. Shapes of a pass depend on its bucket alone, so that it can be captured
-in a CUDA graph; what a row computes does not depend on the other rows.
+``prefill`` processes many embeddings in one slot, ``decode`` takes one step in all slots at once.
+The shapes of a pass depend on its bucket alone, so that it can be captured in a CUDA graph; a row's
+result does not depend on the other rows.
 """
 
 import torch
@@ -13,9 +13,9 @@ from voicefleet.worker.engines.cosyvoice2.hyperparameters import LanguageModelSi
 
 
 class KVCache:
-    """Keys and values of ``slots`` sessions: ``[layers, slots, kv_heads, length, head_width]``.
+    """Keys and values of ``slots`` sequences: ``[layers, slots, kv_heads, length, head_width]``.
 
-    What lies behind a session's position is garbage until it is overwritten: masks hide it.
+    Entries after a sequence's position are stale until they are overwritten; masks hide them.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class KVCache:
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding (arXiv:2104.09864), halves convention, angles in float32."""
+    """Rotary position embedding (arXiv:2104.09864), pairing channels by halves; angles in fp32."""
 
     cos: Tensor
     sin: Tensor
@@ -51,7 +51,7 @@ class Rotary(nn.Module):
         self._theta = theta
 
     def prepare(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Tabulate ``length`` positions."""
+        """Compute the table for ``length`` positions."""
         frequency = self._theta ** (
             -torch.arange(0, self._width, 2, dtype=torch.float32, device=device) / self._width
         )
@@ -61,7 +61,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angle.sin().to(dtype), persistent=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Turn ``x [B, heads, T, width]`` by the angles ``[B, 1, T, width]`` of its positions."""
+        """Rotate ``x [B, heads, T, width]`` by the angles ``[B, 1, T, width]`` of its positions."""
         left, right = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-right, left), dim=-1) * sin
 
@@ -93,7 +93,7 @@ class Attention(nn.Module):
         self._fused: nn.Linear | None = None
 
     def optimise(self) -> None:
-        """Make the three projections one."""
+        """Fuse the three projections into one."""
         if self._fused is None:
             self._fused = _stacked(self.q_proj, self.k_proj, self.v_proj)
             del self.q_proj, self.k_proj, self.v_proj
@@ -115,8 +115,8 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Attention of ``q [B, heads, T, D]`` to ``[B, kv_heads, L, D]``; mask ``[B, 1, T, L]``.
 
-        The queries that share a key head stand side by side as if they were positions, so that
-        no key is repeated in memory.
+        Query heads that share a key head are laid out as further positions, so that no key is
+        repeated in memory.
         """
         batch, _, steps, width = q.shape
         group = self.heads // self.kv_heads
@@ -139,7 +139,7 @@ class FeedForward(nn.Module):
         self._fused: nn.Linear | None = None
 
     def optimise(self) -> None:
-        """Make gate and up projection one."""
+        """Fuse gate and up projection into one."""
         if self._fused is None:
             self._fused = _stacked(self.gate_proj, self.up_proj)
             del self.gate_proj, self.up_proj
@@ -154,7 +154,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """A transformer layer with norms before its parts."""
+    """A pre-norm transformer layer."""
 
     def __init__(self, sizes: LanguageModelSizes) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Layer(nn.Module):
 
 
 class Qwen2(nn.Module):
-    """The body: embeddings in, normed hidden states out."""
+    """The transformer without a head: embeddings in, normed hidden states out."""
 
     def __init__(self, sizes: LanguageModelSizes) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Qwen2(nn.Module):
         self.rotary = Rotary(sizes.head_width, sizes.rope_theta)
 
     def optimise(self) -> None:
-        """Fuse what reads the same input."""
+        """Fuse the projections that have the same input."""
         for layer in self._layers():
             layer.self_attn.optimise()
             layer.mlp.optimise()
@@ -183,14 +183,14 @@ class Qwen2(nn.Module):
     def prefill(
         self, x: Tensor, slot: Tensor, start: Tensor, cache: KVCache, context_len: int
     ) -> Tensor:
-        """Read ``x [1, T, width]`` into ``slot`` from position ``start`` on.
+        """Process ``x [1, T, width]`` in ``slot`` from position ``start`` on.
 
         Args:
-            x: Embeddings; what pads them at the end is written too, and never seen.
+            x: Embeddings; padding at the end is written to the cache too, but never attended to.
             slot: ``[1]`` int64.
             start: ``[1]`` int64: how many positions of the slot are filled.
-            cache: Written at ``start .. start + T``; what goes beyond its end is written to its
-                last position.
+            cache: Written at ``start .. start + T``; positions beyond its end are written to its
+                last one.
             context_len: Positions of the cache that attention reads; at least ``start + T``.
 
         Returns:
@@ -214,11 +214,11 @@ class Qwen2(nn.Module):
         return self.norm(x)
 
     def decode(self, x: Tensor, positions: Tensor, cache: KVCache, context_len: int) -> Tensor:
-        """One step in every slot.
+        """Take one step in every slot.
 
         Args:
             x: ``[slots, width]``: each slot's next embedding.
-            positions: ``[slots]`` int64: where it stands. Stepping a slot again at the same
+            positions: ``[slots]`` int64: each slot's position. Repeating a step at the same
                 position with the same embedding changes nothing.
             cache: Written at ``positions``.
             context_len: Positions of the cache that attention reads: more than the largest of
@@ -248,7 +248,7 @@ class Qwen2(nn.Module):
 
 
 def _stacked(*parts: nn.Linear) -> nn.Linear:
-    """One linear layer for several that read the same input."""
+    """One linear layer in place of several with the same input."""
     weight = torch.cat([part.weight for part in parts])
     joined = nn.Linear(
         weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype

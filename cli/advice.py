@@ -1,4 +1,4 @@
-"""What to do about an error of the client, for who sees it on a terminal."""
+"""What the user of a command can do about an error of the client."""
 
 import socket
 import ssl
@@ -11,7 +11,7 @@ from voicefleet.wire.greeting import UnfitServerError
 
 
 def advice(error: BaseException) -> str:
-    """A clause that goes on after the error's words; empty where those say it all."""
+    """A clause to append to the error's message; empty where the message says enough."""
     causes = list(_causes(error))
     for cause in causes:
         match cause:
@@ -35,14 +35,14 @@ def advice(error: BaseException) -> str:
                 "--redis-url or VOICEFLEET_REDIS_URL says where it is"
             )
         case ServerRefused() if "NOPERM" in str(error) or "no permissions" in str(error):
-            return "`voicefleet doctor` says which rights this user lacks"
+            return "`voicefleet doctor` says which permissions this user lacks"
         case _:
             return ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from, hidden causes too."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+    """The error and its chain of causes, or of contexts where no cause was given."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

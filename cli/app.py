@@ -1,4 +1,4 @@
-"""The commands put together, and how they end: one line on stderr and an exit status."""
+"""The commands as one app. A command that fails prints one line on stderr."""
 
 import os
 import sys
@@ -75,7 +75,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except CycloptsError:
         return 2
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Keep Python from flushing into the broken pipe.
+        # The reader closed the pipe, as `| head` does. Python must not flush into it at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -88,15 +88,15 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _message(error: BaseException) -> str:
-    """What is wrong, and what to do about it."""
+    """The line to print: what is wrong, and what to do about it."""
     single = _single(error)
-    said = str(single).strip() or type(single).__name__
-    more = advice(single)
-    return f"{said.rstrip('.')}; {more}" if more else said
+    problem = str(single).strip() or type(single).__name__
+    remedy = advice(single)
+    return f"{problem.rstrip('.')}; {remedy}" if remedy else problem
 
 
 def _single(error: BaseException) -> BaseException:
-    """What task groups wrapped, once for each level of tasks."""
+    """The single error inside nested exception groups; a group of several as it is."""
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
         return _single(group.exceptions[0]) if len(group.exceptions) == 1 else group

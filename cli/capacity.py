@@ -23,10 +23,10 @@ async def capacity(
     set: Annotated[tuple[str, ...], Parameter(negative="")] = (),  # noqa: A002 the option's name
     debug: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Load a model, warm it up, and print what this device carries of it.
+    """Load a model, warm it up, and print how many turns this device speaks at once.
 
-    An engine that offers what its configuration says is measured here, for some seconds: as many
-    turns as it offers start together, and are spoken as fast as it can.
+    An engine that does not measure itself when it is loaded is measured here for some seconds: as
+    many turns as it has slots start together, and are spoken as fast as it can.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ async def capacity(
 
 
 def _measured(turns: int, trial: "Trial", key: str) -> Iterable[tuple[str, str]]:
-    """What a trial of so many turns says."""
+    """The rows of a trial of so many turns: a name and a text each."""
     yield "speed", f"{trial.speed:.1f} s of audio a second, with {turns} turns at once"
     if trial.sustained < turns:
         yield (

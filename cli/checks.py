@@ -1,4 +1,4 @@
-"""What ``doctor`` looks at: each check says what it found and, where that is bad, what to do."""
+"""The checks of ``doctor``: each yields what it found and, where that is bad, what to do."""
 
 import time
 import uuid
@@ -8,7 +8,7 @@ from typing import Final
 import anyio
 
 from voicefleet.cli.finding import Finding, Findings
-from voicefleet.cli.rights import is_refused
+from voicefleet.cli.permission_check import is_refused
 from voicefleet.installation import install, missing
 from voicefleet.producer.client import VoiceFleet
 from voicefleet.producer.errors import ServerRefused, VoiceFleetError, translated
@@ -35,7 +35,7 @@ async def server(fleet: VoiceFleet) -> Findings:
 
 
 async def memory(fleet: VoiceFleet) -> Findings:
-    """Whether the server would throw frames or requests away."""
+    """Whether the server may evict frames or requests."""
     info = await fleet.redis.info("memory")
     policy, limit = str(info.get("maxmemory_policy", "?")), int(info.get("maxmemory", 0))
     if policy == "noeviction":
@@ -47,7 +47,7 @@ async def memory(fleet: VoiceFleet) -> Findings:
             grade, f"maxmemory-policy {policy}, maxmemory {limit}", advice if limit else ""
         )
     if not limit:
-        # The client alone does without these.
+        # Commands of the client start faster without the worker's modules.
         from voicefleet.worker.config.sections import WorkerConfig  # noqa: PLC0415
         from voicefleet.worker.publish.retention import session_mb  # noqa: PLC0415
 
@@ -82,12 +82,12 @@ async def clock(fleet: VoiceFleet) -> Findings:
 
 
 def offset_ms(here_s: float, there_s: float) -> int:
-    """How many milliseconds the first of two clocks is ahead: an integer, which knows no -0."""
+    """How many milliseconds the first of two clocks is ahead. An int has no ``-0``."""
     return round((here_s - there_s) * 1000)
 
 
 async def tracking(fleet: VoiceFleet) -> Findings:
-    """Whether the server pushes changes of a key to who watches it, as a worker's user may."""
+    """Whether the server pushes a key's changes to a connection that tracks it, as workers need."""
     key = fleet.keys.lease(f"doctor-{uuid.uuid4().hex}")
     pushed = anyio.Event()
 
@@ -145,7 +145,7 @@ async def engines() -> Findings:
 
 
 async def voicepacks() -> Findings:
-    """Whether the voices on this machine are whole."""
+    """Whether the voicepacks on this machine are complete."""
     if missing("worker"):
         return
     from voicefleet.worker.voicepacks import voicepack as packs  # noqa: PLC0415
@@ -166,7 +166,7 @@ async def voicepacks() -> Findings:
 
 
 async def workers(fleet: VoiceFleet) -> Findings:
-    """Who is there, and whether anything is left lying."""
+    """Which workers are alive, and whether there are dead letters."""
     alive = await fleet.workers()
     for worker in alive:
         record = worker.record

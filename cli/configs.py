@@ -11,10 +11,10 @@ def locate(config: Path | None, default: str = "") -> Path:
 
     Args:
         config: A path, or the name of a shipped configuration: ``piper`` or ``piper.yaml``.
-        default: The name of the shipped one that is meant where ``config`` is ``None``.
+        default: The shipped one to use where ``config`` is ``None``.
 
     Raises:
-        Failure: There is no such file and no such name, or nothing is named. It says the names.
+        Failure: There is no such file or name, or neither argument names one. It lists the names.
     """
     if config is not None and config.is_file():
         return config
@@ -33,7 +33,7 @@ def locate(config: Path | None, default: str = "") -> Path:
 def shipped() -> dict[str, Path]:
     """The configurations by name: those of ``configs/`` here first, then those installed."""
     found = {path.stem: path for path in installation.shipped("configs").glob("*.yaml")}
-    # A folder called configs may hold anything: only names that are ours are taken from it.
+    # A folder called configs may hold anything: only files with our names are taken from it.
     here = {name: Path("configs", path.name) for name, path in found.items()}
     return {
         name: here[name] if here[name].is_file() else path for name, path in sorted(found.items())
@@ -41,6 +41,6 @@ def shipped() -> dict[str, Path]:
 
 
 def _summary(path: Path) -> str:
-    """What the file's first line says about it."""
+    """The comment on the file's first line."""
     with path.open(encoding="utf-8", errors="replace") as lines:
         return lines.readline().strip().lstrip("# ")

@@ -1,4 +1,4 @@
-"""``pause``, ``resume``, ``stop``: say what a session shall do."""
+"""``pause``, ``resume``, ``stop``: set a session's control value."""
 
 import sys
 from contextlib import suppress
@@ -12,30 +12,30 @@ from voicefleet.schemas.control import StopThrough, encode
 
 async def pause(session: str, *, target: Target = DEFAULT) -> None:
     """Publish no further frame of SESSION until it is resumed."""
-    await _wish(session, Level.PAUSE, target)
+    await _set(session, Level.PAUSE, target)
 
 
 async def resume(session: str, *, target: Target = DEFAULT) -> None:
-    """Let SESSION go on with its next frame; takes back a pause or a stop."""
-    await _wish(session, Level.RESUME, target)
+    """Let SESSION go on with its next frame. Undoes a pause or a stop."""
+    await _set(session, Level.RESUME, target)
 
 
 async def stop(session: str, *, request: str | None = None, target: Target = DEFAULT) -> None:
-    """End what SESSION speaks and what it is given later, until it is resumed.
+    """End the turns of SESSION, those to come too, until it is resumed.
 
     Parameters
     ----------
     request
         End only this turn, and those that were added before it.
     """
-    await _wish(session, Level.STOP if request is None else StopThrough(request), target)
+    await _set(session, Level.STOP if request is None else StopThrough(request), target)
 
 
-async def _wish(session: str, wish: ControlValue, target: Target) -> None:
-    """Set the control key. A session may be told before its first turn: that is said, no error."""
+async def _set(session: str, value: ControlValue, target: Target) -> None:
+    """Set the control value, and say on stderr if no worker knows the session yet."""
     async with target.fleet() as fleet:
         handle = fleet.session(session)
-        match wish:
+        match value:
             case Level.PAUSE:
                 await handle.pause()
             case Level.RESUME:
@@ -45,9 +45,9 @@ async def _wish(session: str, wish: ControlValue, target: Target) -> None:
             case StopThrough(request):
                 await handle.stop(request)
         known = True
-        with suppress(ServerRefused):  # this user may control the session, and not look at it
+        with suppress(ServerRefused):  # the user may control sessions, but not read their records
             known = await handle.state() is not None
-    print(f"{session}: {encode(wish)}")
+    print(f"{session}: {encode(value)}")
     if not known:
         holds = f"this holds for what it is given within {CONTROL_TTL_S // 60} min"
         print(f"{session}: no worker knows this session now; {holds}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``demo``: server, worker, one request, a WAV file, and nothing left behind."""
+"""``demo``: a server, a worker, one request and a WAV file; nothing else is left behind."""
 
 import array
 import sys
@@ -25,7 +25,7 @@ TEXT: Final = (
 )
 SPEAK_TIMEOUT_S: Final = 60.0
 AUDIBLE: Final = 500
-"""A peak, of 32 767, that silence and rounding do not reach."""
+"""A peak (full scale is 32 767) that silence and rounding do not reach."""
 
 
 async def demo(
@@ -93,8 +93,8 @@ async def _speak(fleet: VoiceFleet, text: str, model: str, out: Path) -> None:
             f"the demo failed: no end of the turn within {SPEAK_TIMEOUT_S:.0f} s"
         ) from None
     if turn.end is None or turn.end.reason != "completed" or peak < AUDIBLE:
-        said = "no end" if turn.end is None else turn.end.reason
-        raise Failure(f"the demo failed: {said}, loudest sample {peak} of 32767")
+        reason = "no end" if turn.end is None else turn.end.reason
+        raise Failure(f"the demo failed: {reason}, loudest sample {peak} of 32767")
 
 
 def _peak(pcm: bytes) -> int:

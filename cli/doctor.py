@@ -11,7 +11,7 @@ from rich.text import Text
 from voicefleet.cli import checks
 from voicefleet.cli.advice import advice
 from voicefleet.cli.finding import Finding, Findings
-from voicefleet.cli.rights import rights
+from voicefleet.cli.permission_check import permissions
 from voicefleet.cli.table import print_json
 from voicefleet.cli.target import DEFAULT, Target
 from voicefleet.producer.errors import ServerRefused, VoiceFleetError
@@ -20,7 +20,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _OF_SERVER = (
     checks.server,
     checks.tracking,
-    rights,
+    permissions,
     checks.clock,
     checks.memory,
     checks.persistence,
@@ -34,7 +34,7 @@ async def doctor(
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     target: Target = DEFAULT,
 ) -> int:
-    """Check server, rights, clock, engine, voices and workers; exit status 1 if any fails."""
+    """Check server, permissions, clock, engine, voices and workers; exit status 1 if any fails."""
     found: list[Finding] = []
 
     async def collect(findings: Findings) -> None:
@@ -57,12 +57,12 @@ async def doctor(
 
 
 async def _or_refused(findings: Findings) -> Findings:
-    """A check that is not allowed to look says so, and the next one has its turn."""
+    """Turn the refusal of a check's commands into a warning."""
     try:
         async for finding in findings:
             yield finding
     except ServerRefused as error:
-        yield Finding("warn", f"could not look: {error}", "the user's rights do not reach")
+        yield Finding("warn", f"could not look: {error}", "the user lacks permissions")
 
 
 async def _one(finding: Finding) -> Findings:

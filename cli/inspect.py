@@ -1,4 +1,4 @@
-"""``workers``, ``models``, ``sessions``: what the fleet says about itself."""
+"""``workers``, ``models``, ``sessions``: the records that workers keep in Redis."""
 
 from contextlib import aclosing
 
@@ -16,7 +16,7 @@ async def now_ms(fleet: VoiceFleet) -> int:
 
 
 async def workers(*, as_json: Json = False, target: Target = DEFAULT) -> None:
-    """List the workers that beat."""
+    """List the workers that are alive."""
     async with target.fleet() as fleet:
         found = await fleet.workers()
         now = await now_ms(fleet)
@@ -64,7 +64,7 @@ async def models(*, as_json: Json = False, target: Target = DEFAULT) -> None:
 
 
 async def sessions(*, as_json: Json = False, target: Target = DEFAULT) -> None:
-    """List the sessions that are spoken or were spoken of late."""
+    """List the sessions that speak now or did so recently."""
     async with target.fleet() as fleet:
         async with aclosing(fleet.sessions()) as walk:
             found = sorted([item async for item in walk], key=lambda item: -item[1].updated_ms)

@@ -1,4 +1,4 @@
-"""The live line about a turn: session, turn, frames, latency of the first audio."""
+"""A line about a turn: session, turn, frames, latency of the first audio."""
 
 import sys
 import time
@@ -11,14 +11,15 @@ from voicefleet.schemas import FRAME_MS, Frame
 
 
 class Meter:
-    """Watches one turn on stderr. The latency counts from the making of the meter.
+    """Shows a turn on stderr. The latency is measured from the meter's creation.
 
-    ``live`` shows it while it is spoken, too; not where somebody types into the same terminal.
+    Prints a line at the end. ``live`` also shows it while the turn is spoken, which would disturb
+    a user who types into the same terminal.
     """
 
     def __init__(self, turn: Turn, *, live: bool = True) -> None:
         self._turn = turn
-        self._sent = time.monotonic()
+        self._created = time.monotonic()
         self._status = StatusLine() if live else None
         self.frames = 0
         self.first_audio_ms: float | None = None
@@ -29,18 +30,18 @@ class Meter:
         return self
 
     def count(self, frame: Frame) -> None:
-        """A frame has come."""
+        """Count a frame that arrived."""
         if self.first_audio_ms is None:
-            self.first_audio_ms = (time.monotonic() - self._sent) * 1000
+            self.first_audio_ms = (time.monotonic() - self._created) * 1000
         self.frames += 1
         if self._status is not None:
             self._status.show(self.line())
 
     def line(self) -> str:
-        """What is known now."""
+        """The line as of now."""
         parts = [f"session {self._turn.session}"]
-        if (known := self._turn.end or self._turn.start) is not None:
-            parts.append(f"turn {known.id.turn}")
+        if (entry := self._turn.end or self._turn.start) is not None:
+            parts.append(f"turn {entry.id.turn}")
         parts.append(f"{self.frames} frames ({self.frames * FRAME_MS / 1000:.2f} s)")
         if self.first_audio_ms is not None:
             parts.append(f"first audio {self.first_audio_ms:.0f} ms")

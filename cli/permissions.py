@@ -1,4 +1,4 @@
-"""What the parts of a fleet take on the server, as commands that ask for each right."""
+"""The commands that each role of a fleet needs permission for on the server."""
 
 import string
 import uuid
@@ -144,20 +144,20 @@ CLIENT TRACKING ON
 PING
 TIME
 """
-"""On a queue that is not there, so that its commands are answered NOGROUP, or with nothing. ``DEL``
-of the fleet's list is not tried: it would be carried out."""
+"""On a queue that does not exist: the server answers NOGROUP, or with nothing. ``DEL`` of the
+fleet's list of workers is not tried: it would delete the list."""
 
 _SCRIPTED: Final = (
     *("lease", "audio", "session", "spoken", "refused", "text", "requests"),
     *("wake", "order", "backlog", "books", "ranks", "keeper", "worker"),
 )
-"""Keys that scripts name."""
+"""The keys that scripts get as KEYS."""
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One command that asks for a right, and the key it is on, if on any.
+    """A command to try, and the key it is on, if any.
 
-    ``pattern`` stands for all keys of this kind, as in an ACL rule.
+    ``pattern`` is the ACL pattern of all keys of that kind.
     """
 
     words: tuple[str, ...]
@@ -170,17 +170,18 @@ class Attempt(msgspec.Struct, frozen=True):
         return " ".join(self.words[: 2 if self.words[0] in _CONTAINERS else 1])
 
 
-class Part(msgspec.Struct, frozen=True):
-    """One of the parts a user may have, and what it takes. The first attempt tells who has it.
+class Role(msgspec.Struct, frozen=True):
+    """What a user of the server may be for, and the commands it then needs.
 
-    The commands are the real ones, on keys of their own that are missing or gone afterwards.
+    Only a user of this role has permission for the first one. The commands are real, on keys that
+    nobody else uses and that are missing or deleted afterwards.
     """
 
     name: str
     attempts: tuple[Attempt, ...]
 
 
-def parts(keys: Keys) -> tuple[Part, Part, Part]:
+def roles(keys: Keys) -> tuple[Role, Role, Role]:
     """Clients, workers and observers of the fleet with these keys."""
     name = f"doctor-{uuid.uuid4().hex}"
     mine, all_of_them = _named(keys, name), _named(keys, "*")
@@ -193,14 +194,14 @@ def parts(keys: Keys) -> tuple[Part, Part, Part]:
         for run in (("EVAL", "return 1"), ("EVALSHA", "0" * 40))
     )
     return (
-        Part("clients", speaking + reading),
-        Part("workers", working + scripted),
-        Part("observers", reading),
+        Role("clients", speaking + reading),
+        Role("workers", working + scripted),
+        Role("observers", reading),
     )
 
 
 def _named(keys: Keys, name: str) -> dict[str, str]:
-    """Every kind of key, of one session, request, worker or model of this name."""
+    """One key of each kind, for a session, request, worker or model of this name."""
     single = (keys.lease, keys.spoken, keys.refused, keys.session, keys.audio, keys.control)
     queued = (keys.requests, keys.wake, keys.order, keys.backlog, keys.books)
     queued += (keys.ranks, keys.keeper)

@@ -1,4 +1,4 @@
-"""How far a download is, on stderr."""
+"""The progress of a download, on stderr."""
 
 import sys
 from collections.abc import Generator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shown() -> "Generator[hub_fetch.Progress]":
-    """A bar a file on a terminal; elsewhere one line a file, when it is whole."""
+    """On a terminal a bar for each file; elsewhere a line for each file once it is complete."""
     console = Console(stderr=True, markup=False, highlight=False)
     if not console.is_terminal:
         yield _line

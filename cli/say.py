@@ -23,12 +23,12 @@ from voicefleet.producer.turn import StreamedTurn, Turn
 from voicefleet.producer.wav import WavWriter, header
 
 PAUSE_S: Final = 0.03
-"""When input pauses this long, what has come is spoken without waiting for more."""
+"""When the input pauses this long, the text so far is spoken without waiting for more."""
 
 NOTHING: Final = "there is nothing to say: the text is empty, or white space alone"
 
 KEEP_ALIVE_S: Final = 10.0
-"""A worker ends a turn whose text is silent for 30 s; who types may think longer."""
+"""How often to flush while the user thinks: a worker ends a turn that gets no text for 30 s."""
 
 STANDARD_STREAM: Final = "-"
 
@@ -36,9 +36,9 @@ Sink = Callable[[bytes], Awaitable[None]]
 
 
 def _no_option(_: object, value: object) -> None:
-    """Refuse what can only be an option that does not exist.
+    """Refuse a value that looks like an option.
 
-    Where "-" is a value, cyclopts takes all that begins with it for one.
+    Where "-" may be a value, cyclopts takes every word that begins with it as one.
     """
     if re.fullmatch(r"--?[A-Za-z]\S*", str(value)):
         raise ValueError("It reads like an option, and is none that fits here.")
@@ -74,7 +74,7 @@ async def say(
     sample_rate
         8000, 16000, 24000 or 48000.
     lead_ms
-        How far ahead of real time audio may come; 0 for as fast as it is made.
+        How far ahead of real time audio may come; 0 for as fast as it is synthesised.
     out
         A WAV file; "-" writes WAV to standard output.
     """
@@ -169,6 +169,6 @@ async def _sink(out: Path | None, sample_rate: int) -> AsyncGenerator[Sink]:
 
         async def to_file(pcm: bytes) -> None:
             wav.write(pcm)
-            file.flush()  # it can be heard, and is whole, while more comes
+            file.flush()  # a valid WAV file at any time, to be played while it grows
 
         yield to_file

@@ -1,6 +1,6 @@
-"""How signals end a command: in good order, once it has begun, and at once before and after.
+"""How signals end a command: with a clean-up while it runs, at once before and after.
 
-SIGINT is obeyed even where it is ignored, as it is for what a shell script starts with ``&``.
+SIGINT is handled even where the process inherits it as ignored, as from a shell script's ``&``.
 """
 
 import os
@@ -14,7 +14,7 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal ended the command. ``status`` is the exit status that says so."""
+    """A signal ended the command. ``status`` is the exit status that shells use for it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -22,12 +22,12 @@ class Interrupted(BaseException):
 
 
 def end_at_once() -> None:
-    """Nothing needs to be cleaned up: from now on a signal ends the process without a word."""
+    """From now on a signal ends the process at once and silently: there is nothing to clean up."""
     _handle(_exit)
 
 
 def end_in_order() -> None:
-    """From now on a signal raises ``Interrupted`` where the program is; a second ends at once."""
+    """From now on a signal raises ``Interrupted``; a second one ends the process at once."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         end_at_once()
@@ -37,17 +37,17 @@ def end_in_order() -> None:
 
 
 async def cancelled_by_signals(command: Callable[[], Awaitable[Any]]) -> Any:
-    """Run a command in the event loop; a signal cancels it, a second one ends the process.
+    """Await a command; a signal cancels it, a second one ends the process at once.
 
     Raises:
         Interrupted: The command was cancelled, and has cleaned up.
     """
-    import asyncio  # noqa: PLC0415 this module is there before anything that takes time
+    import asyncio  # noqa: PLC0415 this module must import fast
 
     import anyio  # noqa: PLC0415
 
     received = 0
-    # A scope, and not the cancelling of the task: it insists, and does not break into shields.
+    # A cancel scope: unlike task.cancel() it keeps cancelling, and respects shields.
     with anyio.CancelScope() as scope:
         loop = asyncio.get_running_loop()
 
@@ -67,9 +67,9 @@ async def cancelled_by_signals(command: Callable[[], Awaitable[Any]]) -> Any:
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
     if threading.current_thread() is not threading.main_thread():
-        return  # which alone may say what signals do
+        return  # only the main thread may set handlers
     for signum in _ENDING:
-        # Who starts us with nohup wants us to outlive the terminal.
+        # nohup ignores SIGHUP, so that the process outlives its terminal.
         if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, handler)
 

@@ -1,4 +1,4 @@
-"""One line on the terminal that is written over, and gone when it is over."""
+"""A line on the terminal that is updated in place, and erased at the end."""
 
 import os
 import sys
@@ -11,9 +11,9 @@ _ERASE: Final = "\r\x1b[2K"
 
 
 class StatusLine:
-    """On stderr, and only where that is a terminal. It never takes more than one row.
+    """On stderr, where that is a terminal; else nothing is shown. It is cut to one row.
 
-    Whoever writes a line of output meanwhile calls ``clear`` first.
+    Call ``clear`` before other output is printed.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class StatusLine:
         self._shown_at: float | None = None
 
     def show(self, text: str) -> None:
-        """Show ``text`` instead of what is shown; what comes too fast to be read is left out."""
+        """Replace the line. Updates that follow another within 0.1 s are dropped."""
         now = time.monotonic()
         if not self._on or (self._shown_at is not None and now - self._shown_at < _GAP_S):
             return
@@ -30,7 +30,7 @@ class StatusLine:
         self._shown_at = now
 
     def clear(self) -> None:
-        """Show nothing."""
+        """Erase the line."""
         if self._shown_at is not None:
             self._write(_ERASE)
             self._shown_at = None

@@ -1,4 +1,4 @@
-"""Standard input and output as the event loop can wait for them: pipes, terminals, files."""
+"""Standard input and output without blocking the event loop: pipes, terminals, files."""
 
 import codecs
 import os
@@ -14,12 +14,12 @@ PIPE_BUF = 4096
 async def _ready(fd: int, *, to_write: bool = False) -> None:
     try:
         await (anyio.wait_writable(fd) if to_write else anyio.wait_readable(fd))
-    except PermissionError:  # a regular file: always ready, and unknown to epoll
+    except PermissionError:  # a regular file: always ready, and refused by epoll
         await anyio.lowlevel.checkpoint()
 
 
 async def write(fd: int, data: bytes) -> None:
-    """Write all of ``data``. Raises ``BrokenPipeError`` when nobody reads any more."""
+    """Write all of ``data``. Raises ``BrokenPipeError`` when the reader has closed the pipe."""
     rest = memoryview(data)
     while rest:
         await _ready(fd, to_write=True)
@@ -27,7 +27,7 @@ async def write(fd: int, data: bytes) -> None:
 
 
 async def lines(fd: int, *, pause_s: float) -> AsyncGenerator[str | None]:
-    """The text that comes in, cut after line ends; ``None`` after each ``pause_s`` of silence."""
+    """Yield the input in whole lines, and ``None`` after each ``pause_s`` without input."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     rest = ""
     while True:

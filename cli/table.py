@@ -17,7 +17,7 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout; on a terminal that is too narrow for it, a block of lines for each row.
+    """Print a table, or a block of lines for each row where the terminal is too narrow for it.
 
     Nothing is cut and no line broken, so that what is printed can be copied and searched.
     """
@@ -41,17 +41,17 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
 
 
 def print_json(value: object) -> None:
-    """``value`` as indented JSON on stdout."""
+    """Print a value as indented JSON."""
     print(msgspec.json.format(msgspec.json.encode(value)).decode())
 
 
 def milliseconds(value: float | None) -> str | None:
-    """A latency."""
+    """A latency as text."""
     return None if value is None else f"{value:.0f} ms"
 
 
 def age(then_ms: int, now_ms: int) -> str | None:
-    """How long ago something was, roughly."""
+    """Roughly how long ago something was; ``None`` where ``then_ms`` is 0."""
     if not then_ms:
         return None
     seconds = max(now_ms - then_ms, 0) / 1000

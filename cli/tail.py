@@ -1,4 +1,4 @@
-"""``tail``: what a session's audio stream says, as it says it."""
+"""``tail``: follow a session's audio stream."""
 
 from voicefleet.cli.status_line import StatusLine
 from voicefleet.cli.target import DEFAULT, Target
@@ -6,7 +6,7 @@ from voicefleet.schemas import FRAME_MS, AudioEntry, End, Frame, Start
 
 
 def line(entry: AudioEntry) -> str | None:
-    """One line about an entry; frames without a text mark have none."""
+    """One line about an entry; ``None`` for a frame without a text mark."""
     at = f"{entry.id!s:>9}  "
     match entry:
         case Start():
@@ -41,9 +41,9 @@ async def tail(
     turns
         End after the end of so many turns.
     """
-    place = None if all else after or "$"
+    start = None if all else after or "$"
     frames = ended = 0
-    async with target.fleet() as fleet, fleet.session(session).listen(after=place) as listener:
+    async with target.fleet() as fleet, fleet.session(session).listen(after=start) as listener:
         with StatusLine() as status:
             status.show(f"{session}: waiting")
             async for entry in listener:

@@ -28,31 +28,31 @@ class Target:
 
     def config(self, environ: Mapping[str, str] = os.environ) -> RedisConfig:
         """The ``redis`` section: options, then environment, then defaults."""
-        said = {
+        settings = {
             field.name: environ[variable]
             for field in msgspec.structs.fields(RedisConfig)
             if (variable := f"VOICEFLEET_REDIS_{field.name.upper()}") in environ
         }
         options = {"url": self.redis_url, "prefix": self.prefix}
-        said |= {name: value for name, value in options.items() if value is not None}
+        settings |= {name: value for name, value in options.items() if value is not None}
         try:
-            return msgspec.convert(said, RedisConfig, strict=False)
+            return msgspec.convert(settings, RedisConfig, strict=False)
         except msgspec.ValidationError as error:
-            raise Failure(_explained(error, said)) from None
+            raise Failure(_explained(error, settings)) from None
 
     def fleet(self) -> VoiceFleet:
-        """A client, to be entered."""
+        """A client; enter it with ``async with``."""
         return VoiceFleet(self.config())
 
 
-def _explained(error: msgspec.ValidationError, said: Mapping[str, object]) -> str:
-    """What is wrong with one setting, by the names under which it can be given."""
+def _explained(error: msgspec.ValidationError, settings: Mapping[str, object]) -> str:
+    """The message about a bad setting, with the variable and the option that set it."""
     what, _, name = str(error).partition(" - at `$.")
     name = name.rstrip("`")
     variable = f"VOICEFLEET_REDIS_{name.upper()}"
     if name == "prefix":
         return (
-            f"the prefix {said[name]!r} cannot be one: give --prefix or {variable} "
+            f"the prefix {settings[name]!r} cannot be one: give --prefix or {variable} "
             "1 to 64 of A-Z a-z 0-9 _ . : -"
         )
     return f"{variable}: {what}"

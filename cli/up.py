@@ -14,10 +14,8 @@ from voicefleet.producer.client import VoiceFleet
 
 
 def default_model(config: Path) -> str:
-    """The model that a worker of this configuration speaks by default."""
-    from voicefleet.worker.config.loading import (  # noqa: PLC0415 the client does without the worker's side
-        load,
-    )
+    """The default model of a worker with this configuration."""
+    from voicefleet.worker.config.loading import load  # noqa: PLC0415
 
     read = load(config, environ={})
     models = [read.model_manager.default_model_id, *read.worker.models]
@@ -28,7 +26,7 @@ def default_model(config: Path) -> str:
 
 
 def redis_cli(port: int, model: str) -> str:
-    """A session with redis-cli alone."""
+    """Commands that speak a text with redis-cli alone."""
     return f"""\
   redis-cli -p {port} XADD tts:requests:{model} '*' session s1 text 'Hello from the fleet.'
   redis-cli -p {port} XREAD BLOCK 2000 COUNT 1 STREAMS 'tts:audio:{{s1}}' 0-0

@@ -16,7 +16,7 @@ app = App(name="voicepacks", help="The voices on this machine.")
 
 _FOLDER = "Default: the folder that a worker started here would use."
 Directory = Annotated[str, Parameter(name="--dir", help=_FOLDER)]
-Former = Annotated[str, Parameter(show=False, help="What --dir was called here.")]
+FormerName = Annotated[str, Parameter(show=False, help="What --dir was called here.")]
 
 
 @app.command(name="list")
@@ -59,7 +59,7 @@ def list_(*, directory: Directory = "", as_json: Json = False) -> None:
 
 @app.command
 def check(*, directory: Directory = "", as_json: Json = False) -> int:
-    """Say what stands in the way of loading each of them; exit status 1 where anything does."""
+    """Check whether each can be loaded, and print why not; exit status 1 where one cannot."""
     require("worker")
     from voicefleet.worker.voicepacks import voicepack  # noqa: PLC0415
 
@@ -92,17 +92,17 @@ def fetch(
     endpoint: str = "",
     everything: bool = False,
     directory: Directory = "",
-    dest: Former = "",
+    dest: FormerName = "",
 ) -> None:
-    """Bring a model's files here from the hub that its metadata names. Goes on after a break.
+    """Download a model's files from the hub that its metadata names. Resumes broken ones.
 
     Args:
         model: The model's id, such as cosyvoice2-en-base.
-        hub: The hub. Default: ModelScope, where the metadata names it.
+        hub: Default: ModelScope, where the metadata names it.
         endpoint: Another address of it. Default: HF_ENDPOINT, MODELSCOPE_ENDPOINT, its own.
         everything: The repository's other files too, which upstream's own runtime needs.
-        directory: The folder of voicepacks to put the model in. Where it does not know the model,
-            the default folder does. Default: the folder that a worker started here would use.
+        directory: The folder of voicepacks to put the model in; its metadata may be there or in the
+            default folder. Default: the folder that a worker started here would use.
     """
     require("worker")
     from voicefleet.cli.progress import shown  # noqa: PLC0415
@@ -129,7 +129,7 @@ def fetch(
             wanted |= dict.fromkeys(sorted(others), voicepack.HubFile())
         written = fetcher.fetch(wanted, folder)
     for path in written:
-        if path.suffix == ".pt":  # a copy of what was there before
+        if path.suffix == ".pt":  # drop the converted copy of the older file
             path.with_suffix(".safetensors").unlink(missing_ok=True)
     if not (folder / voicepack.METADATA).exists():
         content = (pack.directory / voicepack.METADATA).read_bytes()
@@ -146,7 +146,7 @@ def convert(
     Args:
         model: The model's id.
         dtype: What the copies hold. One in 16 bit serves that type only. The vocoder stays fp32.
-        directory: The folder of voicepacks that the model is looked for in.
+        directory: The folder of voicepacks to look for the model in.
     """
     require("worker")
     from voicefleet.worker.voicepacks import voicepack  # noqa: PLC0415
@@ -168,7 +168,7 @@ def random(
     *,
     seed: int = 0,
     directory: Directory = "",
-    out: Former = "",
+    out: FormerName = "",
 ) -> None:
     """Write a pack of random weights in the published layout: it runs, and says nothing.
 
@@ -194,7 +194,7 @@ def random(
 
 
 def _pack(model: str, *folders: Path) -> "Voicepack":
-    """The model's pack, from the first of the folders that has it."""
+    """The model's pack, from the first folder that has it."""
     from voicefleet.worker.voicepacks import voicepack  # noqa: PLC0415
 
     known: list[str] = []

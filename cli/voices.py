@@ -41,7 +41,7 @@ async def add(
 ) -> None:
     """Add a voice from a recording of 3 to 30 s.
 
-    Workers know it after their next start. Have the consent of whoever is heard.
+    Workers know it after their next start. Have the consent of the person who is heard.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ async def add(
     text
         What is said in the recording, word for word.
     gain
-        Load the model and speak once to measure how loud the voice is. Without, every worker
-        does that when the voice is first asked for.
+        Load the model and speak once to measure how loud the voice is. Without it, every worker
+        does so when the voice is first requested.
     config
         Of a worker, to measure with. Default: the shipped one of the model's family.
     """
@@ -63,7 +63,7 @@ async def add(
     from voicefleet.worker.engines.cosyvoice2.voices.recording import RecordingError  # noqa: PLC0415
     from voicefleet.worker.engines.protocol import EngineError  # noqa: PLC0415
 
-    path = _free(pack, name, force=force)
+    path = _new_file(pack, name, force=force)
     if not text.strip():
         raise Failure("--text: says nothing; give the words that are said in the recording")
     try:
@@ -81,7 +81,7 @@ async def add(
 
 
 async def _gain(pack: "Voicepack", name: str, config: Path | None) -> float:
-    """What brings the voice to the loudness of all others."""
+    """The factor that brings the voice to the loudness that all voices have."""
     from voicefleet.worker.config.loading import load  # noqa: PLC0415
     from voicefleet.worker.config.sections import AudioConfig  # noqa: PLC0415
     from voicefleet.worker.local import standalone  # noqa: PLC0415
@@ -100,16 +100,16 @@ def list_(*, model: Model = DEFAULT_MODEL, directory: Directory = "", as_json: J
     from voicefleet.worker.engines.cosyvoice2.voices.voice import VoiceError  # noqa: PLC0415
 
     rows: list[tuple[object, ...]] = []
-    said: list[dict[str, object]] = []
+    listed: list[dict[str, object]] = []
     problems: list[str] = []
     for path in voice_files.files(pack.directory):
         try:
             voice = voice_files.load(path)
         except VoiceError as error:
             problems.append(str(error))
-            said.append({"voice": path.stem, "error": str(error)})
+            listed.append({"voice": path.stem, "error": str(error)})
             continue
-        said.append(
+        listed.append(
             {
                 **{"voice": voice.name, "seconds": voice.seconds, "rate": voice.source_rate},
                 **{"lm_tokens": len(voice.speech_tokens), "flow_tokens": len(voice.flow_tokens)},
@@ -122,7 +122,7 @@ def list_(*, model: Model = DEFAULT_MODEL, directory: Directory = "", as_json: J
         seconds, rate = f"{voice.seconds:.1f} s", f"{voice.source_rate} Hz"
         rows.append((voice.name, seconds, rate, tokens, gain, voice.created, size))
     if as_json:
-        print_json(said)
+        print_json(listed)
         return 1 if problems else 0
     heads = ("voice", "recording", "rate", "prompt tokens (LM / flow)", "gain", "created", "size")
     print_table(heads, rows)
@@ -133,9 +133,9 @@ def list_(*, model: Model = DEFAULT_MODEL, directory: Directory = "", as_json: J
 
 @app.command
 def remove(name: str, *, model: Model = DEFAULT_MODEL, directory: Directory = "") -> None:
-    """Remove a voice. Workers that have it loaded keep it until they end."""
+    """Remove a voice. Workers that have loaded it keep it until they end."""
     pack = _pack(model, directory)
-    _existing(pack, name).unlink()
+    _file(pack, name).unlink()
     print(f"removed {name} from {model}")
 
 
@@ -151,7 +151,7 @@ def mix(
     force: Force = False,
     directory: Directory = "",
 ) -> None:
-    """Make a voice between two, with the manner of speaking of the heavier one.
+    """Make a voice between two. The one with more weight gives the manner of speaking.
 
     Parameters
     ----------
@@ -164,8 +164,8 @@ def mix(
     from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files  # noqa: PLC0415
     from voicefleet.worker.engines.cosyvoice2.voices import voice as voices  # noqa: PLC0415
 
-    path = _free(pack, name, force=force)
-    a, b = (voice_files.load(_existing(pack, part)) for part in (first, second))
+    path = _new_file(pack, name, force=force)
+    a, b = (voice_files.load(_file(pack, part)) for part in (first, second))
     voice_files.save(voices.mix(a, b, weight, name), path)
     print(f"added {name} to {model}: {1 - weight:.0%} {first}, {weight:.0%} {second}, {path}")
 
@@ -188,8 +188,8 @@ def _known(packs: "dict[str, Voicepack]") -> str:
     return f"models that take voices: {', '.join(models) or 'none'}"
 
 
-def _free(pack: "Voicepack", name: str, *, force: bool) -> Path:
-    """Where the new voice goes."""
+def _new_file(pack: "Voicepack", name: str, *, force: bool) -> Path:
+    """The file to save a new voice in."""
     from voicefleet.worker.engines.cosyvoice2.voices.voice import path_of  # noqa: PLC0415
 
     path = path_of(pack.directory, name)
@@ -198,8 +198,8 @@ def _free(pack: "Voicepack", name: str, *, force: bool) -> Path:
     return path
 
 
-def _existing(pack: "Voicepack", name: str) -> Path:
-    """Where the voice lies."""
+def _file(pack: "Voicepack", name: str) -> Path:
+    """The file of a voice."""
     from voicefleet.worker.engines.cosyvoice2.voices.files import files  # noqa: PLC0415
     from voicefleet.worker.engines.cosyvoice2.voices.voice import path_of  # noqa: PLC0415
 

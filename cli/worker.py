@@ -45,7 +45,7 @@ async def worker(
     out
         With --one-shot: the WAV file to write; - writes none.
     in_process
-        With --one-shot: run the engine in this process and no other, where profilers see it.
+        With --one-shot: run the engine in this process, where profilers see it.
     debug
         Show a traceback of errors.
     """
@@ -55,9 +55,9 @@ async def worker(
     from voicefleet.worker.service import run, worker_name  # noqa: PLC0415
 
     flags = {"redis.url": redis_url, "worker.name": name, "logging.level": log_level}
-    said = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    options = [f"{key}={value}" for key, value in flags.items() if value is not None]
     path = locate(config)
-    settings = load(path, environ=os.environ, overrides=(*set, *said), serving=True)
+    settings = load(path, environ=os.environ, overrides=(*set, *options), serving=True)
     configure(settings.logging, worker=worker_name(settings))
     if one_shot is not None:
         return await _speak_once(settings, one_shot, out, in_process=in_process)

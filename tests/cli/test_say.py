@@ -73,9 +73,9 @@ async def test_standard_output_that_is_a_file_gets_a_whole_header(
 @pytest.mark.parametrize("args", [("say", "--sped", "2"), ("say", "x", "--out", "--speed")])
 async def test_a_mistyped_option_is_no_text(args: tuple[str, ...]) -> None:
     async with running(*args) as process:
-        said = await rest_of(process.stderr)
+        output = await rest_of(process.stderr)
         assert await process.wait() == 2
-    assert "option" in said and args[-1 if "--out" in args else 1] in said
+    assert "option" in output and args[-1 if "--out" in args else 1] in output
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -107,9 +107,9 @@ async def test_text_without_a_word_is_refused(
 ) -> None:
     out = str(tmp_path / "x.wav")
     async with running("say", " \n ", "--out", out, **where) as process:
-        said = await rest_of(process.stderr)
+        output = await rest_of(process.stderr)
         assert await process.wait() == 1
-    assert said.startswith("voicefleet: there is nothing to say") and said.count("\n") == 1
+    assert output.startswith("voicefleet: there is nothing to say") and output.count("\n") == 1
     assert await redis.xlen(worker.keys.requests("tone-test")) == 0
 
     async with running("say", "--out", out, **where) as process:
@@ -117,9 +117,9 @@ async def test_text_without_a_word_is_refused(
         await process.stdin.send(b" \n \n")
         await process.stdin.aclose()
         asked = await worker.take()
-        said = await rest_of(process.stderr)
+        output = await rest_of(process.stderr)
         assert await process.wait() == 1
-    assert said.startswith("voicefleet: there is nothing to say") and said.count("\n") == 1
+    assert output.startswith("voicefleet: there is nothing to say") and output.count("\n") == 1
     assert await redis.get(worker.keys.control(asked.session)) == f"stop:{asked.name}".encode()
 
 
@@ -128,9 +128,9 @@ async def test_a_turn_without_frames_has_its_number(
 ) -> None:
     async with running("say", "...", "--out", str(tmp_path / "x.wav"), **where) as process:
         await worker.speak(await worker.take(), 7, 0)
-        said = await rest_of(process.stderr)
+        output = await rest_of(process.stderr)
         assert await process.wait() == 0
-    assert "turn 7 · 0 frames" in said
+    assert "turn 7 · 0 frames" in output
 
 
 async def test_the_live_line_leaves_nothing_on_a_terminal(

@@ -29,25 +29,25 @@ async def test_ids_are_whole_on_a_terminal(where: dict[str, str], columns: int) 
         terminal = Terminal(columns)
         async with running(command, stdout=terminal.theirs, TERM="xterm", **where) as process:
             assert await process.wait() == 0
-            said = await terminal.rest()
-        words = said.split()
-        assert all(words.count(word) == 1 for word in ids), said
-        assert "…" not in said
+            output = await terminal.rest()
+        words = output.split()
+        assert all(words.count(word) == 1 for word in ids), output
+        assert "…" not in output
 
 
 async def test_what_fits_a_terminal_is_a_table(where: dict[str, str]) -> None:
     terminal = Terminal(400)
     async with running("sessions", stdout=terminal.theirs, TERM="xterm", **where) as process:
         assert await process.wait() == 0
-        said = await terminal.rest()
-    (row,) = (line for line in said.splitlines() if SESSION in line)
+        output = await terminal.rest()
+    (row,) = (line for line in output.splitlines() if SESSION in line)
     assert REQUEST in row and WORKER in row
 
 
 async def test_a_pipe_gets_a_row_a_line(where: dict[str, str]) -> None:
     async with running("sessions", COLUMNS="80", **where) as process:
-        said = await rest_of(process.stdout)
-    (row,) = (line for line in said.splitlines() if SESSION in line)
+        output = await rest_of(process.stdout)
+    (row,) = (line for line in output.splitlines() if SESSION in line)
     assert REQUEST in row and WORKER in row
 
 
@@ -63,7 +63,8 @@ async def test_tail_wipes_its_live_line_before_it_prints(
     args = ("tail", "s1", "--all", "--turns", "1")
     async with running(*args, **both, TERM="xterm", **where) as process:
         assert await process.wait() == 0
-        said = await terminal.rest()
-    rows = [row.rpartition("\x1b[2K")[2] for row in said.split("\r\n")]  # as the terminal shows it
+        output = await terminal.rest()
+    # The rows as the terminal shows them.
+    rows = [row.rpartition("\x1b[2K")[2] for row in output.split("\r\n")]
     assert [row.split()[:2] for row in rows] == [["1-0", "start"], ["1-4", "end"], []]
-    assert said.count("\x1b[2K") >= 2
+    assert output.count("\x1b[2K") >= 2

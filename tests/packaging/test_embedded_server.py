@@ -135,8 +135,8 @@ def test_dies_with_its_parent(tmp_path: Path) -> None:
         env=os.environ | {"TMPDIR": str(tmp_path)},  # the killed one cannot tidy up
     )
     assert parent.stdout is not None
-    with parent, parent.stdout as said:
-        pid = int(said.readline())
+    with parent, parent.stdout as output:
+        pid = int(output.readline())
         assert is_running(pid)
         os.kill(parent.pid, signal.SIGKILL)
     deadline = time.monotonic() + 5

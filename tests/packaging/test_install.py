@@ -43,10 +43,10 @@ import contextlib, io, json, sys
 from voicefleet.cli import main
 
 for words in json.load(sys.stdin):
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
+    output = io.StringIO()
+    with contextlib.redirect_stderr(output):
         status = main(words)
-    print(json.dumps([status, said.getvalue()]))
+    print(json.dumps([status, output.getvalue()]))
 """
 
 OF_CLIENTS = {"say", "workers", "models", "sessions", "dead", "tail", "pause", "resume", "stop"}
@@ -194,8 +194,8 @@ def test_a_command_without_its_extra_says_in_one_line_what_to_install(client: En
     commands = {name for name in client.run("python", "-c", script).split() if name[0] != "-"}
     assert commands == OF_CLIENTS | {words[0] for words in OF_OTHERS}
 
-    said = client.run("python", "run_each.py", text=json.dumps(list(OF_OTHERS)))
-    for (words, extras), line in zip(OF_OTHERS.items(), said.splitlines(), strict=True):
+    output = client.run("python", "run_each.py", text=json.dumps(list(OF_OTHERS)))
+    for (words, extras), line in zip(OF_OTHERS.items(), output.splitlines(), strict=True):
         status, error = json.loads(line)
         assert status == 1, words
         assert error.startswith("voicefleet: this needs the ") and error.count("\n") == 1, error
@@ -211,8 +211,8 @@ def test_a_worker_without_an_engine_says_in_one_line_what_to_install(worker: Env
         ("voicepacks", "random", "cosyvoice2-tiny"): "cosyvoice",
         ("voices", "list"): "cosyvoice",
     }
-    said = worker.run("python", "run_each.py", text=json.dumps(list(needs)))
-    for (words, extras), line in zip(needs.items(), said.splitlines(), strict=True):
+    output = worker.run("python", "run_each.py", text=json.dumps(list(needs)))
+    for (words, extras), line in zip(needs.items(), output.splitlines(), strict=True):
         status, error = json.loads(line)
         assert status == 1 and error.count("\n") == 1, error
         assert f"pip install 'voicefleet[{extras}] @ file:" in error, words
@@ -254,5 +254,5 @@ def test_a_client_and_a_worker_speak(client: Environment, worker: Environment) -
         assert list(listed) == [MODEL]
         assert "worker w1 ready" in client.run("voicefleet", "doctor", *at)
         process.terminate()
-        said, _ = process.communicate(timeout=30)
-        assert process.returncode == 0, said
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == 0, output

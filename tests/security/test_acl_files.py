@@ -7,7 +7,7 @@ import pytest
 
 from tests.harness.acl import FOLDER, set_password
 from tests.harness.fleet import ROOT
-from voicefleet.cli import permissions
+from voicefleet.cli.permissions import roles
 from voicefleet.schemas import Keys
 
 
@@ -76,7 +76,7 @@ def test_a_worker_is_granted_nothing_that_the_code_does_not_say() -> None:
 
 def test_a_worker_is_granted_every_command_and_key_of_its_scripts() -> None:
     line, granted = _grants("worker")
-    scripts = "".join(path.read_text() for path in (ROOT / "worker" / "lua").glob("*.lua"))
+    scripts = "".join(path.read_text() for path in (ROOT / "worker").rglob("*.lua"))
     calls = set(re.findall(r"redis\.p?call\('([A-Z]+)'", scripts))
     assert len(calls) > 20
     assert {call.lower() for call in calls} <= {name.partition("|")[0] for name in granted}
@@ -93,7 +93,7 @@ def test_the_doctor_asks_for_each_right_that_a_worker_is_granted() -> None:
         granted |= {(kind, name) for kind in kinds for name in re.findall(r"\+([a-z|]+)", selector)}
     root = re.sub(r"\(.*?\)", "", line)
     granted |= {("", name) for name in re.findall(r"\+([a-z|]+)", root)}
-    _, worker, _ = permissions.parts(Keys("tts"))
+    _, worker, _ = roles(Keys("tts"))
     asked = {
         (attempt.pattern.split(":")[1] if attempt.pattern else "", attempt.name)
         for attempt in worker.attempts

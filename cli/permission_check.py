@@ -1,41 +1,40 @@
-"""What the doctor finds about a user's rights: do they suffice for what the user is meant for?"""
+"""The doctor's check of the user's permissions on the server."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from voicefleet.cli import permissions
 from voicefleet.cli.finding import Finding, Findings
-from voicefleet.cli.permissions import Attempt
+from voicefleet.cli.permissions import Attempt, roles
 from voicefleet.producer.client import VoiceFleet
 from voicefleet.producer.errors import ServerRefused, VoiceFleetError, translated
 from voicefleet.wire.link import Argument, Link, ReplyError
 
 
-async def rights(fleet: VoiceFleet) -> Findings:
-    """Whether this user may do all that clients do, that workers do, or that reading takes.
+async def permissions(fleet: VoiceFleet) -> Findings:
+    """Whether this user has permission for all that its role needs.
 
-    A user that may add requests is meant for clients, one that may write leases for workers; one
-    user may be both. One that may do neither is an observer.
+    A user that may add requests is for clients, one that may write leases for workers, and one that
+    may do both for both. A user that may do neither is an observer.
     """
-    clients, workers, observers = permissions.parts(fleet.keys)
+    clients, workers, observers = roles(fleet.keys)
     async with _links(fleet) as link_to:
 
         async def may(attempt: Attempt) -> bool:
             link = await link_to(attempt.key or fleet.keys.workers)
             return not await is_refused(link, attempt.words)
 
-        meant = [part for part in (clients, workers) if await may(part.attempts[0])]
-        meant = meant or [observers]
-        refused = [one for part in meant for one in part.attempts if not await may(one)]
+        own = [role for role in (clients, workers) if await may(role.attempts[0])]
+        own = own or [observers]
+        refused = [one for role in own for one in role.attempts if not await may(one)]
     user = await _user(fleet)
     if refused:
         names = ", ".join(dict.fromkeys(attempt.name for attempt in refused))
         advice = f"ACL SETUSER {user} {_grants(refused)}"
         yield Finding("fail", f"user {user} may not: {names}", advice)
     else:
-        names = " and ".join(part.name for part in meant)
+        names = " and ".join(role.name for role in own)
         yield Finding("ok", f"user {user} may do all that {names} do")
-    if clients in meant:
+    if clients in own:
         try:
             await fleet.redis.call("CLIENT UNBLOCK", 0)
         except ServerRefused:
@@ -44,7 +43,7 @@ async def rights(fleet: VoiceFleet) -> Findings:
 
 
 def _grants(refused: Sequence[Attempt]) -> str:
-    """The rules that would give what is missing, and no more."""
+    """The ACL rules that permit the refused commands, and nothing else."""
     by_pattern: dict[str, dict[str, None]] = {}
     for attempt in refused:
         grant = f"+{attempt.name.lower().replace(' ', '|')}"
@@ -57,7 +56,7 @@ def _grants(refused: Sequence[Attempt]) -> str:
 
 @asynccontextmanager
 async def _links(fleet: VoiceFleet) -> AsyncGenerator[Callable[[str], Awaitable[Link]]]:
-    """Raw connections to the servers that own keys: redis-py would read odd replies for us."""
+    """Raw connections to the servers that own keys: redis-py converts replies of known commands."""
     topology = fleet.redis.topology
     links: dict[tuple[str, int], Link] = {}
 
@@ -76,7 +75,7 @@ async def _links(fleet: VoiceFleet) -> AsyncGenerator[Callable[[str], Awaitable[
 
 
 async def is_refused(link: Link, command: Sequence[Argument]) -> bool:
-    """Whether the user has no right to a command; any other error is none of rights."""
+    """Whether the server refuses a command for want of permission. Other errors do not count."""
     (reply,) = await link.batch([command])
     return isinstance(reply, ReplyError) and str(reply).startswith("NOPERM")
 

@@ -220,7 +220,7 @@ class TurnRunner:
             *(limits, config.text_timeout_s, config.max_stream_chars, config.text_settle_ms / 1000)
         )
         async with self._text(feed):
-            await prepared.speak(self.turn, feed)
+            await self.turn.run(prepared, feed)
         return feed.failure
 
     @asynccontextmanager

@@ -292,7 +292,7 @@ class VoiceAdapter:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read)
             try:
-                await prepared.speak(turn, feed)
+                await turn.run(prepared, feed)
             except Exception as error:
                 errors.append(error)
             tasks.cancel_scope.cancel()

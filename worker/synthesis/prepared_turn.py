@@ -1,6 +1,6 @@
-"""A request made ready for one model: how it is spoken, and the chain its audio goes through.
+"""Prepare a request for one loaded model: which voice, which audio chain, where to begin.
 
-The fleet and the in-process adapter come together here: what follows is the same for both.
+Fleet and in-process adapter share all code from here on.
 """
 
 from collections.abc import Sequence
@@ -13,26 +13,22 @@ from voicefleet.schemas.fields import FieldError, Fields, excerpt
 from voicefleet.schemas.request import InvalidRequest, Request
 from voicefleet.worker.audio.chain import AudioChain
 from voicefleet.worker.audio.resume import ResumePoint, resume_point
-from voicefleet.worker.engines.protocol import CannotSpeakError, EngineInfo, TurnSpec
+from voicefleet.worker.engines.protocol import CannotSpeakError, Engine, EngineInfo, TurnSpec
 from voicefleet.worker.models.loaded_model import LoadedModel
-from voicefleet.worker.synthesis.turn import Turn
-from voicefleet.worker.text.feed import TextFeed
 
 
 class PreparedTurn(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn, ready to be spoken once. Made by ``prepare``."""
+    """What ``Turn.run`` needs beside the text. Made by ``prepare``, used once.
 
-    loaded_model: LoadedModel
+    ``first_segment`` is the index of the first segment to speak, the one at which ``chain`` starts.
+    ``points`` are the resume points that an earlier owner of the turn noted.
+    """
+
+    engine: Engine
     spec: TurnSpec
     chain: AudioChain
     first_segment: int
-    points: Sequence[ResumePoint]
-
-    async def speak(self, turn: Turn, feed: TextFeed) -> bool:
-        """Speak what the feed brings; returns and raises as ``Turn.run``."""
-        segments = feed.segments(self.first_segment)
-        engine, chain = self.loaded_model.engine, self.chain
-        return await turn.run(engine, self.spec, segments, chain, feed.text_of, self.points)
+    points: Sequence[ResumePoint] = ()
 
 
 async def prepare(
@@ -43,14 +39,14 @@ async def prepare(
     points: Sequence[ResumePoint] = (),
     first_frame: int = 1,
 ) -> PreparedTurn:
-    """Make a request ready to be spoken, from frame ``first_frame`` on.
+    """Prepare a request to be spoken from frame ``first_frame`` on.
 
     Args:
-        request: How to speak; its text comes with the feed.
-        loaded_model: Held until the turn has been spoken.
-        ceiling_dbtp: No true peak above this, in dBTP.
-        points: Where the turn can be taken up, as far as an earlier owner noted.
-        first_frame: Frames before it are left out.
+        request: How to speak. Its text is not read: the turn's feed brings it.
+        loaded_model: The caller holds it until the turn has been spoken.
+        ceiling_dbtp: The limiter's true-peak ceiling in dBTP.
+        points: Resume points that an earlier owner of the turn noted.
+        first_frame: The first frame to make, counted from 1.
 
     Raises:
         CannotSpeakError: The request names a voice or mode that the model does not have.
@@ -70,9 +66,9 @@ async def prepare(
         first_frame=first_frame,
     )
     return PreparedTurn(
-        loaded_model=loaded_model,
+        engine=loaded_model.engine,
         spec=spec,
-        # Far into a long turn it takes up to 0.1 s to bring the filters to where they were.
+        # Restoring the filters takes up to 0.1 s far into a long turn: not on the event loop.
         chain=make() if start is None else await to_thread.run_sync(make),
         first_segment=0 if start is None else start.segment,
         points=points,
@@ -105,7 +101,7 @@ def turn_spec(request: Request, info: EngineInfo) -> TurnSpec:
 
 
 def read_request(entry: str, fields: Fields, info: EngineInfo | None) -> Request:
-    """Read a request; see whether its model can speak it, where that is known.
+    """Decode a request, and check it against its model where ``info`` is known.
 
     Raises:
         InvalidRequest: It is not what the protocol allows, or not what the model offers.

@@ -1,4 +1,4 @@
-"""A limit on how long an engine may make no audio, though it has text to speak."""
+"""A limit on how long an engine may make no audio while it has text to speak."""
 
 import asyncio
 import math
@@ -12,11 +12,11 @@ from voicefleet.worker.engines.protocol import EngineError, Segment
 
 
 class EngineStalledError(EngineError):
-    """The engine had text to speak, and made no audio for as long as it may."""
+    """The engine had text to speak and made no audio within the limit."""
 
 
-class Stall:
-    """Knows since when one turn's engine is at work: asked for audio, and not waiting for text."""
+class Watchdog:
+    """Measures how long one turn's engine has been busy: asked for audio and not reading text."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
@@ -24,17 +24,17 @@ class Stall:
         self._busy_since: float | None = None
 
     def begin(self) -> float:
-        """The engine is asked for audio; returns the time on the monotonic clock."""
+        """Note that the engine is asked for audio; returns the monotonic time."""
         self._asked = True
         return self._note()
 
     def end(self) -> float:
-        """It gave some; returns the time on the monotonic clock."""
+        """Note that the engine gave audio; returns the monotonic time."""
         self._asked = False
         return self._note()
 
     async def reading(self, segments: AsyncIterator[Segment]) -> AsyncGenerator[Segment]:
-        """The segments, which may be read ahead of the audio, and in another task."""
+        """Pass segments on to the engine, which may read ahead, and in another task."""
         while True:
             self._reading = True
             self._note()
@@ -54,33 +54,33 @@ class Stall:
         return now
 
     @contextmanager
-    def watched(self) -> Generator[None]:
-        """Hold the block to the limit.
+    def watching(self) -> Generator[None]:
+        """Cancel the block when the engine has been busy for the limit.
 
         Raises:
-            EngineStalledError: The engine has been at work for longer.
+            EngineStalledError: That happened.
         """
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
-        is_over = False
+        has_stalled = False
 
-        def look() -> None:
-            nonlocal timer, is_over
+        def check() -> None:
+            nonlocal timer, has_stalled
             now = time.monotonic()
             since = now if self._busy_since is None else self._busy_since
-            is_over = now - since >= self._limit_s
-            if is_over:
+            has_stalled = now - since >= self._limit_s
+            if has_stalled:
                 scope.cancel()
             else:
-                timer = loop.call_later(since + self._limit_s - now, look)
+                timer = loop.call_later(since + self._limit_s - now, check)
 
         with anyio.CancelScope() as scope:
             if math.isfinite(self._limit_s):
-                look()
+                check()
             try:
                 yield
             finally:
                 if timer is not None:
                     timer.cancel()
-        if is_over:
+        if has_stalled:
             raise EngineStalledError(f"no audio for {self._limit_s:g} s")

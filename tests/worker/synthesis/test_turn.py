@@ -15,8 +15,10 @@ from voicefleet.worker.engines.protocol import (
     EngineInfo,
     Mark,
     Segment,
+    SegmentLimits,
     TurnSpec,
 )
+from voicefleet.worker.synthesis.prepared_turn import PreparedTurn
 from voicefleet.worker.synthesis.turn import (
     TRANSITIONS,
     InvalidTransitionError,
@@ -25,6 +27,7 @@ from voicefleet.worker.synthesis.turn import (
     TurnFrame,
     TurnState,
 )
+from voicefleet.worker.text.feed import TextFeed
 
 pytestmark = pytest.mark.anyio
 
@@ -90,22 +93,24 @@ class Hummer:
             self.ended = True
 
 
-async def words(*indices: int) -> AsyncIterator[Segment]:
-    for index in indices:
-        yield Segment(index, f"word {index}", 10 * index, 10 * index + 6)
+class Words(TextFeed):
+    """Gives out the segments ``word 0``, ``word 1``, ..."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(SegmentLimits(), 1.0, 100)
+        self._count = count
+
+    async def segments(self, first: int = 0) -> AsyncGenerator[Segment]:
+        for index in range(first, self._count):
+            yield Segment(index, f"word {index}", 10 * index, 10 * index + 6)
+
+    def text_of(self, segment: Segment) -> str:
+        return segment.text
 
 
-async def speak(turn: Turn, engine: Hummer, *indices: int, **options: object) -> bool:
-    chain = AudioChain(RATE, RATE)
-    segments = words(*(indices or (0, 1)))
-    return await turn.run(
-        engine,
-        SPEC,
-        segments,
-        chain,
-        lambda segment: segment.text,
-        **options,  # pyright: ignore[reportArgumentType]
-    )
+async def speak(turn: Turn, engine: Hummer, words: int = 2) -> bool:
+    prepared = PreparedTurn(engine=engine, spec=SPEC, chain=AudioChain(RATE, RATE), first_segment=0)
+    return await turn.run(prepared, Words(words))
 
 
 def brought_to(state: TurnState) -> tuple[Turn, Sink]:
@@ -143,7 +148,7 @@ class TestStates:
             (STOPPED, "finished", STOPPED, []),
         ],
     )
-    async def test_every_wish_in_every_state(
+    async def test_each_call_in_each_state(
         self, state: TurnState, call: str, then: TurnState, told: list[str]
     ) -> None:
         turn, sink = brought_to(state)
@@ -218,7 +223,7 @@ class TestStop:
         assert engine.ended
         assert not sink.frames
 
-    async def test_before_the_start_leaves_nothing_to_speak(self) -> None:
+    async def test_before_the_start_speaks_nothing(self) -> None:
         turn, sink = brought_to(STOPPED)
         assert await speak(turn, Hummer(chunks=100)) is False
         assert not sink.frames
@@ -232,7 +237,7 @@ class TestStop:
 
         sink.put = put
         engine = Hummer(chunks=100)
-        assert await speak(turn, engine, 0, 1, 2) is False
+        assert await speak(turn, engine, 3) is False
         assert engine.ended
         assert len(sink.frames) <= 5
 
@@ -248,7 +253,7 @@ async def test_an_error_of_the_engine_comes_as_itself() -> None:
     assert sink.frames
 
 
-async def test_cancellation_from_outside_is_not_taken_for_a_stop() -> None:
+async def test_cancellation_from_outside_is_no_stop() -> None:
     turn, _ = brought_to(IDLE)
     engine = Hummer(gate=anyio.Event())
     with anyio.move_on_after(0.01) as scope:
@@ -262,7 +267,7 @@ async def test_cancellation_from_outside_is_not_taken_for_a_stop() -> None:
 class TestFrames:
     async def test_are_numbered_and_complete(self) -> None:
         turn, sink = brought_to(IDLE)
-        assert await speak(turn, Hummer(chunks=3), 0, 1)
+        assert await speak(turn, Hummer(chunks=3))
         assert [frame.n for frame in sink.frames] == list(range(1, 31))
         assert {len(frame.pcm) for frame in sink.frames} == {2 * RATE // 50}
         assert turn.audio_s == pytest.approx(0.6)
@@ -270,26 +275,31 @@ class TestFrames:
 
     async def test_carry_the_text_where_its_speech_begins(self) -> None:
         turn, sink = brought_to(IDLE)
-        await speak(turn, Hummer(), 0, 1, 2)
+        await speak(turn, Hummer(), 3)
         texts = {frame.n: frame.text for frame in sink.frames if frame.text is not None}
         assert texts == {1: "word 0", 6: "word 1", 11: "word 2"}
 
     async def test_carry_the_latest_resume_points(self) -> None:
         turn, sink = brought_to(IDLE)
-        await speak(turn, Hummer(), *range(6))
+        await speak(turn, Hummer(), 6)
         marked = [frame for frame in sink.frames if frame.resume is not None]
         assert [frame.n for frame in marked] == [1 + 5 * index for index in range(6)]
         assert marked[-1].resume is not None
         points = Trail.decode(marked[-1].resume)
         assert points == [ResumePoint(i, 10 * i, i * RATE // 10) for i in range(2, 6)]
 
-    async def test_go_on_with_the_trail_of_an_earlier_owner(self) -> None:
+    async def test_continue_the_trail_of_an_earlier_owner(self) -> None:
         turn, sink = brought_to(IDLE)
         earlier = [ResumePoint(0, 0, 0), ResumePoint(1, 10, RATE // 10)]
         start = earlier[1]
-        chain = AudioChain(RATE, RATE, start=start, first_frame=8)
-        engine = Hummer()
-        await turn.run(engine, SPEC, words(1, 2), chain, lambda s: s.text, earlier)
+        prepared = PreparedTurn(
+            engine=Hummer(),
+            spec=SPEC,
+            chain=AudioChain(RATE, RATE, start=start, first_frame=8),
+            first_segment=1,
+            points=earlier,
+        )
+        await turn.run(prepared, Words(3))
         assert [frame.n for frame in sink.frames] == list(range(8, 16))
         marked = [frame for frame in sink.frames if frame.resume]
         assert [frame.n for frame in marked] == [11]
@@ -308,7 +318,7 @@ class TestTrail:
             raw = trail.note(self.begins(index))
         assert [p.segment for p in Trail.decode(raw)] == [6, 7, 8, 9]
 
-    def test_a_segment_known_already_is_noted_once(self) -> None:
+    def test_a_segment_is_noted_once(self) -> None:
         trail = Trail([ResumePoint(3, 15, 300)])
         assert [p.segment for p in Trail.decode(trail.note(self.begins(3, 4)))] == [3, 4]
 

@@ -1,4 +1,4 @@
-"""An engine that makes no audio, told from one that waits for text and from a reader that waits."""
+"""The watchdog stops an engine that makes no audio; not one that waits for text or a reader."""
 
 from collections.abc import AsyncGenerator
 
@@ -7,7 +7,7 @@ import pytest
 
 from tests.harness.fleet import HANG_S
 from voicefleet.worker.engines.protocol import Segment
-from voicefleet.worker.synthesis.watchdog import EngineStalledError, Stall
+from voicefleet.worker.synthesis.watchdog import EngineStalledError, Watchdog
 
 pytestmark = pytest.mark.anyio
 
@@ -21,51 +21,55 @@ async def segments(pause_s: float = 0.0) -> AsyncGenerator[Segment]:
         yield Segment(index, "Go.", 0, 3)
 
 
-async def test_an_engine_that_is_asked_and_gives_nothing_stalls() -> None:
-    stall = Stall(LIMIT_S)
+async def test_an_engine_that_makes_no_audio_stalls() -> None:
+    watchdog = Watchdog(LIMIT_S)
     words = r"no audio for 0\.05 s"
-    with anyio.fail_after(HANG_S), pytest.raises(EngineStalledError, match=words), stall.watched():
-        stall.begin()
+    with (
+        anyio.fail_after(HANG_S),
+        pytest.raises(EngineStalledError, match=words),
+        watchdog.watching(),
+    ):
+        watchdog.begin()
         await anyio.sleep(HANG_S)
 
 
-async def test_one_that_gives_some_now_and_then_does_not() -> None:
-    stall = Stall(10 * LIMIT_S)
-    with stall.watched():
+async def test_an_engine_that_makes_audio_now_and_then_does_not_stall() -> None:
+    watchdog = Watchdog(10 * LIMIT_S)
+    with watchdog.watching():
         for _ in range(6):
-            stall.begin()
+            watchdog.begin()
             await anyio.sleep(3 * LIMIT_S)
-            stall.end()
+            watchdog.end()
 
 
-async def test_nor_one_that_waits_for_text() -> None:
-    stall = Stall(LIMIT_S)
-    with stall.watched():
-        stall.begin()
-        assert [one.index async for one in stall.reading(segments(LONG_S))] == [0, 1]
-        stall.end()
+async def test_an_engine_that_waits_for_text_does_not_stall() -> None:
+    watchdog = Watchdog(LIMIT_S)
+    with watchdog.watching():
+        watchdog.begin()
+        assert [one.index async for one in watchdog.reading(segments(LONG_S))] == [0, 1]
+        watchdog.end()
 
 
-async def test_nor_one_whose_reader_is_paused_while_it_has_read_ahead() -> None:
-    stall = Stall(LIMIT_S)
-    with stall.watched():
-        stall.begin()
-        stall.end()
-        assert len([one async for one in stall.reading(segments())]) == 2
+async def test_an_engine_that_read_ahead_does_not_stall_while_nobody_asks_for_audio() -> None:
+    watchdog = Watchdog(LIMIT_S)
+    with watchdog.watching():
+        watchdog.begin()
+        watchdog.end()
+        assert len([one async for one in watchdog.reading(segments())]) == 2
         await anyio.sleep(LONG_S)
 
 
-async def test_after_all_text_was_read_it_is_at_work_again() -> None:
-    stall = Stall(LIMIT_S)
-    with anyio.fail_after(HANG_S), pytest.raises(EngineStalledError), stall.watched():
-        stall.begin()
-        async for _ in stall.reading(segments(LONG_S)):
+async def test_an_engine_that_has_read_all_its_text_can_stall() -> None:
+    watchdog = Watchdog(LIMIT_S)
+    with anyio.fail_after(HANG_S), pytest.raises(EngineStalledError), watchdog.watching():
+        watchdog.begin()
+        async for _ in watchdog.reading(segments(LONG_S)):
             pass
         await anyio.sleep(HANG_S)
 
 
-async def test_without_a_limit_nothing_is_watched() -> None:
-    stall = Stall(float("inf"))
-    with stall.watched():
-        stall.begin()
+async def test_an_infinite_limit_never_stops_the_engine() -> None:
+    watchdog = Watchdog(float("inf"))
+    with watchdog.watching():
+        watchdog.begin()
         await anyio.sleep(LIMIT_S)

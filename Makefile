@@ -1,6 +1,7 @@
-# make demo    install, and hear the fleet speak        make test     install, and run every test
+# make demo    install, and hear the fleet speak        make test     install, and run the tests
 # make bench   the measurements                         make lint types clean
 # make test-engine   install torch as well, and compare CosyVoice 2 with upstream's own modules
+# make test-long     faults, every order of steps, soak, full size: what takes minutes each
 # make audit   known vulnerabilities, and licences
 # make bench-gpu     on a GPU machine: checks, then measures CosyVoice 2
 
@@ -11,13 +12,24 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 ARGS ?=
 
-.PHONY: demo test test-engine lint types audit bench bench-gpu clean
+.PHONY: demo test test-long test-engine lint types audit bench bench-gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/voicefleet demo $(ARGS)
 
-test: $(VENV)/installed-dev
-	$(BIN)/pytest $(ARGS)
+# $(1): which tests, $(2): how. They wait more than they compute, so four share two cores; those that
+# load the machine come one by one, after the others. That ARGS leaves none (5) is no failure.
+define run_tests
+	$(BIN)/pytest -n 4 --dist worksteal -m "$(1) and not alone" $(2) $(ARGS); shared=$$?; \
+	$(BIN)/pytest -m "$(1) and alone" $(2) $(ARGS); alone=$$?; \
+	case $$shared$$alone in 00|05|50) ;; *) exit 1; esac
+endef
+
+test: $(VENV)/installed-dev  # what needs torch is left to test-engine
+	$(call run_tests,not long,--without-torch)
+
+test-long: $(VENV)/installed-dev
+	$(call run_tests,long)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -25,7 +37,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/codespell
 
 test-engine: $(VENV)/installed-engine
-	$(BIN)/pytest tests/worker/engines/cosyvoice2 -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest tests/worker/engines/cosyvoice2 -n 2 --dist loadfile -m "not long" $(ARGS)
 
 types: $(VENV)/installed-engine  # torch and the others have types that the engine is checked against
 	$(BIN)/pyright

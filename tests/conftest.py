@@ -1,13 +1,16 @@
 """Fixtures of every test: servers, a client, and keys of the test's own.
 
 A test that asks for ``redis_url`` runs on the bundled Valkey, or on what ``--backend`` names. One
-marked ``matrix`` runs on every Redis at hand. Servers are shared by all tests; ``prefix`` is not:
-it is the test's own, and what is left under it without a TTL fails the test.
+marked ``matrix`` runs on every Redis that ``servers.matrix`` names. All tests share the servers.
+``prefix`` is for one test alone, and fails it if keys without a TTL are left under it.
 """
 
 import logging
 import os
 import secrets
+import shlex
+import shutil
+import sys
 from collections.abc import AsyncGenerator, Generator
 
 import pytest
@@ -18,7 +21,7 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 
 from tests.harness.fleet import Orchestrator
 from tests.harness.key_leaks import KeyLeaks
-from tests.harness.servers import BACKENDS, Servers, UnavailableError, at_hand
+from tests.harness.servers import BINARIES, Servers, UnavailableError, matrix
 from voicefleet.wire.endpoint import RedisConfig, resolve
 
 settings.register_profile("default", deadline=None, max_examples=50)
@@ -42,25 +45,51 @@ def untouched_logging() -> Generator[None]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend",
-        choices=BACKENDS,
         default="valkey",
-        help="the Redis that tests run against (default: the bundled Valkey)",
+        help="the Redis that tests run against: valkey (the bundled one, the default), redis, "
+        "external, or an image such as redis:8",
+    )
+    parser.addoption(
+        "--without-torch",
+        action="store_true",
+        help="run as if torch were not installed: tests that need it are skipped",
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--without-torch"):
+        sys.modules["torch"] = None  # type: ignore[assignment]  # importing it fails now
+
+
 def pytest_report_header() -> str:
-    return f"redis backends at hand: {', '.join(at_hand())}"
+    return f"matrix: {', '.join(matrix())}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames and metafunc.definition.get_closest_marker("matrix"):
-        metafunc.parametrize("backend", at_hand(), indirect=True)
+        backends = matrix()
+        if "binary" in metafunc.fixturenames:
+            backends = [name for name in backends if name in BINARIES]
+        metafunc.parametrize("backend", backends, indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and "cluster_url" in item.fixturenames:
             item.add_marker(pytest.mark.cluster)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how to run each failed test alone."""
+    stats = terminalreporter.stats
+    failed = dict.fromkeys(
+        report.nodeid for kind in ("failed", "error") for report in stats.get(kind, [])
+    )
+    if failed:
+        terminalreporter.section("to run a failed test alone")
+        python = os.path.relpath(sys.executable)
+        for node in list(failed)[:20]:
+            terminalreporter.line(f"{python} -m pytest {shlex.quote(node)}")
 
 
 @pytest.fixture(scope="session")
@@ -90,10 +119,20 @@ def redis_url(backend: str, servers: Servers) -> str:
         pytest.skip(str(error))
 
 
+@pytest.fixture
+def binary(backend: str) -> str | None:
+    """The program of this backend, for tests that start servers of their own; None: the bundled."""
+    if backend not in BINARIES:
+        pytest.skip(f"{backend} is no program on this machine")
+    if backend == "valkey":
+        return None
+    return shutil.which("redis-server") or pytest.skip("redis-server is not on the PATH")
+
+
 @pytest.fixture(scope="session")
 def cluster_url(servers: Servers) -> str:
     """The URL of a Cluster of three nodes on loopback."""
-    return servers.cluster().url
+    return servers.cluster_url()
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def _unanswered(count: int) -> list[Call]:
 # The benches themselves, in small. Times are the machine's of the moment: none is judged here.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_scale_measures_every_point_and_computes_sizes() -> None:
@@ -175,7 +175,7 @@ def test_scale_measures_every_point_and_computes_sizes() -> None:
     assert value(report, "100 000 sessions: GPU workers") == 2605
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_a_soak_ends_with_nothing_left(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_soak_ends_with_nothing_left(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # partial results are for a soak that did not end
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_an_overload_answers_everybody_and_disturbs_nobody() -> None:

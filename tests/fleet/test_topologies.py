@@ -14,8 +14,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
 from tests.harness.fleet import HANG_S, Orchestrator, serving, worker_process
-from tests.harness.servers import start_sentinel
-from voicefleet.embedded_server import EmbeddedServer, ServerTls
+from tests.harness.topologies import free_port, replicates, start_sentinels, watch_lines
+from voicefleet.embedded_server import EmbeddedServer, ServerTls, bundled_binary
 
 pytestmark = pytest.mark.anyio
 
@@ -83,11 +83,11 @@ class TestSentinel:
             EmbeddedServer.start(config=[f"replicaof 127.0.0.1 {primary.port}"]) as replica,
         ):
             async with from_url(replica.url) as redis:
-                with anyio.fail_after(HANG_S):
-                    while (await redis.info("replication"))["master_link_status"] != "up":
-                        await anyio.sleep(0.05)
-            with start_sentinel(primary, "fleet", tmp_path) as url:
-                yield primary, replica, url
+                await replicates(redis)
+            port = free_port()
+            lines = [f"port {port}", *watch_lines("fleet", primary.port)]
+            with start_sentinels(str(bundled_binary()), {port: lines}, tmp_path, "fleet"):
+                yield primary, replica, f"redis+sentinel://127.0.0.1:{port}/fleet"
 
     async def test_a_failover_is_a_pause(
         self, servers: tuple[EmbeddedServer, EmbeddedServer, str]

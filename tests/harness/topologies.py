@@ -1,5 +1,6 @@
-"""Clusters and Sentinels of servers with users or TLS of a test's own."""
+"""Clusters and Sentinels on loopback, with users or TLS where a test asks for them."""
 
+import socket
 import subprocess
 import time
 from collections.abc import Generator, Iterator
@@ -7,18 +8,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import redis
 
-from tests.harness.servers import SLOTS
 from voicefleet.embedded_server import HOST, EmbeddedServer, ServerTls
 
+SLOTS = 16384
 START_S = 20.0
 
 
 @contextmanager
 def start_cluster(
-    size: int,
-    access: dict[str, Any],
+    size: int = 3,
+    access: dict[str, Any] | None = None,
     *,
     binary: str | None = None,
     config: tuple[str, ...] = (),
@@ -28,6 +30,7 @@ def start_cluster(
 
     ``access`` is what a client needs to administer one: credentials, certificates.
     """
+    access = access or {}
     lines = ("cluster-node-timeout 2000", *config)
     with ExitStack() as stack:
         nodes = tuple(
@@ -55,17 +58,32 @@ def start_cluster(
         yield nodes
 
 
+def cluster_url(nodes: tuple[EmbeddedServer, ...], scheme: str = "redis") -> str:
+    """The URL of a Cluster."""
+    return f"{scheme}+cluster://" + ",".join(f"{HOST}:{node.port}" for node in nodes)
+
+
+def watch_lines(name: str, primary: int, *, quorum: int = 1) -> list[str]:
+    """The lines by which a Sentinel watches a primary, given by its port."""
+    return [
+        f"sentinel monitor {name} {HOST} {primary} {quorum}",
+        f"sentinel down-after-milliseconds {name} 500",
+        f"sentinel failover-timeout {name} 3000",
+    ]
+
+
 @contextmanager
 def start_sentinels(
     binary: str,
     config: dict[int, list[str]],
     directory: Path,
-    access: dict[str, Any],
     name: str,
+    access: dict[str, Any] | None = None,
 ) -> Generator[None]:
-    """Sentinels, by port with the lines of their files; until each knows a replica and the others.
+    """Start Sentinels and wait until each knows a replica and the others.
 
-    ``access`` is what a client needs to ask one.
+    ``config`` has each one's port and the lines of its file; ``access`` is what a client needs to
+    ask one.
     """
     with ExitStack() as stack:
         for port, lines in config.items():
@@ -76,7 +94,7 @@ def start_sentinels(
             stack.callback(process.kill)
         for port in config:
             client: Any = stack.enter_context(
-                redis.Redis(host=HOST, port=port, decode_responses=True, **access)
+                redis.Redis(host=HOST, port=port, decode_responses=True, **(access or {}))
             )
             for _ in _patiently("the Sentinels did not find a replica and each other"):
                 try:
@@ -87,6 +105,21 @@ def start_sentinels(
                 if replicas and len(others) == len(config) - 1:
                     break
         yield
+
+
+async def replicates(replica: Any) -> None:
+    """Wait until the replica that this client is connected to has copied its primary."""
+    with anyio.fail_after(START_S):
+        while (await replica.info("replication"))["master_link_status"] != "up":
+            await anyio.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _patiently(problem: str) -> Iterator[None]:

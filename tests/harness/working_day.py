@@ -1,6 +1,7 @@
 """Everything a fleet does in a day, for tests of who may do it: each step uses other commands."""
 
 import signal
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -100,6 +101,18 @@ async def deaths_and_handovers(fleet: Orchestrator, worker_url: str) -> None:
             assert await survivor.exited() == 0
             c.signal(signal.SIGTERM)
             assert await c.exited() == 0
+
+
+async def a_failover(
+    before: Orchestrator, after: Orchestrator, fail: Callable[[], Awaitable[None]]
+) -> None:
+    """The primary fails in mid-turn; ``after`` is connected to its replica."""
+    await before.add("calm", TEXT, seed=11, lead_ms=0)
+    calm = await before.hear("calm")
+    await before.add("s", TEXT, seed=11)
+    await before.hear("s", until=40)
+    await fail()
+    assert (await after.hear("s")).pcm == calm.pcm
 
 
 async def the_python_client(url: str, worker_url: str, prefix: str) -> None:

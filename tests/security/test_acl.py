@@ -1,7 +1,6 @@
 """The users of ``deploy/redis``: each can do its work, and nothing else."""
 
 import re
-import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,6 @@ Command = tuple[str | int, ...]
 NO_RIGHTS = re.compile(r"NOPERM|ERR (ACL failure in script|The user executing the script can't)")
 DEBUGGABLE = ("enable-debug-command yes", "enable-module-command yes")
 """Else the server refuses these before it looks at the user's rights."""
-
-
-@pytest.fixture
-def binary(backend: str) -> str | None:
-    """The server to run: the users' file is for servers of our own alone."""
-    if backend == "valkey":
-        return None
-    if backend != "redis":
-        pytest.skip("users are only loaded into a server of the test's own")
-    return shutil.which("redis-server") or pytest.skip("redis-server is not on the PATH")
 
 
 @pytest.fixture

@@ -1,13 +1,10 @@
 """The users of ``deploy/redis`` on a Cluster, behind Sentinel, for tenants and other prefixes."""
 
 import re
-import shutil
 import signal
-import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import anyio
 import pytest
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
@@ -24,8 +21,15 @@ from tests.harness.acl import (
     with_user,
     write_acl,
 )
-from tests.harness.fleet import HANG_S, Orchestrator, serving, worker_process
-from tests.harness.topologies import start_cluster, start_sentinels
+from tests.harness.fleet import Orchestrator, serving, worker_process
+from tests.harness.topologies import (
+    cluster_url,
+    free_port,
+    replicates,
+    start_cluster,
+    start_sentinels,
+    watch_lines,
+)
 from voicefleet import VoiceFleet
 from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.wire.link import ReplyError
@@ -35,23 +39,13 @@ pytestmark = pytest.mark.anyio
 TEXT = working_day.TEXT
 
 
-@pytest.fixture
-def binary(backend: str) -> str | None:
-    if backend == "valkey":
-        return None
-    if backend != "redis":
-        pytest.skip("users are only loaded into a server of the test's own")
-    return shutil.which("redis-server") or pytest.skip("redis-server is not on the PATH")
-
-
 @pytest.mark.matrix
 @pytest.mark.cluster
 async def test_a_fleet_on_a_cluster(binary: str | None, tmp_path: Path) -> None:
     acl = write_acl(tmp_path, "users.acl")
     access = {"username": ADMIN, "password": password(ADMIN)}
     with start_cluster(3, access, binary=binary, config=(f"aclfile {acl}",)) as nodes:
-        seeds = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
-        url = f"redis+cluster://{seeds}"
+        url = cluster_url(nodes)
         redis = RedisCluster(
             startup_nodes=[ClusterNode("127.0.0.1", nodes[0].port)],
             username="orchestrator",
@@ -94,11 +88,11 @@ async def test_a_failover_behind_sentinels(binary: str | None, tmp_path: Path) -
         follows = f"replicaof 127.0.0.1 {primary.port}"
         async with EmbeddedServer.start(binary=binary, config=(*lines, follows)) as replica:
             first, second = Guarded(primary.url), Guarded(replica.url)
-            ports = [_free_port(), _free_port()]
+            ports = [free_port(), free_port()]
             config = {port: _sentinel_lines(port, primary.port, users) for port in ports}
             access = {"username": "fleet", "password": password("fleet")}
             program = str(EmbeddedServer(binary=binary)._binary)  # pyright: ignore[reportPrivateUsage]
-            with start_sentinels(program, config, tmp_path, access, "voices"):
+            with start_sentinels(program, config, tmp_path, "voices", access):
                 watching = [f"redis://127.0.0.1:{port}" for port in ports]
                 url = "redis+sentinel://" + ",".join(f"127.0.0.1:{port}" for port in ports)
                 url = with_user(f"{url}/voices", "worker")
@@ -115,23 +109,20 @@ async def _speak_through_a_failover(
         "redis.sentinel_username=fleet",
         f"redis.sentinel_password={password('fleet')}",
     )
+
+    async def fail_unrefused() -> None:
+        assert await first.refusals() == []
+        await fail()
+
     async with (
         first.client("orchestrator") as before_redis,
         second.client("orchestrator", retry=retry) as after_redis,
     ):
         before, after = Orchestrator(before_redis, "tts"), Orchestrator(after_redis, "tts")
         async with second.client(ADMIN) as admin:
-            with anyio.fail_after(HANG_S):
-                while (await admin.info("replication"))["master_link_status"] != "up":
-                    await anyio.sleep(0.05)
+            await replicates(admin)
         async with worker_process(before, url, "w1", *flags):
-            await before.add("calm", TEXT, seed=11, lead_ms=0)
-            calm = await before.hear("calm")
-            await before.add("s", TEXT, seed=11)
-            await before.hear("s", until=40)
-            assert await first.refusals() == []
-            await fail()
-            assert (await after.hear("s")).pcm == calm.pcm
+            await working_day.a_failover(before, after, fail_unrefused)
 
 
 def _sentinel_lines(port: int, primary: int, users: Path) -> list[str]:
@@ -140,18 +131,10 @@ def _sentinel_lines(port: int, primary: int, users: Path) -> list[str]:
         f"aclfile {users}",
         "sentinel sentinel-user peer",
         f'sentinel sentinel-pass "{password("peer")}"',
-        f"sentinel monitor voices 127.0.0.1 {primary} 2",
+        *watch_lines("voices", primary, quorum=2),
         "sentinel auth-user voices sentinel",
         f'sentinel auth-pass voices "{password("sentinel")}"',
-        "sentinel down-after-milliseconds voices 500",
-        "sentinel failover-timeout voices 3000",
     ]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.matrix

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -20,7 +19,14 @@ from redis.backoff import ConstantBackoff
 from tests.harness import tls, working_day
 from tests.harness.fleet import HANG_S, ROOT, Orchestrator, worker_process
 from tests.harness.tls import Authority
-from tests.harness.topologies import start_cluster, start_sentinels
+from tests.harness.topologies import (
+    cluster_url,
+    free_port,
+    replicates,
+    start_cluster,
+    start_sentinels,
+    watch_lines,
+)
 from voicefleet import ServerUnreachable, VoiceFleet
 from voicefleet.embedded_server import EmbeddedServer, ServerTls
 from voicefleet.wire.connect import connect
@@ -227,7 +233,7 @@ async def test_a_cluster_with_certificates(parties: Parties) -> None:
     with start_cluster(
         3, tls.access(parties.client), binary=tls.binary(), config=config, tls=parties.server
     ) as nodes:
-        url = "rediss+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+        url = cluster_url(nodes, "rediss")
         seeds = [ClusterNode("127.0.0.1", nodes[0].port)]
         async with RedisCluster(startup_nodes=seeds, **tls.access(parties.client)) as redis:
             fleet = Orchestrator(redis, "tts")  # type: ignore[arg-type]
@@ -255,12 +261,10 @@ async def test_a_failover_with_certificates(parties: Parties, tmp_path: Path) ->
         async with EmbeddedServer.start(
             binary=tls.binary(), tls=parties.server, config=follow
         ) as replica:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
+            port = free_port()
             config = {port: _sentinel_lines(port, primary.port, parties.server)}
             access = tls.access(parties.client)
-            with start_sentinels(tls.binary(), config, tmp_path, access, "voices"):
+            with start_sentinels(tls.binary(), config, tmp_path, "voices", access):
                 url = f"rediss+sentinel://127.0.0.1:{port}/voices"
                 await _speak_through_a_failover(primary, replica, url, parties.client)
 
@@ -274,9 +278,7 @@ def _sentinel_lines(port: int, primary: int, files: ServerTls) -> list[str]:
         f"tls-key-file {files.key}",
         "tls-replication yes",
         *tls.MUTUAL,
-        f"sentinel monitor voices 127.0.0.1 {primary} 1",
-        "sentinel down-after-milliseconds voices 500",
-        "sentinel failover-timeout voices 3000",
+        *watch_lines("voices", primary),
     ]
 
 
@@ -290,13 +292,6 @@ async def _speak_through_a_failover(
         Redis(port=replica.port, retry=retry, **access) as second,
     ):
         before, after = Orchestrator(first, "tts"), Orchestrator(second, "tts")
-        with anyio.fail_after(HANG_S):
-            while (await second.info("replication"))["master_link_status"] != "up":
-                await anyio.sleep(0.05)
+        await replicates(second)
         async with worker_process(before, url, "w1", *flags(files)):
-            await before.add("calm", TEXT, seed=11, lead_ms=0)
-            calm = await before.hear("calm")
-            await before.add("s", TEXT, seed=11)
-            await before.hear("s", until=40)
-            await primary.kill()
-            assert (await after.hear("s")).pcm == calm.pcm
+            await working_day.a_failover(before, after, primary.kill)

@@ -10,7 +10,7 @@ import pytest
 
 from verify.chaos import run as chaos
 
-pytestmark = [pytest.mark.anyio, pytest.mark.alone, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.alone, pytest.mark.timeout(400)]
 
 SEED = int(os.environ.get("VOICEFLEET_CHAOS_SEED", "4"))
 

@@ -16,7 +16,7 @@ from verify.model_check.server import Server
 from verify.model_check.world import World
 from voicefleet.embedded_server import EmbeddedServer
 
-pytestmark = pytest.mark.timeout(600)  # hangs only: two shared cores may be slow
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]  # a ceiling against hangs alone
 
 ONE, LONG, TWO, TWICE = fleets.ONE, fleets.LONG, fleets.TWO, fleets.TWICE
 REJECTED, LATE, APART = fleets.REJECTED, fleets.LATE, fleets.APART

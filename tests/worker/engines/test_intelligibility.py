@@ -12,7 +12,7 @@ from voicefleet.schemas.fields import excerpt
 from voicefleet.worker.audio.loudness import integrated_loudness, true_peak_dbtp
 from voicefleet.worker.config.sections import AudioConfig
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.piper, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.piper, pytest.mark.timeout(300)]
 
 SENTENCES = (
     "The train to the coast leaves at seven in the morning.",

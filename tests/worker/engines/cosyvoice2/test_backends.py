@@ -473,7 +473,7 @@ def compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("compiler")
 def test_compiled_steps_are_the_eager_ones(language_model: Any) -> None:

@@ -21,7 +21,7 @@ psutil = pytest.importorskip("psutil", reason="the benches need it")
 pytest.importorskip("onnx", reason="needs onnx, to write a pack's stand-ins")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(900),
     pytest.mark.skipif(torch.cuda.is_available(), reason="would measure the GPU for minutes"),
 ]

@@ -218,7 +218,7 @@ print(" ".join(map(str, sizes)))
 
 
 @linux
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_twenty_loads_leave_nothing(tiny_pack: Path) -> None:
     """The model alone is some 60 MB, its caches 100 MB more: kept twice, it would show."""

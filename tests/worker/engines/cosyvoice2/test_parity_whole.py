@@ -40,7 +40,7 @@ def _no_grad() -> Any:
         yield
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("full", marks=pytest.mark.long)])
 def pack(request: Any, tiny_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack that ends utterances where its model does, with prompts of several lengths."""
     directory = tmp_path_factory.mktemp("packs") / "cosyvoice2" / request.param

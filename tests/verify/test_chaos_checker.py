@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.verify.chaos_story import (
+from tests.verify.good_run import (
     DEADLINE_MS,
     OTHER,
     Change,
@@ -27,17 +27,17 @@ from tests.verify.chaos_story import (
     without,
 )
 from verify.chaos.journal import (
-    Aftermath,
     Answered,
     Asked,
     Capacity,
-    Complained,
-    Deaf,
+    ClientFailed,
+    ControlSet,
     Event,
     Fault,
+    FinalState,
     Heard,
-    Shrank,
-    Wished,
+    ReaderOutage,
+    RolledBack,
 )
 from verify.chaos.verdict import PROMISES
 
@@ -48,8 +48,8 @@ def is_a(kind: type, **values: object):
     )
 
 
-def shrank(at: float, seen: str, newest: str, session: str = S) -> Shrank:
-    return Shrank(at=at, reader="recorder", session=session, seen=seen, newest=newest)
+def rolled_back(at: float, seen: str, newest: str, session: str = S) -> RolledBack:
+    return RolledBack(at=at, reader="recorder", session=session, seen=seen, newest=newest)
 
 
 def fault(at: float, until: float, kind: str, forgets: str = "nothing") -> Fault:
@@ -91,7 +91,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("header", "an end without a time", changing(is_at(1, 11), fields={"t": None})),
     ("header", "an end of another request", changing(is_at(1, 11), fields={"request": "t2"})),
     ("same", "an entry changes", after(is_at(1, 11), end(1000.4, 1, 11, "t1", "stopped"))),
-    ("kept", "the newest entries are gone", after(LAST, shrank(1018.0, "14-9", "14-3"))),
+    ("kept", "the newest entries are gone", after(LAST, rolled_back(1018.0, "14-9", "14-3"))),
     ("samples", "another frame", changing(is_at(3, 4), digest="noise")),
     (
         "samples",
@@ -148,11 +148,11 @@ BROKEN: list[tuple[str, str, Change]] = [
             changing(is_a(Asked, request="t-"), request="t1", fields={"request": "t1"}),
         ),
     ),
-    ("reason", "stopped, and nobody wished it", without(is_a(Wished, value="stop"))),
+    ("reason", "stopped, and nobody wished it", without(is_a(ControlSet, value="stop"))),
     (
         "reason",
         "stopped by a stop of an earlier one",
-        changing(is_a(Wished, value="stop:t13"), value="stop:t12"),
+        changing(is_a(ControlSet, value="stop:t13"), value="stop:t12"),
     ),
     (
         "reason",
@@ -184,7 +184,7 @@ BROKEN: list[tuple[str, str, Change]] = [
         "what never can be spoken",
         chained(
             changing(is_at(11, 1), fields={"reason": "completed", "error": None}),
-            changing(is_a(Aftermath), dead_letters=MISSING_LETTER),
+            changing(is_a(FinalState), dead_letters=MISSING_LETTER),
         ),
     ),
     (
@@ -200,7 +200,7 @@ BROKEN: list[tuple[str, str, Change]] = [
         chained(
             changing(is_at(8, 7), fields={"reason": "failed", "error": "text_timeout"}),
             changing(
-                is_a(Aftermath),
+                is_a(FinalState),
                 dead_letters=[
                     *MISSING_LETTER,
                     {"session": S, "request": "t8", "reason": "failed"},
@@ -225,7 +225,7 @@ BROKEN: list[tuple[str, str, Change]] = [
         chained(
             changing(is_at(4, 4), at=1006.0),
             changing(is_at(4, 5), at=1006.0),
-            changing(is_a(Wished, at=1005.0), at=1008.0),
+            changing(is_a(ControlSet, at=1005.0), at=1008.0),
         ),
     ),
     (
@@ -234,7 +234,7 @@ BROKEN: list[tuple[str, str, Change]] = [
         chained(
             changing(is_at(4, 5), at=1007.0),
             changing(is_at(5, 1), at=1007.0),
-            changing(is_a(Wished, at=1005.0), at=1007.5),
+            changing(is_a(ControlSet, at=1005.0), at=1007.5),
         ),
     ),
     ("pause", "frames go on", changing(is_at(9, 4), at=1010.0)),
@@ -265,7 +265,7 @@ BROKEN: list[tuple[str, str, Change]] = [
         "client",
         "an error for no reason",
         adding(
-            Complained(at=1018.0, session=S, request="t1", error="StreamGap: entries are missing")
+            ClientFailed(at=1018.0, session=S, request="t1", error="StreamGap: entries are missing")
         ),
     ),
     (
@@ -288,18 +288,18 @@ BROKEN: list[tuple[str, str, Change]] = [
             slots_free=15,
         ),
     ),
-    ("ttl", "a key stays for ever", changing(is_a(Aftermath), without_ttl=["tts:lease:{s}"])),
-    ("pending", "an entry stays pending", changing(is_a(Aftermath), pending={"tone-test": 1})),
-    ("queued", "an entry stays in the queue", changing(is_a(Aftermath), queued={"tone-test": 1})),
-    ("slots", "a slot is gone", changing(is_a(Aftermath), slots={"w1": (15, 16)})),
-    ("idle", "a session goes on", changing(is_a(Aftermath), live_sessions=[S])),
-    ("dead letters", "one is missing", changing(is_a(Aftermath), dead_letters=MISSING_LETTER)),
-    ("dead letters", "one comes twice", changing(is_a(Aftermath), dead_letters=TWICE)),
+    ("ttl", "a key stays for ever", changing(is_a(FinalState), without_ttl=["tts:lease:{s}"])),
+    ("pending", "an entry stays pending", changing(is_a(FinalState), pending={"tone-test": 1})),
+    ("queued", "an entry stays in the queue", changing(is_a(FinalState), queued={"tone-test": 1})),
+    ("slots", "a slot is gone", changing(is_a(FinalState), slots={"w1": (15, 16)})),
+    ("idle", "a session goes on", changing(is_a(FinalState), live_sessions=[S])),
+    ("dead letters", "one is missing", changing(is_a(FinalState), dead_letters=MISSING_LETTER)),
+    ("dead letters", "one comes twice", changing(is_a(FinalState), dead_letters=TWICE)),
     (
         "dead letters",
         "one of a turn that was spoken",
         changing(
-            is_a(Aftermath),
+            is_a(FinalState),
             dead_letters=[*TWICE[1:], {"session": S, "request": "t1", "reason": "failed"}],
         ),
     ),
@@ -329,7 +329,7 @@ A_NUMBER_IS_USED_AGAIN: tuple[Event, ...] = (
     asked(1016.6, "t15", "plain-1"),
     *spoken(1016.7, 15, "t15", "plain-1"),
     FAILED_OVER,
-    shrank(1017.6, "15-9", "14-9"),
+    rolled_back(1017.6, "15-9", "14-9"),
     asked(1018.0, "t16", "plain-0"),
     *spoken(1018.1, 15, "t16", "plain-0"),
 )
@@ -339,14 +339,16 @@ HEARD_BY_ITS_CLIENT_ALONE: tuple[Event, ...] = (
     FAILED_OVER,
     asked(1018.0, "t16", "plain-0"),
 )
-LETTERS_LOST = changing(is_a(Aftermath), dead_letters=[])
+LETTERS_LOST = changing(is_a(FinalState), dead_letters=[])
 
 ALLOWED: list[tuple[str, Change]] = [
     ("nothing happens", lambda events: events),
     (
-        "a new life begins at 1, and speaks again",
+        "a new generation begins at 1, and speaks again",
         chained(
-            after(LAST, EMPTIED, shrank(1019.0, "14-9", ""), *spoken(1019.1, 1, "t14", "plain-1")),
+            after(
+                LAST, EMPTIED, rolled_back(1019.0, "14-9", ""), *spoken(1019.1, 1, "t14", "plain-1")
+            ),
             LETTERS_LOST,
         ),
     ),
@@ -354,16 +356,16 @@ ALLOWED: list[tuple[str, Change]] = [
         "the turn that was spoken when all was forgotten goes on under its number, from its start",
         chained(
             without(is_at(14, 9)),
-            after(is_at(14, 8), EMPTIED, shrank(1019.0, "14-8", "14-2")),
-            after(is_a(Shrank), *spoken(1019.1, 14, "t14", "plain-1")),
+            after(is_at(14, 8), EMPTIED, rolled_back(1019.0, "14-8", "14-2")),
+            after(is_a(RolledBack), *spoken(1019.1, 14, "t14", "plain-1")),
             LETTERS_LOST,
         ),
     ),
     (
-        "another turn is spoken before it in the new life",
+        "another turn is spoken before it in the new generation",
         chained(
             without(is_at(14, 9)),
-            after(is_at(14, 8), EMPTIED, shrank(1019.0, "14-8", "1-2")),
+            after(is_at(14, 8), EMPTIED, rolled_back(1019.0, "14-8", "1-2")),
             adding(asked(1017.0, "t15", "plain-0"), *spoken(1019.1, 1, "t15", "plain-0")),
             adding(*spoken(1019.5, 14, "t14", "plain-1")),
             LETTERS_LOST,
@@ -374,7 +376,7 @@ ALLOWED: list[tuple[str, Change]] = [
         after(
             LAST,
             FAILED_OVER,
-            shrank(1017.6, "14-9", "14-4"),
+            rolled_back(1017.6, "14-9", "14-4"),
             *frames(1018.0, 14, 5, 8, "plain-1"),
             end(1018.2, 14, 9, "t14", "completed", worker="w2"),
         ),
@@ -383,9 +385,9 @@ ALLOWED: list[tuple[str, Change]] = [
         "a turn that was cut is cut elsewhere, as its tail was forgotten",
         chained(
             adding(asked(1016.5, "t15", "plain-1"), *spoken(1016.6, 15, "t15", "plain-1")[:4]),
-            adding(Wished(at=1016.7, session=S, value="stop")),
+            adding(ControlSet(at=1016.7, session=S, value="stop")),
             adding(end(1016.8, 15, 4, "t15", "stopped"), FAILED_OVER),
-            adding(shrank(1017.6, "15-4", "15-2"), *frames(1018.0, 15, 3, 6, "plain-1")),
+            adding(rolled_back(1017.6, "15-4", "15-2"), *frames(1018.0, 15, 3, 6, "plain-1")),
             adding(end(1018.2, 15, 7, "t15", "stopped")),
         ),
     ),
@@ -394,8 +396,8 @@ ALLOWED: list[tuple[str, Change]] = [
         after(
             LAST,
             FAILED_OVER,
-            Wished(at=1017.55, session=S, value="stop"),
-            shrank(1017.6, "14-9", "14-4"),
+            ControlSet(at=1017.55, session=S, value="stop"),
+            rolled_back(1017.6, "14-9", "14-4"),
             end(1018.0, 14, 5, "t14", "stopped"),
         ),
     ),
@@ -412,7 +414,7 @@ ALLOWED: list[tuple[str, Change]] = [
             LAST,
             *A_NUMBER_IS_USED_AGAIN,
             fault(1019.0, 1019.5, "lost_tail", "tail"),
-            shrank(1019.6, "15-11", "15-7"),
+            rolled_back(1019.6, "15-11", "15-7"),
             *spoken(1019.8, 15, "t16", "plain-0")[8:],
         ),
     ),
@@ -425,18 +427,18 @@ ALLOWED: list[tuple[str, Change]] = [
             asked(1016.9, "t16", "plain-0"),
             *spoken(1017.0, 16, "t16", "plain-0")[:3],
             FAILED_OVER,
-            shrank(1017.6, "16-2", "14-9"),
+            rolled_back(1017.6, "16-2", "14-9"),
             *spoken(1018.1, 16, "t16", "plain-0"),
         ),
     ),
     (
-        "the next life is read before it is known to be one, and the last one's end is not",
+        "the next generation is read before it is known to be one, and the last one's end is not",
         chained(
             without(is_at(14, 9)),
             after(is_at(14, 8), EMPTIED),
             adding(Answered(at=1017.9, session=S, request="t14", reason="completed")),
             adding(asked(1018.2, "t15", "plain-0"), *spoken(1018.3, 15, "t15", "plain-0")),
-            adding(shrank(1019.0, "15-11", "15-11"), *spoken(1019.1, 15, "t15", "plain-0")),
+            adding(rolled_back(1019.0, "15-11", "15-11"), *spoken(1019.1, 15, "t15", "plain-0")),
             LETTERS_LOST,
         ),
     ),
@@ -453,15 +455,15 @@ ALLOWED: list[tuple[str, Change]] = [
         after(
             LAST,
             FAILED_OVER,
-            shrank(1017.6, "14-9", "12-2"),
-            shrank(1017.7, "12-2", "14-9"),
+            rolled_back(1017.6, "14-9", "12-2"),
+            rolled_back(1017.7, "12-2", "14-9"),
             *spoken(1018.1, 14, "t14", "plain-1")[4:],
         ),
     ),
     (
         "a stream whose time is over",
         chained(
-            adding(shrank(1150.0, "14-9", "")),
+            adding(rolled_back(1150.0, "14-9", "")),
             adding(asked(1151.0, "t20", "plain-0"), *spoken(1151.1, 1, "t20", "plain-0")),
         ),
     ),
@@ -507,10 +509,10 @@ ALLOWED: list[tuple[str, Change]] = [
                     isinstance(event, Heard) and event.turn > 8 and event.reader == "recorder"
                 )
             ),
-            without(lambda event: isinstance(event, Wished) and event.at > 1006),
+            without(lambda event: isinstance(event, ControlSet) and event.at > 1006),
             without(lambda event: getattr(event, "ended", False)),
             changing(
-                is_a(Aftermath),
+                is_a(FinalState),
                 dead_letters=[*MISSING_LETTER, {"session": S, "request": "t8", "reason": "failed"}],
             ),
         ),
@@ -520,10 +522,10 @@ ALLOWED: list[tuple[str, Change]] = [
         chained(changing(is_at(9, 4), at=1010.0), adding(fault(1009.5, 1009.6, "slow_server"))),
     ),
     (
-        "frames that come late to a recorder that was deaf",
+        "frames that come late to a recorder that was outage",
         chained(
             changing(is_at(9, 4), at=1010.0),
-            adding(Deaf(at=1009.3, until=1010.0, reader="recorder")),
+            adding(ReaderOutage(at=1009.3, until=1010.0, reader="recorder")),
         ),
     ),
     (
@@ -533,7 +535,7 @@ ALLOWED: list[tuple[str, Change]] = [
     (
         "an error of the client's while the server was away",
         adding(
-            Complained(
+            ClientFailed(
                 at=1020.05, session=S, request="t1", error="ServerUnreachable: nobody answers"
             )
         ),
@@ -547,11 +549,11 @@ ALLOWED: list[tuple[str, Change]] = [
 FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
     (
         "samples",
-        "what was read early of the next life is another thing in it",
+        "what was read early of the next generation is another thing in it",
         chained(
             after(LAST, EMPTIED),
             adding(asked(1018.2, "t15", "plain-0"), *spoken(1018.3, 15, "t15", "plain-1")),
-            adding(shrank(1019.0, "15-9", "15-9"), *spoken(1019.1, 15, "t15", "plain-0")),
+            adding(rolled_back(1019.0, "15-9", "15-9"), *spoken(1019.1, 15, "t15", "plain-0")),
             LETTERS_LOST,
         ),
     ),
@@ -570,7 +572,7 @@ FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
         after(
             LAST,
             FAILED_OVER,
-            shrank(1017.6, "14-9", "14-4"),
+            rolled_back(1017.6, "14-9", "14-4"),
             *spoken(1018.1, 14, "t14", "plain-1")[6:],
         ),
     ),
@@ -580,7 +582,7 @@ FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
         after(
             LAST,
             FAILED_OVER,
-            shrank(1017.6, "14-9", "14-4"),
+            rolled_back(1017.6, "14-9", "14-4"),
             *frames(1018.0, 14, 5, 7, "plain-1"),
             end(1018.2, 14, 8, "t14", "failed", error="lease_lost"),
         ),
@@ -593,8 +595,8 @@ FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
             after(
                 is_at(14, 8),
                 FAILED_OVER,
-                Wished(at=1017.55, session=S, value="stop"),
-                shrank(1017.6, "14-8", "14-4"),
+                ControlSet(at=1017.55, session=S, value="stop"),
+                rolled_back(1017.6, "14-8", "14-4"),
                 end(1018.0, 14, 5, "t14", "stopped"),
             ),
         ),
@@ -606,7 +608,7 @@ FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
             after(
                 LAST,
                 FAILED_OVER,
-                shrank(1017.6, "14-9", "14-4"),
+                rolled_back(1017.6, "14-9", "14-4"),
                 *frames(1018.0, 14, 5, 8, "plain-0"),
                 end(1018.2, 14, 9, "t14", "completed"),
             ),
@@ -620,7 +622,7 @@ FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
             asked(1016.6, "t15", "plain-1"),
             *spoken(1016.7, 15, "t15", "plain-1"),
             FAILED_OVER,
-            shrank(1017.6, "15-9", "15-0"),
+            rolled_back(1017.6, "15-9", "15-0"),
             *spoken(1018.1, 15, "t16", "plain-1")[1:],
         ),
     ),
@@ -631,25 +633,27 @@ FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
             LAST,
             *A_NUMBER_IS_USED_AGAIN,
             fault(1019.0, 1019.5, "lost_tail", "tail"),
-            shrank(1019.6, "15-11", "15-7"),
+            rolled_back(1019.6, "15-11", "15-7"),
             *frames(1019.8, 15, 8, 10, "plain-1"),
             end(1020.0, 15, 11, "t16", "completed"),
         ),
     ),
     (
         "once",
-        "spoken twice in the new life",
+        "spoken twice in the new generation",
         chained(
-            after(LAST, EMPTIED, shrank(1019.0, "14-9", ""), *spoken(1019.1, 1, "t14", "plain-1")),
+            after(
+                LAST, EMPTIED, rolled_back(1019.0, "14-9", ""), *spoken(1019.1, 1, "t14", "plain-1")
+            ),
             after(is_at(1, 9), *spoken(1019.5, 2, "t14", "plain-1")),
             LETTERS_LOST,
         ),
     ),
     (
         "turns dense",
-        "a new life leaves numbers out",
+        "a new generation leaves numbers out",
         chained(
-            after(LAST, EMPTIED, shrank(1019.0, "14-9", "3-2")),
+            after(LAST, EMPTIED, rolled_back(1019.0, "14-9", "3-2")),
             adding(*spoken(1019.1, 3, "t14", "plain-1")),
             LETTERS_LOST,
         ),

@@ -15,15 +15,15 @@ from redis.asyncio.cluster import RedisCluster
 
 from tests.harness.fleet import Orchestrator, worker_process
 from verify.chaos.checker import check
-from verify.chaos.journal import Asked, Fault, Heard, Journal, Shrank, Wrote, read
+from verify.chaos.journal import Asked, Fault, Heard, Journal, RolledBack, Wrote, read
 from verify.chaos.orchestrator import drive
 from verify.chaos.plan import Models, Plan
 from verify.chaos.reading import Entry, Reading
 from verify.chaos.recorder import recording
 from verify.chaos.references import make_references
-from verify.chaos.repertoire import Piece
-from verify.chaos.request_writer import Desk
+from verify.chaos.request_writer import RequestWriter
 from verify.chaos.stream_id import Id
+from verify.chaos.utterances import Piece
 from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
 from voicefleet.wire.connect import client, connect
@@ -45,17 +45,17 @@ def test_a_plan_has_what_was_asked_for() -> None:
     plan = Plan.make(5, 23, 1000, MODELS)
     assert plan.turns == 1000
     assert len(set(plan.sessions)) == 23
-    asks = [ask for course in plan.courses for scene in course.scenes for ask in scene.asks]
-    kinds = Counter(scene.kind for course in plan.courses for scene in course.scenes)
+    asks = [ask for script in plan.scripts for scene in script.scenes for ask in scene.asks]
+    kinds = Counter(scene.kind for script in plan.scripts for scene in script.scenes)
     assert set(kinds) >= {"plain", "streamed", "interrupt", "stop", "pause", "burst", "saboteur"}
     assert {plan.utterances[ask.utterance].model for ask in asks if ask.utterance} == {
         "tone-test",
         "saboteur-test",
         "other",
     }
-    assert sum(course.by_library for course in plan.courses) == 2
-    for course in plan.courses:
-        names = [ask.request for scene in course.scenes for ask in scene.asks]
+    assert sum(script.by_client for script in plan.scripts) == 2
+    for script in plan.scripts:
+        names = [ask.request for scene in script.scenes for ask in scene.asks]
         assert len(names) == len(set(names))
 
 
@@ -83,11 +83,11 @@ class Ear:
         self.ids += [f"{session} {entry.id}" for entry in entries]
         self._pulse()
 
-    def shrank(self, session: str, seen: Id, newest: Id | None) -> None:
+    def rolled_back(self, session: str, seen: Id, newest: Id | None) -> None:
         self.shrinks.append((str(seen), None if newest is None else str(newest)))
         self._pulse()
 
-    def deaf(self, at: float, until: float) -> None:
+    def outage(self, at: float, until: float) -> None:
         pass
 
     def _pulse(self) -> None:
@@ -169,7 +169,7 @@ async def test_the_recorder_writes_down_all_it_reads(tmp_path: Path) -> None:
         async with recording(server.url, ["a"], path):
             await say(redis, Keys().audio("a"), "1-0", "1-1")
             await redis.xadd(Keys().audio("a"), {"event": "end", "reason": "completed"}, id="1-2")
-        events = [event for event in read([path]) if isinstance(event, Heard | Shrank)]
+        events = [event for event in read([path]) if isinstance(event, Heard | RolledBack)]
     assert [(e.turn, e.n, e.kind) for e in events if isinstance(e, Heard)] == [
         (1, 0, "start"),
         (1, 1, "frame"),
@@ -193,13 +193,13 @@ async def test_text_is_written_once_and_again_where_it_was_forgotten(
     raw = client(resolve(RedisConfig(url=redis_url)))
     try:
         with Journal(path) as journal:
-            desk = Desk(raw, keys, journal)
-            await desk.write("a", "r", pieces[:2], end=False)
-            await desk.write("a", "r", pieces[:2], end=False)
+            writer = RequestWriter(raw, keys, journal)
+            await writer.write("a", "r", pieces[:2], end=False)
+            await writer.write("a", "r", pieces[:2], end=False)
             assert await redis.xlen(key) == 2
             await redis.delete(key)
-            await desk.write("a", "r", pieces, end=True)
-            await desk.write("a", "r", pieces, end=True)
+            await writer.write("a", "r", pieces, end=True)
+            await writer.write("a", "r", pieces, end=True)
     finally:
         await raw.aclose()
     entries = await redis.xrange(key)

@@ -10,7 +10,7 @@ from anyio.abc import SocketStream
 
 from tests.harness.fleet import HANG_S
 from verify.chaos.network import Network
-from verify.chaos.proxy import FAIR, RETRANSMIT_S, Proxy, Weather
+from verify.chaos.proxy import HEALTHY, RETRANSMIT_S, Conditions, Proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -67,12 +67,12 @@ class TestProxy:
             await exchange(stream, 1000, 4000)
 
     async def test_delay_holds_up_and_keeps_order(self, proxy: Proxy) -> None:
-        await proxy.set(Weather(delay_s=0.1, jitter_s=0.05))
+        await proxy.set(Conditions(delay_s=0.1, jitter_s=0.05))
         async with await anyio.connect_tcp("127.0.0.1", proxy.port) as stream:
             assert await exchange(stream, 50) >= 0.1
 
     async def test_loss_stalls_as_a_retransmission_does(self, proxy: Proxy) -> None:
-        await proxy.set(Weather(loss=0.5))
+        await proxy.set(Conditions(loss=0.5))
         async with await anyio.connect_tcp("127.0.0.1", proxy.port) as stream:
             slowest = max([await exchange(stream, 1) for _ in range(6)])
             assert slowest >= RETRANSMIT_S
@@ -81,7 +81,7 @@ class TestProxy:
     async def test_silence_keeps_connections_open(self, proxy: Proxy, forgotten: bool) -> None:
         async with await anyio.connect_tcp("127.0.0.1", proxy.port) as stream:
             await exchange(stream, 1)
-            await proxy.set(Weather("silent", forgotten=forgotten))
+            await proxy.set(Conditions("silent", forgotten=forgotten))
             await stream.send(b"x" * 100)
             with anyio.move_on_after(0.3) as waited:
                 await stream.receive()
@@ -91,7 +91,7 @@ class TestProxy:
                 with anyio.move_on_after(0.2) as waited:
                     await late.receive()
                 assert waited.cancelled_caught
-                await proxy.set(FAIR)
+                await proxy.set(HEALTHY)
                 with anyio.fail_after(HANG_S):
                     if forgotten:
                         with pytest.raises(GONE):
@@ -104,12 +104,12 @@ class TestProxy:
         async with await anyio.connect_tcp("127.0.0.1", proxy.port) as stream:
             await exchange(stream, 1)
             port = proxy.port
-            await proxy.set(Weather("down"))
+            await proxy.set(Conditions("down"))
             with anyio.fail_after(HANG_S), pytest.raises(anyio.BrokenResourceError):
                 await stream.receive()
         with pytest.raises(OSError, match=REFUSED):
             await anyio.connect_tcp("127.0.0.1", port)
-        await proxy.set(FAIR)
+        await proxy.set(HEALTHY)
         assert proxy.port == port
         async with await anyio.connect_tcp("127.0.0.1", port) as stream:
             await exchange(stream, 10)
@@ -124,7 +124,7 @@ class TestProxy:
 
     async def test_the_network_gives_each_worker_its_own(self, echo: int) -> None:
         async with Network.start(echo, ("w1", "w2")) as network:
-            await network.set("w1", Weather("down"))
+            await network.set("w1", Conditions("down"))
             port = int(network.url("w2").rpartition(":")[2])
             async with await anyio.connect_tcp("127.0.0.1", port) as stream:
                 await exchange(stream, 10)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.verify.chaos_story import KILL, OTHER, asked, changing, good, is_at, judge
+from tests.verify.good_run import KILL, OTHER, asked, changing, good, is_at, judge
 from verify.chaos.evidence import Evidence
-from verify.chaos.journal import Deaf, Event, Fault, Journal, Wished
+from verify.chaos.journal import ControlSet, Event, Fault, Journal, ReaderOutage
 from verify.chaos.pauses import kind_at, percentile
-from verify.chaos.quiet_periods import GRACE_S, Calm
+from verify.chaos.quiet_periods import GRACE_S, QuietPeriods
 from verify.chaos.verdict import Verdict
 
 
@@ -43,8 +43,8 @@ def test_what_has_no_lead_or_no_text_yet_does_not_count(
 
 def test_what_was_wished_is_no_pause(tmp_path: Path) -> None:
     wished = [
-        Wished(at=1020.0, session=OTHER, value="pause"),
-        Wished(at=1021.4, session=OTHER, value="resume"),
+        ControlSet(at=1020.0, session=OTHER, value="pause"),
+        ControlSet(at=1021.4, session=OTHER, value="resume"),
     ]
     assert row(judge([*good(), *wished], tmp_path), KILL.kind).paused == 0
 
@@ -74,12 +74,12 @@ def test_percentiles() -> None:
     assert percentile(ordered, 0.95) == 95.0
 
 
-def calm(tmp_path: Path, *events: Event) -> Calm:
+def quiet(tmp_path: Path, *events: Event) -> QuietPeriods:
     path = tmp_path / "journal"
     with Journal(path) as journal:
         for event in events:
             journal.write(event)
-    return Calm(Evidence([path]))
+    return QuietPeriods(Evidence([path]))
 
 
 def fault(at: float, until: float, kind: str = "worker_kill", **more: str) -> Fault:
@@ -87,13 +87,13 @@ def fault(at: float, until: float, kind: str = "worker_kill", **more: str) -> Fa
 
 
 def test_time_in_which_something_was_done_does_not_count(tmp_path: Path) -> None:
-    times = calm(
+    times = quiet(
         tmp_path,
         fault(100.0, 110.0),
         fault(112.0, 113.0),
         fault(200.0, 201.0, "late_reader"),
         fault(300.0, 301.0, skipped="no such thing here"),
-        Deaf(at=400.0, until=401.0, reader="recorder"),
+        ReaderOutage(at=400.0, until=401.0, reader="recorder"),
     )
     over = 113.0 + GRACE_S
     assert times.undisturbed(0.0, 100.0) == 100.0
@@ -110,7 +110,7 @@ def test_time_in_which_something_was_done_does_not_count(tmp_path: Path) -> None
 
 
 def test_what_servers_forget_is_known_for_a_while(tmp_path: Path) -> None:
-    times = calm(
+    times = quiet(
         tmp_path,
         fault(100.0, 101.0, "flushall", forgets="all"),
         fault(200.0, 201.0, "lost_tail", forgets="tail"),

@@ -25,7 +25,7 @@ from verify.chaos.records import Records
 from verify.chaos.sabotage import SaboteurEngine
 from verify.chaos.schedule import RECOVERY_S, Injection, Schedule, UnknownKindError
 from verify.chaos.standalone import Standalone
-from verify.chaos.workers import Recipe, Workers
+from verify.chaos.workers import Workers, WorkerSpec
 from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
 from voicefleet.worker.config.sections import EngineConfig
@@ -137,13 +137,13 @@ async def fleet_of(
         f"model_manager.preload_model_ids={sabotage.MODEL}",
         "worker.drain_timeout_s=1",
     )
-    recipes = [
-        Recipe(name=f"w{n}", url=url, config=ROOT / "configs/tone.yaml", settings=settings)
+    specs = [
+        WorkerSpec(name=f"w{n}", url=url, config=ROOT / "configs/tone.yaml", settings=settings)
         for n in range(count)
     ]
     async with (
         from_url(url) as redis,
-        Workers.start(recipes, directory, fake_clocks=fake_clocks) as workers,
+        Workers.start(specs, directory, fake_clocks=fake_clocks) as workers,
     ):
         fleet = Orchestrator(redis, "tts")
         for name in workers.names:
@@ -266,7 +266,7 @@ class TestServers:
             target = next(one for one in await under.primaries() if one is not source)
             for key in keys:
                 await source.call("SET", key, key)
-            await resharding.move(under, await under.slot("{s1}"), source, target)
+            await resharding.step(under, await under.slot("{s1}"), source, target)
             assert await under.owner("{s1}") is target
             assert [await target.call("GET", key) for key in keys] == keys
             await servers.settled(under)
@@ -304,7 +304,7 @@ class TestRecords:
             Records.opened(under, keys) as records,
         ):
             (node,) = await under.primaries()
-            clean = await records.aftermath((), ("tone-test",))
+            clean = await records.final_state((), ("tone-test",))
             assert (clean.without_ttl, clean.queued, clean.live_sessions) == (
                 [],
                 {"tone-test": 0},
@@ -321,7 +321,7 @@ class TestRecords:
             await node.call("XADD", keys.dead, "*", "request", "r1")
             await node.call("ZADD", keys.workers, 1, "w")
             with anyio.move_on_after(1):
-                await records.aftermath((), ("tone-test",))
+                await records.final_state((), ("tone-test",))
                 pytest.fail("this is not quiet")
             found = await records.look((), ("tone-test",))
             assert found.without_ttl == [keys.session("s")]

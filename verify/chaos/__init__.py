@@ -1,1 +1,1 @@
-"""Parts of the chaos bench: a fleet under faults, its clients, a judge of what they heard."""
+"""Runs a fleet under injected faults and checks what its clients received."""

@@ -1,7 +1,8 @@
-"""The judge: reads what clients, recorder and faults wrote, and says which promises were kept.
+"""Checks the journals of a run against the protocol.
 
-It shares no code with the fleet: ids, fields and rules are taken from the protocol's text. What it
-looks at is listed in ``verdict.PROMISES``, and what servers that forget are forgiven in ``lives``.
+It shares no code with the fleet: ids, fields and rules come from the protocol's text.
+``verdict.PROMISES`` lists what is checked; ``reconstruction`` says what is allowed after a server
+lost data.
 """
 
 from collections import Counter
@@ -9,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from verify.chaos.control_values import Wishes
+from verify.chaos.control_values import ControlHistory
 from verify.chaos.evidence import SABOTAGE, Evidence
 from verify.chaos.invariants_of_fleet import (
-    check_aftermath,
     check_capacity,
-    check_complaints,
+    check_client_failures,
+    check_final_state,
     recoveries,
 )
 from verify.chaos.invariants_of_readers import check_readers
@@ -31,36 +32,36 @@ from verify.chaos.pauses import (
     pauses_of,
     percentile,
 )
-from verify.chaos.quiet_periods import KILLING, Calm
+from verify.chaos.quiet_periods import KILLING, QuietPeriods
 from verify.chaos.reconstruction import History, Turn, history
 from verify.chaos.verdict import UNDISTURBED, Row, Verdict, Violation
 
 
 def check(paths: Iterable[Path]) -> Verdict:
-    """Judge a run by its journals, in any number of files."""
+    """Check a run by its journals, in any number of files."""
     evidence = Evidence(paths)
     sabotage = _sabotage(evidence)
-    calm = Calm(evidence, sabotage)
+    quiet = QuietPeriods(evidence, sabotage)
     violations: list[Violation] = []
     histories: dict[str, History] = {}
     for session in evidence.sessions:
-        found = histories[session] = history(session, evidence.recorded(session), calm)
+        found = histories[session] = history(session, evidence.recorded(session), quiet)
         violations += chain(
             found.violations,
             check_turns(session, found, evidence),
-            check_requests(session, found, evidence, calm),
-            check_time(session, found, evidence, calm),
-            check_readers(session, evidence, calm),
+            check_requests(session, found, evidence, quiet),
+            check_time(session, found, evidence, quiet),
+            check_readers(session, evidence, quiet),
         )
-    violations += check_complaints(evidence, calm)
+    violations += check_client_failures(evidence, quiet)
     violations += check_capacity(evidence, sabotage)
-    violations += check_aftermath(evidence, histories, calm)
+    violations += check_final_state(evidence, histories, quiet)
     violations.sort(key=lambda violation: violation.at)
-    return _verdict(evidence, histories, calm, sabotage, violations)
+    return _verdict(evidence, histories, quiet, sabotage, violations)
 
 
 def _sabotage(evidence: Evidence) -> list[Fault]:
-    """What saboteurs were asked to do, as faults: from the request to its answer."""
+    """Sabotage requests as faults, each from its request to its answer."""
     found: list[Fault] = []
     for session, requests in evidence.requests.items():
         for request in requests.values():
@@ -82,7 +83,7 @@ def _sabotage(evidence: Evidence) -> list[Fault]:
 def _verdict(
     evidence: Evidence,
     histories: dict[str, History],
-    calm: Calm,
+    quiet: QuietPeriods,
     sabotage: Sequence[Fault],
     violations: list[Violation],
 ) -> Verdict:
@@ -92,11 +93,11 @@ def _verdict(
     listened = [turn for one in histories.values() for turn in one.listened]
     pauses: list[Pause] = []
     for session, one in histories.items():
-        wishes = Wishes(evidence.wishes[session], calm)
+        controls = ControlHistory(evidence.controls[session], quiet)
         for turn in one.listened:
             request = evidence.requests[session].get(turn.request)
             if request is not None:
-                pauses += pauses_of(turn, request, wishes)
+                pauses += pauses_of(turn, request, controls)
     by_kind = attributed(pauses, causes)
     blamed = Counter(kind_at(violation.at, causes) for violation in violations)
     recovered = recoveries(evidence)
@@ -162,7 +163,7 @@ def _row(
 
 
 def _notes(evidence: Evidence, histories: dict[str, History]) -> Iterable[str]:
-    lives = sum(len(one.lives) - 1 for one in histories.values())
+    generations = sum(len(one.generations) - 1 for one in histories.values())
     reused = sum(one.reused for one in histories.values())
     moved = sum(one.moved for one in histories.values())
     again = sum(
@@ -171,13 +172,13 @@ def _notes(evidence: Evidence, histories: dict[str, History]) -> Iterable[str]:
         for r in requests.values()
         for ask in r.asks
     )
-    deaf = sum(deaf.until - deaf.at for deaf in evidence.deaf)
+    outages = sum(one.until - one.at for one in evidence.outages)
     yield f"{again} requests were added again"
-    if lives:
-        yield f"sessions began anew {lives} times"
+    if generations:
+        yield f"sessions lost all their data {generations} times"
     if reused or moved:
         yield f"after a forgotten tail: {reused} numbers used again, {moved} ends moved"
-    if deaf:
-        yield f"the recorder could not listen for {deaf:.1f} s"
-    if evidence.aftermath is None:
-        yield "nobody looked at the server afterwards"
+    if outages:
+        yield f"the recorder could not read for {outages:.1f} s"
+    if evidence.final_state is None:
+        yield "the server was not inspected afterwards"

@@ -11,7 +11,7 @@ LIBRARIES: Final = (
 
 
 def library() -> Path | None:
-    """The library, if it is here."""
+    """libfaketime, if it is installed."""
     return next((path for path in LIBRARIES if path.exists()), None)
 
 
@@ -23,14 +23,14 @@ class FakeClock:
         self.jump(0)
 
     def jump(self, seconds: int) -> None:
-        """Be ahead of the true time by so much (behind, below 0), from the next look on."""
+        """Set the clock's offset from the true time. The next reading has it."""
         fresh = self._path.with_suffix(".new")
         fresh.write_text(f"{seconds:+d}\n", encoding="ascii")
-        fresh.replace(self._path)  # as one: it is read at any moment
+        fresh.replace(self._path)  # atomically: it may be read at any moment
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to live by this clock. Its monotonic clock stays true."""
+        """Variables for a process that is to use this clock. Its monotonic clock stays true."""
         return {
             "LD_PRELOAD": str(library()),
             "FAKETIME_TIMESTAMP_FILE": str(self._path),

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import msgspec
 from redis.exceptions import RedisError
@@ -110,7 +110,7 @@ class Cluster:
         wanted = {"cluster_state": "ok", "cluster_slots_ok": str(SLOTS), "cluster_size": "3"}
         for node in self.nodes:
             said = await node.call("CLUSTER", "INFO")
-            facts = said if isinstance(said, dict) else _pairs(str(said))
+            facts = cast(dict[str, str], said) if isinstance(said, dict) else _pairs(str(said))
             if not wanted.items() <= facts.items():
                 return False
             follows = await node.info("replication")
@@ -169,9 +169,8 @@ class Cluster:
         async with node.client() as client:
             # redis-py would parse it into less than we need.
             client.response_callbacks.pop("CLUSTER NODES", None)
-            said = await client.execute_command("CLUSTER NODES")
-        text = said if isinstance(said, str) else said.decode()
-        return [_member(line) for line in text.splitlines()]
+            said = cast(str, await client.execute_command("CLUSTER NODES"))
+        return [_member(line) for line in said.splitlines()]
 
 
 def _member(line: str) -> Member:

@@ -34,9 +34,9 @@ def chaos(
     runs: Path | None = None,
     keep: Flag = False,
 ) -> int:
-    """Speak turns while faults are injected, and hold what was heard against the protocol.
+    """Speak turns while faults are injected, and check what was received against the protocol.
 
-    The exit status is 1 where anything was violated or a worker failed without a fault's help.
+    The exit status is 1 after a violation, or if a worker failed without a fault.
 
     Parameters
     ----------
@@ -74,10 +74,10 @@ def chaos(
     from bench import machine
     from bench.report import Record
     from verify.chaos import plots, summary
-    from verify.chaos import run as bench
+    from verify.chaos import run as chaos_run
 
     console = Console(width=None if sys.stdout.isatty() else 150)
-    options = bench.Options(
+    options = chaos_run.Options(
         topology=topology,
         seed=seed,
         seconds=seconds,
@@ -94,10 +94,10 @@ def chaos(
         server=server,
     )
     here = machine.describe()
-    console.print(bench.schedule_of(options).table())
+    console.print(chaos_run.schedule_of(options).table())
 
-    async def run() -> bench.Outcome:
-        return await bench.run(options, lambda line: console.print(line, highlight=False))
+    async def run() -> chaos_run.Outcome:
+        return await chaos_run.run(options, lambda line: console.print(line, highlight=False))
 
     outcome = anyio.run(run)
     summary.show(outcome, console)

@@ -1,4 +1,4 @@
-"""The journals of a run, sorted by what they are about. Shares no code with the fleet."""
+"""The journals of a run, grouped by session and kind. Shares no code with the fleet."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,17 +10,17 @@ import msgspec
 
 from verify.chaos import journal
 from verify.chaos.journal import (
-    Aftermath,
     Answered,
     Asked,
     Capacity,
-    Complained,
-    Deaf,
+    ClientFailed,
+    ControlSet,
     Fault,
+    FinalState,
     Heard,
+    ReaderOutage,
     Reference,
-    Shrank,
-    Wished,
+    RolledBack,
     Wrote,
 )
 from verify.chaos.stream_id import Id
@@ -28,14 +28,14 @@ from verify.chaos.stream_id import Id
 RECORDER: Final = "recorder"
 
 SABOTAGE: Final = ("poison", "stumble", "falter", "hang", "gorge")
-"""Utterances named so (``poison-1``) do harm to who speaks them, and may fail."""
+"""First words of utterance names (``poison-1``) that make the saboteur engine fail."""
 
 NEVER_SPOKEN: Final = ("poison", "stumble", "gorge")
-"""Those of them that fail each time."""
+"""Those that fail on every attempt."""
 
 
 class Entry(msgspec.Struct, gc=False):
-    """An entry of an audio stream and when it was first heard. Frames: ``digest``, ``size``."""
+    """An entry of an audio stream, first read at ``at``. Frames have ``digest`` and ``size``."""
 
     at: float
     id: Id
@@ -46,26 +46,26 @@ class Entry(msgspec.Struct, gc=False):
 
     @property
     def content(self) -> tuple[object, ...]:
-        """What is the same whoever wrote it, and whenever."""
+        """What must not depend on who wrote the entry, or when."""
         said = sorted(item for item in self.fields.items() if item[0] not in ("worker", "t"))
         return (self.kind, self.digest, self.size, *said)
 
     @property
     def t(self) -> int:
-        """Server time of a start or end, unix ms."""
+        """Server time of a start or end, in unix ms; 0 without one."""
         said = self.fields.get("t", "")
         return int(said) if said.isdecimal() else 0
 
 
-Reading: TypeAlias = Entry | Shrank
-"""What happens to a reader."""
+Reading: TypeAlias = Entry | RolledBack
+"""What a reader sees."""
 
 
 class Request(msgspec.Struct):
-    """All that a client asked under one name.
+    """All adds of a request under one name.
 
-    ``places`` count the session's asks in their order; where a reply was lost or a server forgot,
-    it stands anywhere from ``first`` to ``last``.
+    ``places`` are the positions of its adds among the session's. Where a reply was lost or a server
+    lost data, its place in the queue is anywhere from ``first`` to ``last``.
     """
 
     session: str
@@ -78,27 +78,27 @@ class Request(msgspec.Struct):
 
     @property
     def asked(self) -> Asked:
-        """What was asked; each time the same."""
+        """The first add; later ones are the same."""
         return self.asks[0]
 
     @property
     def at(self) -> float:
-        """When it was first asked."""
+        """When it was first added, on the monotonic clock."""
         return self.asks[0].at
 
     @property
     def acknowledged(self) -> bool:
-        """Whether the server is known to have got it."""
+        """Whether the server acknowledged an add."""
         return any(ask.entry is not None for ask in self.asks)
 
     @property
     def field(self) -> dict[str, str]:
-        """Its fields, but for the text."""
+        """Its fields without the text."""
         return self.asked.fields
 
     @property
     def sabotage(self) -> str:
-        """What it does to who speaks it; empty for nearly all."""
+        """What the saboteur engine does with it; empty for others."""
         word = self.asked.utterance.partition("-")[0]
         return word if word in SABOTAGE else ""
 
@@ -110,38 +110,38 @@ class Request(msgspec.Struct):
 
     @property
     def sample_rate(self) -> int:
-        """As asked."""
+        """The requested rate in Hz."""
         return int(self.field.get("sample_rate", "48000"))
 
     @property
     def is_streamed(self) -> bool:
-        """Whether its text was written while it was spoken."""
+        """Whether its text came through a text stream."""
         return self.field.get("stream") == "1"
 
     def surely_before(self, other: "Request") -> bool:
-        """Whether it was added first, whatever became of lost replies."""
+        """Whether it precedes the other in the queue, whatever became of lost replies."""
         return self.last < other.first
 
     def surely_after(self, other: "Request") -> bool:
-        """The other way round."""
+        """Whether it follows the other in the queue, whatever became of lost replies."""
         return other.last < self.first
 
 
 class Evidence:
-    """All events of a run, by session where they concern one, each list in its order."""
+    """All events of a run, by session where they belong to one, each list in order."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.references: dict[str, Reference] = {}
         self.requests: dict[str, dict[str, Request]] = defaultdict(dict)
-        self.wishes: dict[str, list[Wished]] = defaultdict(list)
+        self.controls: dict[str, list[ControlSet]] = defaultdict(list)
         self.readings: dict[str, dict[str, list[Reading]]] = defaultdict(lambda: defaultdict(list))
         self.faults: list[Fault] = []
-        self.deaf: list[Deaf] = []
-        self.complaints: list[Complained] = []
+        self.outages: list[ReaderOutage] = []
+        self.client_failures: list[ClientFailed] = []
         self.capacity: list[Capacity] = []
-        self.aftermath: Aftermath | None = None
+        self.final_state: FinalState | None = None
         self.answered: dict[str, set[str]] = defaultdict(set)
-        """Of each session: the requests whose ends their client heard."""
+        """The requests whose ends their client read, by session."""
         self._places: dict[str, int] = defaultdict(int)
         wrote: list[Wrote] = []
         for event in journal.read(paths):
@@ -155,33 +155,33 @@ class Evidence:
                     self.answered[event.session].add(event.request)
                 case Wrote():
                     wrote.append(event)
-                case Wished():
-                    self.wishes[event.session].append(event)
-                case Shrank():
+                case ControlSet():
+                    self.controls[event.session].append(event)
+                case RolledBack():
                     self.readings[event.session][event.reader].append(event)
                 case Reference():
                     self.references[event.utterance] = event
                 case Fault():
                     self.faults.append(event)
-                case Deaf():
-                    self.deaf.append(event)
-                case Complained():
-                    self.complaints.append(event)
+                case ReaderOutage():
+                    self.outages.append(event)
+                case ClientFailed():
+                    self.client_failures.append(event)
                 case Capacity():
                     self.capacity.append(event)
-                case Aftermath():
-                    self.aftermath = event
+                case FinalState():
+                    self.final_state = event
         for piece in wrote:
             self.requests[piece.session][piece.request].wrote.append(piece)
         self.faults.sort(key=lambda fault: fault.at)
         self.capacity.sort(key=lambda capacity: capacity.at)
-        for wishes in self.wishes.values():
-            wishes.sort(key=lambda wish: wish.at)
+        for controls in self.controls.values():
+            controls.sort(key=lambda wish: wish.at)
         self._doubt_forgotten()
 
     @property
     def sessions(self) -> list[str]:
-        """All that anything is known of."""
+        """All sessions that occur in the journals."""
         return sorted({*self.requests, *self.readings})
 
     def recorded(self, session: str) -> list[Reading]:
@@ -204,10 +204,9 @@ class Evidence:
         known.places.append(place)
 
     def _doubt_forgotten(self) -> None:
-        """A server that forgot may know only of a later copy.
+        """Widen the places of requests that a server may have lost.
 
-        What was added in the midst of it may have been read from the one that was to be forgotten,
-        which nobody else knows of: it stands anywhere.
+        Of such a request only a later copy may be left; its place is that of any of its adds.
         """
         forgetting = [fault for fault in self.faults if fault.forgets != "nothing"]
         for session, requests in self.requests.items():

@@ -1,4 +1,4 @@
-"""Brings a schedule's faults over the world, one at a time, and writes down what was done."""
+"""Injects a schedule's faults one at a time and writes each to the journal."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -8,16 +8,16 @@ import anyio
 from redis.exceptions import RedisError
 
 from verify.chaos import servers
-from verify.chaos.done import Done
+from verify.chaos.fault_report import FaultReport
 from verify.chaos.faults import clients, failover, network, readers, resharding, server, workers
 from verify.chaos.journal import Fault
 from verify.chaos.schedule import RECOVERY_S, Injection, Schedule
 from verify.chaos.world import CannotInjectError, World
 
 LIMIT_S: Final = 90.0
-"""No fault takes longer, its servers' recovery included."""
+"""No fault takes longer, including the recovery of its servers."""
 
-Inject = Callable[[World, Injection], Awaitable[Done]]
+Inject = Callable[[World, Injection], Awaitable[FaultReport]]
 
 INJECTS: Final[dict[str, Inject]] = {
     "worker_kill": workers.kill,
@@ -52,11 +52,11 @@ INJECTS: Final[dict[str, Inject]] = {
 
 
 ELECTION_S: Final = 3.0
-"""Sentinels and Cluster nodes miss a primary, agree, and have another one by then."""
+"""Within so many seconds Sentinels or Cluster nodes have replaced a missing primary."""
 
 
 class Injector:
-    """Runs one schedule. ``say`` gets a line for each fault; ``findings`` are its own failures."""
+    """Runs one schedule. ``say`` gets a line per fault; ``findings`` are faults that failed."""
 
     def __init__(self, world: World, schedule: Schedule, say: Callable[[str], None]) -> None:
         self._world = world
@@ -66,36 +66,36 @@ class Injector:
         self.findings: list[str] = []
 
     async def run(self) -> None:
-        """Inject all, each in its time or, where one took longer, after its recovery."""
+        """Inject all, each at its time, but not before the previous one's recovery."""
         began = time.monotonic()
         free_at = began
         for injection in self._schedule.injections:
             due = max(began + injection.at_s, free_at)
             await anyio.sleep(max(0.0, due - time.monotonic()))
             await self._world.all_ready()
-            # What was begun is seen through: a run that ends in the midst of a fault tells little.
+            # A fault that has begun is completed: a run that ends during one shows little.
             with anyio.CancelScope(shield=True):
                 fault = await self._inject(injection)
-            self._world.journal.write(fault)
-            self._world.journal.flush()
-            self._say(_line(fault, began))
+                self._world.journal.write(fault)
+                self._world.journal.flush()
+                self._say(_line(fault, began))
             free_at = time.monotonic() + self._recovery_s
 
     async def _inject(self, injection: Injection) -> Fault:
         world = self._world
         at = time.monotonic()
-        done, skipped = Done(), ""
+        report, skipped = FaultReport(), ""
         try:
             with anyio.fail_after(LIMIT_S):
                 before = await world.servers.primaries()
-                done = await INJECTS[injection.kind](world, injection)
-                until = done.until or time.monotonic()
+                report = await INJECTS[injection.kind](world, injection)
+                until = report.until or time.monotonic()
                 if world.servers.topology != "standalone":
-                    # A primary that was silent may have been voted out: that takes a while to show.
+                    # A silent primary may have been replaced: that takes a while to show.
                     await anyio.sleep(ELECTION_S)
                 await servers.settled(world.servers)
                 changed = await world.servers.primaries() != before
-                if changed and done.until is None:
+                if changed and report.until is None:
                     until = time.monotonic()
         except CannotInjectError as error:
             skipped, until, changed = str(error), time.monotonic(), False
@@ -106,15 +106,20 @@ class Injector:
             at=at,
             until=until,
             kind=injection.kind,
-            target=done.target,
-            forgets=done.forgets or ("tail" if changed else "nothing"),
-            note=done.note,
+            target=report.target,
+            forgets=report.forgets or ("tail" if changed else "nothing"),
+            note=report.note,
             skipped=skipped,
         )
 
 
 def _line(fault: Fault, began: float) -> str:
-    words = [f"{fault.at - began:6.1f} s  {fault.kind:<18}", f"{fault.until - fault.at:5.1f} s"]
-    words += [fault.target, fault.note, fault.forgets != "nothing" and f"forgets {fault.forgets}"]
-    words += [fault.skipped and f"skipped: {fault.skipped}"]
+    words = [
+        f"{fault.at - began:6.1f} s  {fault.kind:<18}",
+        f"{fault.until - fault.at:5.1f} s",
+        fault.target,
+        fault.note,
+        f"forgets {fault.forgets}" if fault.forgets != "nothing" else "",
+        f"skipped: {fault.skipped}" if fault.skipped else "",
+    ]
     return "  ".join(word for word in words if word)

@@ -1,27 +1,27 @@
-"""What is promised of the fleet as a whole: no capacity lost, nothing left behind, all letters."""
+"""Checks of the whole fleet: capacity recovers, no keys are left, dead letters are complete."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from verify.chaos.evidence import Evidence
-from verify.chaos.journal import Aftermath, Capacity, Fault
-from verify.chaos.quiet_periods import Calm
+from verify.chaos.journal import Capacity, Fault, FinalState
+from verify.chaos.quiet_periods import QuietPeriods
 from verify.chaos.reconstruction import History, Turn
 from verify.chaos.verdict import Violation
 
 RECOVERY_S: Final = 5.0
 REFERENCES: Final = "reference:"
-"""Sessions named so are not of the ordeal: how things sound undisturbed was made there."""
+"""Prefix of the sessions in which the reference recordings were made, before the faults."""
 
 _FORGOTTEN_S: Final = 15.0
 
 
-def check_aftermath(
-    evidence: Evidence, histories: Mapping[str, History], calm: Calm
+def check_final_state(
+    evidence: Evidence, histories: Mapping[str, History], quiet: QuietPeriods
 ) -> Iterator[Violation]:
-    """What is left when all is quiet."""
-    left = evidence.aftermath
+    """Check what is left on the servers after the run."""
+    left = evidence.final_state
     if left is None:
         return
     yield from (_broken("ttl", left, f"{key} stays for ever") for key in left.without_ttl)
@@ -36,11 +36,11 @@ def check_aftermath(
             yield _broken("slots", left, f"{worker} has {free} of {total} slots free")
     for session in left.live_sessions:
         yield _broken("idle", left, f"{session} is not idle", session)
-    yield from _letters(left, evidence, histories, calm)
+    yield from _letters(left, evidence, histories, quiet)
 
 
 def _letters(
-    left: Aftermath, evidence: Evidence, histories: Mapping[str, History], calm: Calm
+    left: FinalState, evidence: Evidence, histories: Mapping[str, History], quiet: QuietPeriods
 ) -> Iterator[Violation]:
     """A dead letter for each turn that was rejected or failed, and for no other."""
     forgot_all = [
@@ -50,10 +50,10 @@ def _letters(
     wanted: Counter[tuple[str, str, str]] = Counter()
     allowed: Counter[tuple[str, str, str]] = Counter()
     for session, history in histories.items():
-        for turn in _buried([*history.turns, *history.ghosts]):
+        for turn in _with_dead_letter([*history.turns, *history.lost_turns]):
             assert turn.end is not None
             letter = (session, turn.request, turn.reason)
-            doubtful = bool(calm.forgot(turn.end.at, turn.end.at + _FORGOTTEN_S))
+            doubtful = bool(quiet.forgot(turn.end.at, turn.end.at + _FORGOTTEN_S))
             allowed[letter] += 2 if doubtful else 1
             if turn.end.at > since and not doubtful:
                 wanted[letter] += 1
@@ -69,8 +69,8 @@ def _letters(
         yield _broken("dead letters", left, said, *letter[:2])
 
 
-def _buried(turns: Iterable[Turn]) -> Iterator[Turn]:
-    """Those that nobody may try again, by a worker's word."""
+def _with_dead_letter(turns: Iterable[Turn]) -> Iterator[Turn]:
+    """Turns that a worker ended for good, each of which has a dead letter."""
     for turn in turns:
         lost = turn.end is not None and "lease_lost" in turn.end.fields.get("error", "")
         if turn.reason in ("rejected", "failed") and not lost:
@@ -101,7 +101,7 @@ def recoveries(evidence: Evidence) -> dict[Fault, float | None]:
 
 
 def check_capacity(evidence: Evidence, sabotage: Iterable[Fault]) -> Iterator[Violation]:
-    """The fleet is whole again soon after each fault, where no saboteur acts meanwhile."""
+    """Check that capacity is back soon after each fault, unless a saboteur acts meanwhile."""
     sabotage = list(sabotage)
     for fault, seconds in recoveries(evidence).items():
         until = fault.until + RECOVERY_S
@@ -126,22 +126,22 @@ def _is_full(look: Capacity, full: Capacity) -> bool:
     return look.ready >= full.ready and look.slots_total >= full.slots_total
 
 
-def check_complaints(evidence: Evidence, calm: Calm) -> Iterator[Violation]:
-    """The Python client raises nothing at its users but what a server's absence explains."""
-    for complaint in evidence.complaints:
-        kind = complaint.error.partition(":")[0]
-        excused = kind in ("ServerUnreachable", "ServerRefused") and calm.is_disturbed(complaint.at)
-        if not excused and not calm.forgot(complaint.at):
+def check_client_failures(evidence: Evidence, quiet: QuietPeriods) -> Iterator[Violation]:
+    """Check that the Python client raised only what a fault of a server explains."""
+    for failure in evidence.client_failures:
+        kind = failure.error.partition(":")[0]
+        excused = kind in ("ServerUnreachable", "ServerRefused") and quiet.is_disturbed(failure.at)
+        if not excused and not quiet.forgot(failure.at):
             yield Violation(
                 promise="client",
-                session=complaint.session,
-                request=complaint.request,
-                at=complaint.at,
-                detail=complaint.error,
+                session=failure.session,
+                request=failure.request,
+                at=failure.at,
+                detail=failure.error,
             )
 
 
 def _broken(
-    promise: str, left: Aftermath, detail: str, session: str = "", request: str = ""
+    promise: str, left: FinalState, detail: str, session: str = "", request: str = ""
 ) -> Violation:
     return Violation(promise=promise, session=session, request=request, at=left.at, detail=detail)

@@ -1,24 +1,24 @@
-"""What is promised of readers: whoever reads a stream, and whenever, reads the same."""
+"""Checks of readers: all readers of a stream, at any time, read the same entries."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 
 from verify.chaos.evidence import RECORDER, Entry, Evidence
-from verify.chaos.journal import Shrank
-from verify.chaos.quiet_periods import Calm
+from verify.chaos.journal import RolledBack
+from verify.chaos.quiet_periods import QuietPeriods
 from verify.chaos.stream_id import Id
 from verify.chaos.verdict import Violation
 
 WINDOW_S: Final = 55.0
-"""An entry is kept at least for so long (60 s) while its session lives."""
+"""An entry is kept for at least this long (the fleet keeps 60 s) while its session is live."""
 
 LAST_WORDS_S: Final = 1.0
-"""One reader may hear so much of a server's last moments more than another."""
+"""How much more one reader than another may have read just before a server lost data."""
 
 
-def check_readers(session: str, evidence: Evidence, calm: Calm) -> Iterator[Violation]:
-    """The other readers of a session, against the recorder."""
+def check_readers(session: str, evidence: Evidence, quiet: QuietPeriods) -> Iterator[Violation]:
+    """Compare the other readers of a session with the recorder."""
     recorded: dict[Id, list[Entry]] = defaultdict(list)
     for entry in evidence.recorded(session):
         if isinstance(entry, Entry):
@@ -30,13 +30,13 @@ def check_readers(session: str, evidence: Evidence, calm: Calm) -> Iterator[Viol
             continue
         last: Entry | None = None
         for reading in readings:
-            if isinstance(reading, Shrank):
+            if isinstance(reading, RolledBack):
                 last = None
                 continue
-            # What a server said last before it forgot, only one of two readers may have heard.
-            if reading.id in recorded or not calm.forgot(reading.at, reading.at + LAST_WORDS_S):
+            # Of what a server delivered just before it lost data, one reader may have read more.
+            if reading.id in recorded or not quiet.forgot(reading.at, reading.at + LAST_WORDS_S):
                 yield from _same(reader, session, reading, recorded)
-            if last is not None and reading.id > last.id and not calm.forgot(last.at, reading.at):
+            if last is not None and reading.id > last.id and not quiet.forgot(last.at, reading.at):
                 between = ids[places.get(last.id, 0) + 1 : places.get(reading.id, 0)]
                 missed = [
                     one

@@ -1,41 +1,41 @@
-"""What the protocol promises of requests: each answered once, in order, for a reason."""
+"""Checks of requests: each is answered once, in order, with the right reason."""
 
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from verify.chaos.control_values import Wishes
+from verify.chaos.control_values import ControlHistory
 from verify.chaos.evidence import NEVER_SPOKEN, Evidence, Request
-from verify.chaos.quiet_periods import Calm
-from verify.chaos.reconstruction import History, Life, Turn
+from verify.chaos.quiet_periods import QuietPeriods
+from verify.chaos.reconstruction import Generation, History, Turn
 from verify.chaos.verdict import Violation
 
 DEADLINE_LATE_MS: Final = 500
-"""A turn may start so long after its deadline: it is looked at shortly before."""
+"""A turn may start so long after its deadline, which is checked shortly before the start."""
 
 DEADLINE_EARLY_MS: Final = 50
 FORGETTING_S: Final = 30.0
 TEXT_TIMEOUT_S: Final = 25.0
-"""Streamed text that stopped for less than this did not time out (the fleet waits for 30 s)."""
+"""A gap in streamed text shorter than this is no timeout (the fleet waits for 30 s)."""
 
 BOUNDARY_S: Final = 2.0
 
 
 def check_requests(
-    session: str, history: History, evidence: Evidence, calm: Calm
+    session: str, history: History, evidence: Evidence, quiet: QuietPeriods
 ) -> Iterator[Violation]:
-    """Every request of a session."""
+    """Check every request of a session."""
     requests = evidence.requests[session]
-    wishes = Wishes(evidence.wishes[session], calm)
-    for life in history.lives:
-        yield from _once(life, requests)
-        yield from _order(life, requests)
-        for turn in life.turns:
+    controls = ControlHistory(evidence.controls[session], quiet)
+    for generation in history.generations:
+        yield from _once(generation, requests)
+        yield from _order(generation, requests)
+        for turn in generation.turns:
             request = requests.get(turn.request)
             if request is not None:
-                yield from _deadline(turn, request, calm)
+                yield from _deadline(turn, request, quiet)
                 if turn.end is not None:
-                    problem = _reason(turn, request, requests, wishes, calm)
+                    problem = _reason(turn, request, requests, controls, quiet)
                     if problem:
                         yield _broken("reason", turn, f"{turn.reason}: {problem}")
     yield from _answered(history, requests, evidence.answered[session])
@@ -56,9 +56,9 @@ def _broken(promise: str, turn: Turn, detail: str) -> Violation:
 def _answered(
     history: History, requests: dict[str, Request], heard: set[str]
 ) -> Iterator[Violation]:
-    """Each has an end, in some life; nobody takes back one that was heard and then forgotten."""
+    """Each request has an end in some generation. One that was read and then lost counts."""
     ended = heard | {turn.request for turn in history.turns if turn.end is not None}
-    ended |= {turn.request for turn in history.ghosts if turn.end is not None}
+    ended |= {turn.request for turn in history.lost_turns if turn.end is not None}
     for name, request in requests.items():
         if name not in ended and request.acknowledged:
             yield Violation(
@@ -70,23 +70,23 @@ def _answered(
             )
 
 
-def _once(life: Life, requests: dict[str, Request]) -> Iterator[Violation]:
-    """No request has two turns in one life."""
+def _once(generation: Generation, requests: dict[str, Request]) -> Iterator[Violation]:
+    """No request has two turns in one generation."""
     del requests
-    turns = Counter(turn.request for turn in life.turns if turn.request)
-    for turn in life.turns:
+    turns = Counter(turn.request for turn in generation.turns if turn.request)
+    for turn in generation.turns:
         if turns[turn.request] > 1:
-            twice = [str(one.number) for one in life.turns if one.request == turn.request]
+            twice = [str(one.number) for one in generation.turns if one.request == turn.request]
             turns[turn.request] = 0
             yield _broken("once", turn, f"answered by turns {', '.join(twice)}")
 
 
-def _order(life: Life, requests: dict[str, Request]) -> Iterator[Violation]:
+def _order(generation: Generation, requests: dict[str, Request]) -> Iterator[Violation]:
     """Turns come in the order in which their requests were added."""
     latest: Request | None = None
-    for turn in life.turns:
+    for turn in generation.turns:
         request = requests.get(turn.request)
-        if request is None or (life.number and request.at < life.began_at + BOUNDARY_S):
+        if request is None or (generation.number and request.at < generation.began_at + BOUNDARY_S):
             continue
         if latest is not None and request.surely_before(latest):
             yield _broken("order", turn, f"it was added before {latest.name}")
@@ -94,22 +94,26 @@ def _order(life: Life, requests: dict[str, Request]) -> Iterator[Violation]:
             latest = request
 
 
-def _deadline(turn: Turn, request: Request, calm: Calm) -> Iterator[Violation]:
-    """Not started by its deadline: not spoken."""
+def _deadline(turn: Turn, request: Request, quiet: QuietPeriods) -> Iterator[Violation]:
+    """A turn that did not start by its deadline is not spoken."""
     deadline, start = request.deadline_ms, turn.start
     if deadline is None or start is None:
         return
     late_ms = start.t - deadline
-    # What held the fleet up between its look at the clock and the start is no spoken deadline.
-    held_up = calm.is_disturbed(start.at)
+    # A fault may have delayed the fleet between its check of the clock and the start.
+    held_up = quiet.is_disturbed(start.at)
     if late_ms > DEADLINE_LATE_MS and not held_up:
         yield _broken("deadline", turn, f"it started {late_ms} ms after its deadline")
 
 
 def _reason(
-    turn: Turn, request: Request, requests: dict[str, Request], wishes: Wishes, calm: Calm
+    turn: Turn,
+    request: Request,
+    requests: dict[str, Request],
+    controls: ControlHistory,
+    quiet: QuietPeriods,
 ) -> str:
-    """Why this turn may not have ended so; empty where it may."""
+    """Why this turn must not have ended so; empty where it may."""
     assert turn.end is not None
     at, fields = turn.end.at, turn.end.fields
     spoken = turn.start is not None
@@ -118,10 +122,10 @@ def _reason(
             if request.asked.invalid:
                 return "the request is invalid"
             if request.sabotage in NEVER_SPOKEN:
-                return "nobody can speak it"
-            return "" if spoken else "without a word"
+                return "it fails on every attempt"
+            return "" if spoken else "without a start"
         case "stopped":
-            return "" if wishes.stopped(request, requests, at) else "nobody wished it"
+            return "" if controls.stopped(request, requests, at) else "no control value stopped it"
         case "interrupted":
             later = (one for one in requests.values() if one.field.get("interrupt") == "1")
             if any(
@@ -130,25 +134,25 @@ def _reason(
                 if one is not request
             ):
                 return ""
-            return "nobody interrupted it"
+            return "no request interrupted it"
         case "expired":
             if request.deadline_ms is None:
                 return "it has no deadline"
             if spoken:
-                return "it was begun"
+                return "it was started"
             early = request.deadline_ms - turn.end.t
             return f"{early} ms early" if early > DEADLINE_EARLY_MS else ""
         case "rejected":
             if not request.asked.invalid:
                 return f"the request is valid ({fields.get('error')})"
-            return "it was begun" if spoken else ""
+            return "it was started" if spoken else ""
         case "failed":
-            return _failed(turn, request, calm)
+            return _failed(turn, request, quiet)
         case other:
             return f"no reason of the protocol: {other!r}"
 
 
-def _failed(turn: Turn, request: Request, calm: Calm) -> str:
+def _failed(turn: Turn, request: Request, quiet: QuietPeriods) -> str:
     assert turn.end is not None
     error = turn.end.fields.get("error", "")
     if not error:
@@ -158,9 +162,9 @@ def _failed(turn: Turn, request: Request, calm: Calm) -> str:
     if "text_timeout" in error and request.is_streamed:
         last = max((piece.at for piece in request.wrote), default=request.at)
         complete = any(piece.ended for piece in request.wrote)
-        forgot = calm.forgot(last, turn.end.at)
+        forgot = quiet.forgot(last, turn.end.at)
         if (not complete and turn.end.at - last > TEXT_TIMEOUT_S) or forgot:
             return ""
-    if "lease_lost" in error and calm.forgot(turn.end.at - FORGETTING_S, turn.end.at):
+    if "lease_lost" in error and quiet.forgot(turn.end.at - FORGETTING_S, turn.end.at):
         return ""
     return error

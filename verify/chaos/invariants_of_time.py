@@ -1,6 +1,6 @@
-"""What the protocol promises of time: wishes are followed, turns are served and go on.
+"""Checks of time: control values are followed, requests are served, turns continue.
 
-Only time counts in which nothing was done to the fleet (``calm``).
+Only time without faults counts (``QuietPeriods``).
 """
 
 from bisect import bisect_left
@@ -8,37 +8,37 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
-from verify.chaos.control_values import ControlValue, Wishes
+from verify.chaos.control_values import ControlHistory, ControlPeriod
 from verify.chaos.evidence import Entry, Evidence, Request
-from verify.chaos.quiet_periods import Calm
+from verify.chaos.quiet_periods import QuietPeriods
 from verify.chaos.reconstruction import History, Turn
 from verify.chaos.verdict import Violation
 
 STOP_S: Final = 1.0
 PAUSE_S: Final = 0.5
 SERVED_S: Final = 15.0
-"""A request that could be spoken, with slots free, waits for less."""
+"""A request that could be spoken, with slots free, waits less than this."""
 
 SILENT_S: Final = 10.0
-"""A turn that is not paused has another entry before that."""
+"""A turn that is not paused has its next entry sooner than this."""
 
 
 def check_time(
-    session: str, history: History, evidence: Evidence, calm: Calm
+    session: str, history: History, evidence: Evidence, quiet: QuietPeriods
 ) -> Iterator[Violation]:
-    """Every wish, and every turn, of a session."""
+    """Check every control value and every turn of a session."""
     requests = evidence.requests[session]
-    wishes = Wishes(evidence.wishes[session], calm)
+    controls = ControlHistory(evidence.controls[session], quiet)
     turns = sorted(history.turns, key=lambda turn: turn.entries[0].at)
-    for wish in wishes:
+    for control in controls:
         for turn in turns:
-            if turn.entries[-1].at > wish.at and turn.entries[0].at < wish.binding_until:
-                yield from _followed(turn, wish, requests, calm)
+            if turn.entries[-1].at > control.at and turn.entries[0].at < control.binding_until:
+                yield from _followed(turn, control, requests, quiet)
     for turn in turns:
         request = requests.get(turn.request)
         if request is not None:
-            yield from _goes_on(turn, request, wishes, calm)
-    yield from _served(turns, requests, wishes, evidence, calm)
+            yield from _goes_on(turn, request, controls, quiet)
+    yield from _served(turns, requests, controls, evidence, quiet)
 
 
 def _broken(promise: str, turn: Turn, at: float, detail: str) -> Violation:
@@ -53,40 +53,44 @@ def _broken(promise: str, turn: Turn, at: float, detail: str) -> Violation:
 
 
 def _followed(
-    turn: Turn, wish: ControlValue, requests: dict[str, Request], calm: Calm
+    turn: Turn, control: ControlPeriod, requests: dict[str, Request], quiet: QuietPeriods
 ) -> Iterator[Violation]:
-    """After a pause no frame, after a stop nothing but the end."""
+    """After a pause there is no frame, after a stop nothing but the end."""
     request = requests.get(turn.request)
-    stops = request is not None and wish.surely_covers(request, requests)
-    if not stops and not wish.is_pause:
+    stops = request is not None and control.surely_covers(request, requests)
+    if not stops and not control.is_pause:
         return
     patience = STOP_S if stops else PAUSE_S
-    for entry in _from(turn.entries, wish.at):
-        if entry.at >= wish.binding_until:
+    for entry in _from(turn.entries, control.at):
+        if entry.at >= control.binding_until:
             return
         if entry.kind != "frame" and not (stops and entry.kind == "start"):
             continue
-        passed = calm.undisturbed(wish.at, entry.at)
+        passed = quiet.undisturbed(control.at, entry.at)
         if passed > patience:
-            said = f"{entry.id} came {passed:.2f} s after {wish.value}"
+            said = f"{entry.id} came {passed:.2f} s after {control.value}"
             yield _broken("stop" if stops else "pause", turn, entry.at, said)
             return
-    if stops and turn.entries[0].at < wish.at:
+    if stops and turn.entries[0].at < control.at:
         end = turn.end
-        until = wish.binding_until if end is None else min(end.at, wish.binding_until)
-        passed = calm.undisturbed(wish.at, until)
+        until = control.binding_until if end is None else min(end.at, control.binding_until)
+        passed = quiet.undisturbed(control.at, until)
         if passed > STOP_S and until != float("inf"):
-            yield _broken("stop", turn, wish.at, f"no end within {passed:.2f} s of {wish.value}")
+            yield _broken(
+                "stop", turn, control.at, f"no end within {passed:.2f} s of {control.value}"
+            )
 
 
-def _goes_on(turn: Turn, request: Request, wishes: Wishes, calm: Calm) -> Iterator[Violation]:
+def _goes_on(
+    turn: Turn, request: Request, controls: ControlHistory, quiet: QuietPeriods
+) -> Iterator[Violation]:
     """No turn hangs."""
     if request.sabotage:
         return
     for before, after in pairwise(turn.entries):
-        if after.at - before.at > SILENT_S and not wishes.paused(before.at, after.at):
+        if after.at - before.at > SILENT_S and not controls.paused(before.at, after.at):
             text = [piece.at for piece in request.wrote if piece.at < after.at]
-            passed = calm.undisturbed(max([before.at, *text]), after.at)
+            passed = quiet.undisturbed(max([before.at, *text]), after.at)
             if request.is_streamed and not any(piece.ended for piece in request.wrote):
                 continue  # it waits for its client
             if passed > SILENT_S:
@@ -97,9 +101,9 @@ def _goes_on(turn: Turn, request: Request, wishes: Wishes, calm: Calm) -> Iterat
 def _served(
     turns: list[Turn],
     requests: dict[str, Request],
-    wishes: Wishes,
+    controls: ControlHistory,
     evidence: Evidence,
-    calm: Calm,
+    quiet: QuietPeriods,
 ) -> Iterator[Violation]:
     """A request whose session is free, and for which there are slots, is not left waiting."""
     times = [capacity.at for capacity in evidence.capacity]
@@ -110,8 +114,8 @@ def _served(
         if request is not None and not request.sabotage:
             acknowledged = next((ask.at for ask in request.asks if ask.entry is not None), begins)
             could_be = max(free_at, acknowledged)
-            passed = calm.undisturbed(could_be, begins) if begins > could_be else 0.0
-            if passed > SERVED_S and not wishes.paused(could_be, begins):
+            passed = quiet.undisturbed(could_be, begins) if begins > could_be else 0.0
+            if passed > SERVED_S and not controls.paused(could_be, begins):
                 looks = evidence.capacity[bisect_left(times, could_be) : bisect_left(times, begins)]
                 if all(look.slots_free > 0 for look in looks):
                     yield _broken("served", turn, begins, f"it waited for {passed:.1f} s")

@@ -1,11 +1,11 @@
-"""What the protocol promises of one turn: its entries, its header, its samples, its numbers."""
+"""Checks of one turn: its entries, header, samples and number."""
 
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
 from verify.chaos.evidence import Entry, Evidence, Request
-from verify.chaos.reconstruction import History, Life, Turn
+from verify.chaos.reconstruction import Generation, History, Turn
 from verify.chaos.verdict import Violation
 
 FRAMES_PER_S: Final = 50
@@ -14,19 +14,21 @@ HEADER: Final = {"frame_ms": "20", "format": "s16le", "channels": "1"}
 
 
 def check_turns(session: str, history: History, evidence: Evidence) -> Iterator[Violation]:
-    """Every turn of a session, in all its lives; what was heard and forgotten sounded right too."""
+    """Check every turn of a session in all generations, and the samples of turns lost later."""
     requests = evidence.requests[session]
-    recorded = {turn.request for one in history.lives for turn in [*one.turns, *one.ghosts]}
+    recorded = {
+        turn.request for one in history.generations for turn in [*one.turns, *one.lost_turns]
+    }
     unrecorded = len(evidence.answered[session] - recorded)
-    for life in history.lives:
-        yield from _numbers(life, history, unrecorded)
-        for turn in life.turns:
-            yield from _shape(turn, life)
-        for turn in [*life.turns, *life.ghosts]:
+    for generation in history.generations:
+        yield from _numbers(generation, history, unrecorded)
+        for turn in generation.turns:
+            yield from _shape(turn, generation)
+        for turn in [*generation.turns, *generation.lost_turns]:
             request = requests.get(turn.request)
             if request is None:
                 if turn.request:
-                    yield _broken("asked", turn, f"nobody asked for {turn.request}")
+                    yield _broken("asked", turn, f"no client added {turn.request}")
                 continue
             yield from _header(turn, request)
             yield from _sound(turn, request, evidence)
@@ -43,18 +45,19 @@ def _broken(promise: str, turn: Turn, detail: str, entry: Entry | None = None) -
     )
 
 
-def _numbers(life: Life, history: History, unrecorded: int) -> Iterator[Violation]:
-    """Turns count 1, 2, 3; see ``lives`` for what a new life may do.
+def _numbers(generation: Generation, history: History, unrecorded: int) -> Iterator[Violation]:
+    """Turns count 1, 2, 3; ``reconstruction`` says how a new generation may begin.
 
-    So many may be left out as were answered to their client and ``unrecorded``: forgotten at once.
+    As many numbers may be left out as there are requests (``unrecorded``) whose end only the client
+    read, because the server lost it at once.
     """
     at_loss: set[int] = set()
-    if life.number and not life.expired:
-        before = [turn for one in history.lives[: life.number] for turn in one.turns]
+    if generation.number and not generation.expired:
+        before = [turn for one in history.generations[: generation.number] for turn in one.turns]
         at_loss = {one for turn in before[-1:] for one in (turn.number, turn.number + 1)}
-    forgotten = {ghost.number for ghost in life.ghosts}
+    forgotten = {lost.number for lost in generation.lost_turns}
     last = 0
-    for turn in life.turns:
+    for turn in generation.turns:
         left_out = set(range(last + 1, turn.number)) - forgotten
         if turn.number not in at_loss and left_out and len(left_out) <= unrecorded:
             unrecorded -= len(left_out)
@@ -63,8 +66,8 @@ def _numbers(life: Life, history: History, unrecorded: int) -> Iterator[Violatio
         last = turn.number
 
 
-def _shape(turn: Turn, life: Life) -> Iterator[Violation]:
-    """One start, frames without a gap, one end, nothing behind it."""
+def _shape(turn: Turn, generation: Generation) -> Iterator[Violation]:
+    """One start, frames without a gap, one end, nothing after it."""
     entries, numbers = turn.entries, [entry.id.n for entry in turn.entries]
     starts = [entry for entry in entries if entry.kind == "start"]
     ends = [entry for entry in entries if entry.kind == "end"]
@@ -82,8 +85,8 @@ def _shape(turn: Turn, life: Life) -> Iterator[Violation]:
     for entry in entries:
         if entry.kind == "other":
             yield _broken("known", turn, f"{entry.id} is neither frame nor start nor end", entry)
-    # The last turn before a server forgot all was cut off there.
-    if not ends and (life.is_last or turn is not life.turns[-1]):
+    # The turn that was being spoken when a server lost everything has no end.
+    if not ends and (generation.is_last or turn is not generation.turns[-1]):
         yield _broken("one end", turn, "it has no end", entries[-1])
     if len(ends) > 1:
         yield _broken("one end", turn, f"{len(ends)} ends", ends[1])
@@ -124,7 +127,7 @@ def _header(turn: Turn, request: Request) -> Iterator[Violation]:
 
 
 def _sound(turn: Turn, request: Request, evidence: Evidence) -> Iterator[Violation]:
-    """Frames are as long as they should be, and those of an undisturbed run."""
+    """Frames have the right size, and the samples and texts of the reference."""
     said = "" if turn.start is None else turn.start.fields.get("sample_rate", "")
     rate = int(said) if said.isdecimal() else 0
     size = rate // FRAMES_PER_S * BYTES_PER_SAMPLE
@@ -135,22 +138,22 @@ def _sound(turn: Turn, request: Request, evidence: Evidence) -> Iterator[Violati
     reference = evidence.references.get(request.asked.utterance)
     if reference is None:
         if frames and not request.sabotage:
-            yield _broken("samples", turn, "nobody knows how this should sound")
+            yield _broken("samples", turn, "there is no reference for it")
         return
     for frame in frames:
         index = frame.id.n - 1
         if not 0 <= index < len(reference.digests):
-            said = f"{frame.id} is more than there is to say: {len(reference.digests)} frames"
+            said = f"{frame.id} is past the reference's {len(reference.digests)} frames"
             yield _broken("samples", turn, said, frame)
             return
         if frame.digest != reference.digests[index]:
-            yield _broken("samples", turn, f"{frame.id} sounds different", frame)
+            yield _broken("samples", turn, f"{frame.id} has other samples", frame)
             return
         if frame.fields.get("text") != reference.texts[index]:
-            yield _broken("texts", turn, f"{frame.id} says other words", frame)
+            yield _broken("texts", turn, f"{frame.id} has another text", frame)
             return
     if turn.reason == "completed" and len(frames) != len(reference.digests):
-        # What was forgotten of a turn is no whole.
+        # Only a part of a lost turn may be known.
         whole = turn.start is not None
         if whole:
             said = f"completed with {len(frames)} of {len(reference.digests)} frames"

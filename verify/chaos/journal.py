@@ -1,7 +1,7 @@
-"""What happened in a run, as it happened: one JSON line for each event, written by every process.
+"""The journal of a run: a JSON line per event. Every process of the run writes one.
 
-Nothing here is interpreted: clients, the recorder and the faults write, the judge reads. Times are
-seconds on the machine's monotonic clock, which all processes share.
+Clients, the recorder and the fault injector write events as they happen; the checker interprets
+them. Times are seconds on the machine's monotonic clock, which all processes share.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ import msgspec
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True, tag="reference"):
-    """How an utterance sounds undisturbed: a digest of each frame's PCM, the text it carries."""
+    """An utterance spoken without faults: each frame's digest of its PCM, and its text."""
 
     utterance: str
     digests: list[str]
@@ -23,8 +23,8 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, tag="reference"):
 class Asked(msgspec.Struct, frozen=True, kw_only=True, tag="asked"):
     """A client added a request, at ``at`` or soon after.
 
-    ``entry`` is ``None`` where the reply was lost: nobody knows. It is empty where the request was
-    acknowledged to a client that does not tell its id.
+    ``entry`` is the entry's id, ``None`` where the reply was lost, and empty where the client that
+    got the reply does not expose the id.
     """
 
     at: float
@@ -36,14 +36,14 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, tag="asked"):
     """The request's fields but for its text."""
     entry: str | None
     again: bool = False
-    """The same request as before, because no answer came, or to try the fleet."""
+    """Whether it is a repetition: for lack of an answer, or to test deduplication."""
     invalid: bool = False
-    """The protocol does not allow it, and the client knows."""
+    """Whether it breaks the protocol on purpose."""
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
-    """A client heard the end of its request. The recorder may have been late for it, where a server
-    forgot it a moment later."""
+    """A client read the end of its request. The recorder may have missed it, where a server lost it
+    at once."""
 
     at: float
     session: str
@@ -61,7 +61,7 @@ class Wrote(msgspec.Struct, frozen=True, kw_only=True, tag="wrote"):
     ended: bool
 
 
-class Wished(msgspec.Struct, frozen=True, kw_only=True, tag="wished"):
+class ControlSet(msgspec.Struct, frozen=True, kw_only=True, tag="control_set"):
     """A client set the session's control key, or deleted it (``value`` is empty)."""
 
     at: float
@@ -87,8 +87,8 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard"):
     size: int = 0
 
 
-class Shrank(msgspec.Struct, frozen=True, kw_only=True, tag="shrank"):
-    """A stream's newest id is behind what a reader has seen (``newest`` empty: no stream)."""
+class RolledBack(msgspec.Struct, frozen=True, kw_only=True, tag="rolled_back"):
+    """A stream lacks entries that a reader has read (``newest`` is empty if it is gone)."""
 
     at: float
     reader: str
@@ -97,16 +97,16 @@ class Shrank(msgspec.Struct, frozen=True, kw_only=True, tag="shrank"):
     newest: str
 
 
-class Deaf(msgspec.Struct, frozen=True, kw_only=True, tag="deaf"):
-    """A reader could not listen in this time: it had no server, or no processor."""
+class ReaderOutage(msgspec.Struct, frozen=True, kw_only=True, tag="reader_outage"):
+    """A reader could not read in this time: it had no server, or no processor."""
 
     at: float
     until: float
     reader: str
 
 
-class Complained(msgspec.Struct, frozen=True, kw_only=True, tag="complained"):
-    """The Python client raised an error (``"StreamGap: ..."``) at one who used it rightly."""
+class ClientFailed(msgspec.Struct, frozen=True, kw_only=True, tag="client_failed"):
+    """The Python client raised an error (``"StreamGap: ..."``) though it was used correctly."""
 
     at: float
     session: str
@@ -131,7 +131,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, tag="fault"):
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True, tag="capacity"):
-    """What the workers' records said at a moment (a few times a second)."""
+    """The sum of the workers' records at a moment (a few times a second)."""
 
     at: float
     ready: int
@@ -140,18 +140,18 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True, tag="capacity"):
     speaking: int
 
 
-class Aftermath(msgspec.Struct, frozen=True, kw_only=True, tag="aftermath"):
-    """The state of the server when all was answered and quiet."""
+class FinalState(msgspec.Struct, frozen=True, kw_only=True, tag="final_state"):
+    """The state of the servers after the last request was answered."""
 
     at: float
     without_ttl: list[str]
-    """Keys that should have had one."""
+    """Keys that have no TTL but should."""
     pending: dict[str, int]
-    """Of each model's queue: entries still pending, in anybody's name."""
+    """By model: entries still pending, for any consumer."""
     queued: dict[str, int]
-    """Of each model's queue: its length."""
+    """By model: the queue's length."""
     slots: dict[str, tuple[int, int]]
-    """Of each worker: slots free, slots in all."""
+    """By worker: free slots, all slots."""
     dead_letters: list[dict[str, str]]
     live_sessions: list[str]
     """Sessions whose state is other than ``idle``."""
@@ -162,14 +162,14 @@ Event: TypeAlias = (
     | Asked
     | Answered
     | Wrote
-    | Wished
+    | ControlSet
     | Heard
-    | Shrank
-    | Deaf
-    | Complained
+    | RolledBack
+    | ReaderOutage
+    | ClientFailed
     | Fault
     | Capacity
-    | Aftermath
+    | FinalState
 )
 
 
@@ -185,7 +185,7 @@ class Journal:
         self._file.write(self._encoder.encode(event) + b"\n")
 
     def flush(self) -> None:
-        """Hand what was written to the system."""
+        """Flush buffered events to the file."""
         self._file.flush()
 
     def __enter__(self) -> Self:
@@ -201,7 +201,7 @@ class Journal:
 
 
 def read(paths: Iterable[Path]) -> Iterator[Event]:
-    """All events of all files, file by file. A last line cut off in mid-write is left out."""
+    """All events of all files, file by file. An incomplete last line is ignored."""
     decoder = msgspec.json.Decoder(Event)
     for path in paths:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """The network of a run: one proxy for each worker, in a process of their own.
 
-``python -m verify.chaos.network TARGET COUNT`` prints the ports as JSON; then it takes a line
-``[index, weather]`` at a time and answers each with an empty one. It ends with its stdin.
+``python -m verify.chaos.network TARGET COUNT`` prints the ports as JSON; then it it reads lines
+``[index, conditions]`` and answers each with an empty line. It ends when its stdin does.
 """
 
 import sys
@@ -15,16 +15,16 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from bench.testbed import ROOT
-from verify.chaos.proxy import FAIR, HOST, Proxy, Weather
+from verify.chaos.proxy import HEALTHY, HOST, Conditions, Proxy
 
 _LINE: Final = 1 << 16
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True):
-    """New weather for one of the proxies."""
+    """New conditions for one of the proxies."""
 
     index: int
-    weather: Weather
+    conditions: Conditions
 
 
 class Network:
@@ -59,13 +59,13 @@ class Network:
                 await process.aclose()
 
     def url(self, name: str) -> str:
-        """Where the worker finds the server."""
+        """The URL that the worker is to use."""
         return f"redis://{HOST}:{self._ports[name]}"
 
-    async def set(self, name: str, weather: Weather = FAIR) -> None:
-        """Change a worker's weather; it is so on return."""
+    async def set(self, name: str, conditions: Conditions = HEALTHY) -> None:
+        """Change the conditions of a worker's connections. They apply when this returns."""
         async with self._lock:
-            order = Order(self.names.index(name), weather)
+            order = Order(self.names.index(name), conditions)
             await self._orders.send(msgspec.json.encode(order) + b"\n")
             await self._line()
 
@@ -82,7 +82,7 @@ async def serve(target: int, count: int) -> None:
         print(msgspec.json.encode([proxy.port for proxy in proxies]).decode(), flush=True)
         while line := await anyio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
             order = msgspec.json.decode(line, type=Order)
-            await proxies[order.index].set(order.weather)
+            await proxies[order.index].set(order.conditions)
             print(flush=True)
 
 

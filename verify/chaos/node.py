@@ -1,4 +1,4 @@
-"""One server process of a topology, with access for whoever disturbs it."""
+"""One server process of a topology, and what faults do to it."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ _TIMEOUT_S: Final = 5.0
 
 
 class Node:
-    """A server and its lines of configuration, which count from its next start on."""
+    """A server and its lines of configuration, which apply from its next start on."""
 
     def __init__(self, server: EmbeddedServer, config: list[str]) -> None:
         self.server = server
@@ -37,9 +37,9 @@ class Node:
         cluster: bool = False,
         debug: bool = True,
     ) -> AsyncGenerator[Self]:
-        """Start one, and end it with the block, also when it was stopped by SIGSTOP.
+        """Start one; it ends with the block, even if SIGSTOP has stopped it.
 
-        ``debug``: it takes ``DEBUG`` (a Sentinel knows no such setting).
+        ``debug`` enables the command ``DEBUG``, a setting that Sentinels do not have.
         """
         lines = [*(["enable-debug-command yes"] if debug else []), *config]
         async with EmbeddedServer.start(
@@ -61,8 +61,8 @@ class Node:
         """``host:port``."""
         return f"{HOST}:{self.port}"
 
-    def client(self, timeout_s: float = _TIMEOUT_S) -> "Redis":
-        """A connection's worth of client that tries nothing twice. Text in and out."""
+    def client(self, timeout_s: float = _TIMEOUT_S) -> Any:
+        """A client that retries nothing. Text in and out; untyped, as half of its commands are."""
         return Redis(
             host=HOST,
             port=self.port,
@@ -93,11 +93,11 @@ class Node:
             self._config[:] = kept
 
     def stall(self) -> None:
-        """SIGSTOP: it does nothing, its connections stay."""
+        """Stop it with SIGSTOP. Its connections stay open."""
         os.kill(self.server.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """SIGCONT, if it runs at all."""
+        """Let it continue (SIGCONT), if it runs."""
         try:
             os.kill(self.server.pid, signal.SIGCONT)
         except (RuntimeError, ProcessLookupError):

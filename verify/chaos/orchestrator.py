@@ -5,52 +5,52 @@ from typing import Final
 import anyio
 
 from verify.chaos.conversation import Conversation
-from verify.chaos.hearing import Ears
 from verify.chaos.journal import Journal
-from verify.chaos.library import LibraryConversation
-from verify.chaos.plan import Course, Orchestrator, Plan
+from verify.chaos.plan import Orchestrator, Plan, SessionScript
+from verify.chaos.python_client import ClientConversation
 from verify.chaos.reading import Reading
-from verify.chaos.request_writer import Desk, Order
+from verify.chaos.request_writer import Order, RequestWriter
+from verify.chaos.stream_view import StreamViews
 from voicefleet import VoiceFleet
 from voicefleet.schemas.keys import Keys
 from voicefleet.wire.connect import connect
 from voicefleet.wire.endpoint import RedisConfig, resolve
 
-MEETING_S: Final = 3.0
-"""How long a session waits for others to add requests together."""
+BATCH_WAIT_S: Final = 3.0
+"""How long a session waits for others to share a pipeline with."""
 
-FAREWELL_S: Final = 10.0
-APART_S: Final = 0.03
-"""Between the beginnings of sessions."""
+CLEANUP_S: Final = 10.0
+START_GAP_S: Final = 0.03
+"""Between the starts of two sessions."""
 
 
-class Meeting:
+class PipelineBatcher:
     """Lets the sessions of one orchestrator add requests in one pipeline."""
 
-    def __init__(self, desk: Desk, members: int) -> None:
+    def __init__(self, writer: RequestWriter, members: int) -> None:
         self._members = members
-        self._desk = desk
+        self._writer = writer
         self._orders: list[Order] = []
         self._all_here = anyio.Event()
         self._added = anyio.Event()
 
     async def add(self, order: Order) -> None:
-        """See ``Assembly``. Who comes first waits for the others, but not for long, and adds."""
+        """See ``Batcher``. The first caller waits a while for the others, then adds for all."""
         self._orders.append(order)
         added = self._added
         self._count()
         if len(self._orders) > 1:
             await added.wait()
             return
-        with anyio.move_on_after(MEETING_S):
+        with anyio.move_on_after(BATCH_WAIT_S):
             await self._all_here.wait()
         orders, self._orders = self._orders, []
         self._all_here, self._added = anyio.Event(), anyio.Event()
-        await self._desk.add(orders)
+        await self._writer.add(orders)
         added.set()
 
     def leave(self) -> None:
-        """One fewer is to come."""
+        """A session has ended: wait for one fewer."""
         self._members -= 1
         self._count()
 
@@ -60,37 +60,37 @@ class Meeting:
 
 
 async def drive(url: str, plan: Plan, journal: Journal, *, until_answered_s: float) -> bool:
-    """Run all clients until each request has its end. Control keys are deleted then.
+    """Run all clients until each request has its end, then delete the control keys.
 
     Args:
-        url: Of the server, the Sentinels or the Cluster.
+        url: The server, the Sentinels or the Cluster.
         plan: What they do.
-        journal: What they did is written there.
-        until_answered_s: Give up then.
+        journal: Gets what they did.
+        until_answered_s: Give up after so many seconds.
 
     Returns:
-        Whether all was answered.
+        Whether every request was answered.
     """
     keys, answered = Keys(), False
-    raw = [course.session for course in plan.courses if not course.by_library]
-    ears = Ears(raw, journal)
+    raw = [script.session for script in plan.scripts if not script.by_client]
+    views = StreamViews(raw, journal)
     async with connect(resolve(RedisConfig(url=url))) as topology, VoiceFleet(url) as fleet:
-        desk = Desk(topology.client, keys, journal)
+        writer = RequestWriter(topology.client, keys, journal)
         try:
             with anyio.move_on_after(until_answered_s):
                 async with anyio.create_task_group() as readers:
                     if raw:
-                        readers.start_soon(Reading(topology, keys, raw, ears).run)
+                        readers.start_soon(Reading(topology, keys, raw, views).run)
                     async with anyio.create_task_group() as clients:
                         for orchestrator in plan.orchestrators:
-                            one = _Orchestrator(orchestrator, plan, desk, ears, fleet, journal)
+                            one = _Orchestrator(orchestrator, plan, writer, views, fleet, journal)
                             clients.start_soon(one.run)
                     answered = True
                     readers.cancel_scope.cancel()
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(FAREWELL_S):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLEANUP_S):
                 for session in plan.sessions:
-                    await desk.control_value(session, "")
+                    await writer.control_value(session, "")
             journal.flush()
     return answered
 
@@ -102,36 +102,36 @@ class _Orchestrator:
         self,
         orchestrator: Orchestrator,
         plan: Plan,
-        desk: Desk,
-        ears: Ears,
+        writer: RequestWriter,
+        views: StreamViews,
         fleet: VoiceFleet,
         journal: Journal,
     ) -> None:
-        self._courses = orchestrator.courses
+        self._scripts = orchestrator.scripts
         self._plan = plan
-        self._desk = desk
-        self._ears = ears
+        self._writer = writer
+        self._views = views
         self._fleet = fleet
         self._journal = journal
-        raw = [course for course in self._courses if not course.by_library]
-        self._meeting = Meeting(desk, len(raw))
+        raw = [script for script in self._scripts if not script.by_client]
+        self._batcher = PipelineBatcher(writer, len(raw))
 
     async def run(self) -> None:
         async with anyio.create_task_group() as sessions:
-            for course in self._courses:
-                sessions.start_soon(self._library if course.by_library else self._raw, course)
-                await anyio.sleep(APART_S)
+            for script in self._scripts:
+                sessions.start_soon(self._library if script.by_client else self._raw, script)
+                await anyio.sleep(START_GAP_S)
 
-    async def _raw(self, course: Course) -> None:
-        hearing = self._ears.of[course.session]
+    async def _raw(self, script: SessionScript) -> None:
+        view = self._views.of[script.session]
         plan = self._plan
         await Conversation(
-            course, plan.main, plan.utterances, self._desk, hearing, self._meeting
+            script, plan.main, plan.utterances, self._writer, view, self._batcher
         ).run()
-        self._meeting.leave()
+        self._batcher.leave()
 
-    async def _library(self, course: Course) -> None:
+    async def _library(self, script: SessionScript) -> None:
         plan = self._plan
-        await LibraryConversation(
-            course, plan.main, plan.utterances, self._fleet, self._journal
+        await ClientConversation(
+            script, plan.main, plan.utterances, self._fleet, self._journal
         ).run()

@@ -1,7 +1,7 @@
-"""What the clients of a run do: made from a seed, the same each time.
+"""What the clients of a run do, made from a seed.
 
-Each session goes through scenes, one after another (``script``); what they are is up to their
-author (``scenes``), what is said comes from one pool (``repertoire``).
+Each session plays scenes one after another (``script``). ``scenes`` draws them at random, with
+texts from one pool (``utterances``).
 """
 
 import random
@@ -10,11 +10,11 @@ from typing import Final, Self
 
 import msgspec
 
-from verify.chaos.repertoire import Models, Utterance, repertoire
 from verify.chaos.scenes import Author
 from verify.chaos.script import Kind, Scene
+from verify.chaos.utterances import Models, Utterance, make_utterances
 
-__all__ = ["SHARES", "Course", "Models", "Orchestrator", "Plan"]
+__all__ = ["SHARES", "Models", "Orchestrator", "Plan", "SessionScript"]
 
 SHARES: Final[Mapping[Kind, float]] = {
     "plain": 24,
@@ -34,30 +34,30 @@ SHARES: Final[Mapping[Kind, float]] = {
     "unknown_voice": 2,
     "saboteur": 1,
 }
-"""How often each kind of scene is played, beside those that sessions play together."""
+"""The weight of each kind of scene, without those that sessions play together."""
 
 SESSIONS_OF_ONE: Final = 10
-"""Sessions that one orchestrator drives."""
+"""How many sessions one orchestrator drives."""
 
-BY_LIBRARY: Final = 2
-"""Sessions that are driven through the Python client, where there are enough."""
+BY_CLIENT: Final = 2
+"""How many sessions use the Python client, at most a quarter of them."""
 
 _MOODS: Final = (0.3, 1.0, 1.0, 3.0)
 
 
-class Course(msgspec.Struct, frozen=True):
-    """All that happens in one session."""
+class SessionScript(msgspec.Struct, frozen=True):
+    """The scenes of one session."""
 
     session: str
     scenes: tuple[Scene, ...]
-    by_library: bool = False
+    by_client: bool = False
 
 
 class Orchestrator(msgspec.Struct, frozen=True):
-    """A client and its sessions."""
+    """One client and its sessions."""
 
     name: str
-    courses: tuple[Course, ...]
+    scripts: tuple[SessionScript, ...]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     seed: int
     main: str
-    """The model of what has no utterance."""
+    """The model of requests without an utterance."""
     utterances: dict[str, Utterance]
     orchestrators: tuple[Orchestrator, ...]
 
@@ -84,54 +84,54 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             seed: Of every choice.
             sessions: How many speak side by side.
             turns: Requests in all, duplicates not counted.
-            models: Who speaks.
-            shares: The weight of each kind of scene. Each orchestrator takes to some more.
+            models: Which models speak.
+            shares: The weight of each kind of scene. Each orchestrator varies it.
         """
         chance = random.Random(seed)
-        utterances = repertoire(chance, models)
+        utterances = make_utterances(chance, models)
         others = models.by_session(sessions)
-        by_library = min(BY_LIBRARY, sessions // 4)
+        by_client = min(BY_CLIENT, sessions // 4)
         orchestrators: list[Orchestrator] = []
         for first in range(0, sessions, SESSIONS_OF_ONE):
             name = f"o{first // SESSIONS_OF_ONE}"
             character: dict[Kind, float] = {
                 kind: share * chance.choice(_MOODS) for kind, share in shares.items()
             }
-            courses: list[Course] = []
+            scripts: list[SessionScript] = []
             for k in range(first, min(first + SESSIONS_OF_ONE, sessions)):
-                library = k >= sessions - by_library
+                library = k >= sessions - by_client
                 model = others.get(k, models.main)
-                author = Author(chance, utterances, model, character, by_library=library)
+                author = Author(chance, utterances, model, character, by_client=library)
                 scenes = author.scenes(turns // sessions + (k < turns % sessions))
-                courses.append(Course(f"{name}:s{k}", scenes, by_library=library))
-            orchestrators.append(Orchestrator(name, tuple(courses)))
+                scripts.append(SessionScript(f"{name}:s{k}", scenes, by_client=library))
+            orchestrators.append(Orchestrator(name, tuple(scripts)))
         named = {utterance.name: utterance for utterance in utterances}
         return cls(
             seed=seed, main=models.main, utterances=named, orchestrators=tuple(orchestrators)
         )
 
     @property
-    def courses(self) -> tuple[Course, ...]:
-        """Of all sessions."""
-        return tuple(course for one in self.orchestrators for course in one.courses)
+    def scripts(self) -> tuple[SessionScript, ...]:
+        """The scripts of all sessions."""
+        return tuple(script for one in self.orchestrators for script in one.scripts)
 
     @property
     def sessions(self) -> tuple[str, ...]:
         """All sessions' names."""
-        return tuple(course.session for course in self.courses)
+        return tuple(script.session for script in self.scripts)
 
     @property
     def turns(self) -> int:
-        """How many requests are added, duplicates not counted."""
-        return sum(len(scene.asks) for course in self.courses for scene in course.scenes)
+        """How many requests are added, without duplicates."""
+        return sum(len(scene.asks) for script in self.scripts for scene in script.scenes)
 
     @property
     def seconds(self) -> float:
-        """About how long it takes where nothing goes wrong."""
-        return max((self._seconds(course) for course in self.courses), default=0.0)
+        """About how long it takes without faults."""
+        return max((self._seconds(script) for script in self.scripts), default=0.0)
 
-    def _seconds(self, course: Course) -> float:
-        # Much of what is said is cut short, or comes faster than it is spoken.
-        said = [ask.utterance for scene in course.scenes for ask in scene.asks]
+    def _seconds(self, script: SessionScript) -> float:
+        # Many turns are cut short, or published faster than real time.
+        said = [ask.utterance for scene in script.scenes for ask in scene.asks]
         spoken = sum(self.utterances[name].seconds for name in said if name)
-        return 0.7 * spoken + 0.5 * len(course.scenes)
+        return 0.7 * spoken + 0.5 * len(script.scenes)

@@ -1,7 +1,7 @@
-"""A TCP proxy that is the bad network between one worker and the server.
+"""A TCP proxy that simulates a bad network between one worker and the server.
 
-What TCP guarantees it keeps: bytes arrive in order or the connection breaks. A loss is therefore
-heard as TCP makes it heard, as a stall until the retransmission and everything behind it late.
+As with TCP, bytes arrive in order or the connection breaks. A lost packet is therefore a stall
+until it is retransmitted, which delays everything behind it.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, cast
 
 import anyio
 import msgspec
@@ -26,13 +26,13 @@ _QUEUED_CHUNKS: Final = 256
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
-class Weather(msgspec.Struct, frozen=True):
+class Conditions(msgspec.Struct, frozen=True):
     """What the network does to each connection.
 
-    ``delay_s`` and ``jitter_s`` hold up each chunk, ``loss`` is the share of chunks that need to
-    be sent again. ``state``: ``up``; ``silent`` lets nothing through and tells nobody; ``down``
-    resets what is there and refuses what comes. After a silence, what was held goes on, or, with
-    ``forgotten``, the connections are reset, as by a router that lost its table.
+    ``delay_s`` and ``jitter_s`` delay each chunk; ``loss`` is the share of chunks that are sent
+    again. In state ``silent`` nothing gets through; ``down`` resets connections and refuses new
+    ones. After ``silent``, held data is delivered, or, with ``forgotten``, the connections are
+    reset, as by a router that lost its table.
     """
 
     state: Literal["up", "silent", "down"] = "up"
@@ -42,18 +42,18 @@ class Weather(msgspec.Struct, frozen=True):
     forgotten: bool = False
 
 
-FAIR: Final = Weather()
+HEALTHY: Final = Conditions()
 
 
 class Proxy:
-    """A port that leads to the server, in fair weather first. Made by ``start``."""
+    """A port that forwards to the server, at first without disturbance. Made by ``start``."""
 
     def __init__(self, target: int, tasks: TaskGroup, seed: int) -> None:
         self.port = 0
         self._target = target
         self._tasks = tasks
         self._random = random.Random(seed)
-        self._weather = FAIR
+        self._conditions = HEALTHY
         self._changed = anyio.Event()
         self._connections: set[_Connection] = set()
         self._listening: anyio.CancelScope | None = None
@@ -69,39 +69,39 @@ class Proxy:
             tasks.cancel_scope.cancel()
 
     @property
-    def weather(self) -> Weather:
-        """As it is now."""
-        return self._weather
+    def conditions(self) -> Conditions:
+        """The present conditions."""
+        return self._conditions
 
-    async def set(self, weather: Weather) -> None:
-        """Change the weather, for the connections there are and those to come."""
-        before, self._weather = self._weather, weather
-        if weather.state == "down":
+    async def set(self, conditions: Conditions) -> None:
+        """Change the conditions of present and new connections."""
+        before, self._conditions = self._conditions, conditions
+        if conditions.state == "down":
             if self._listening is not None:
                 self._listening.cancel()
                 self._listening = None
             self._reset_all()
         elif self._listening is None:
             await self._listen()
-        if before.state == "silent" and weather.state == "up" and before.forgotten:
+        if before.state == "silent" and conditions.state == "up" and before.forgotten:
             self._reset_all()
         self._changed.set()
         self._changed = anyio.Event()
 
     def lateness_s(self) -> float:
-        """How late the next chunk is: delay, jitter and retransmissions."""
-        weather, late_s = self._weather, 0.0
-        if weather.delay_s or weather.jitter_s:
-            late_s = weather.delay_s + weather.jitter_s * self._random.uniform(-1, 1)
+        """The next chunk's delay: fixed delay, jitter and retransmissions."""
+        conditions, late_s = self._conditions, 0.0
+        if conditions.delay_s or conditions.jitter_s:
+            late_s = conditions.delay_s + conditions.jitter_s * self._random.uniform(-1, 1)
         timeout_s = RETRANSMIT_S
-        while weather.loss and self._random.random() < weather.loss:
+        while conditions.loss and self._random.random() < conditions.loss:
             late_s += timeout_s
             timeout_s *= 2
         return max(0.0, late_s)
 
     async def passable(self) -> None:
-        """Wait until something gets through."""
-        while self._weather.state != "up":
+        """Wait until data gets through."""
+        while self._conditions.state != "up":
             await self._changed.wait()
 
     def _reset_all(self) -> None:
@@ -115,7 +115,7 @@ class Proxy:
         (listener,) = listeners.listeners
         self.port = listener.extra(SocketAttribute.local_port)
         self._listening = anyio.CancelScope()
-        self._tasks.start_soon(self._accept, listener, self._listening)
+        self._tasks.start_soon(self._accept, cast(SocketListener, listener), self._listening)
 
     async def _accept(self, listener: SocketListener, scope: anyio.CancelScope) -> None:
         async with listener:
@@ -142,7 +142,7 @@ class _Connection:
         self._broken = False
 
     def reset(self) -> None:
-        """Break it, both ends with a reset."""
+        """Reset both ends."""
         self._broken = True
         self._scope.cancel()
 
@@ -167,7 +167,7 @@ class _Connection:
                         await stream.aclose()
 
     async def _pump(self, source: SocketStream, sink: SocketStream) -> None:
-        """Carry one direction, until it ends: then the connection does."""
+        """Copy one direction. When it ends, so does the connection."""
         loop = asyncio.get_running_loop()
         send, receive = anyio.create_memory_object_stream[tuple[float, bytes]](_QUEUED_CHUNKS)
 

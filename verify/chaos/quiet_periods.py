@@ -1,4 +1,4 @@
-"""When nothing was done to the fleet, when something was, and what a server may have forgotten."""
+"""When faults acted on the fleet, when none did, and when servers may have lost data."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -9,51 +9,51 @@ from verify.chaos.evidence import Evidence
 from verify.chaos.journal import Fault
 
 GRACE_S: Final = 5.0
-"""After a fault, until the fleet is held to everything again."""
+"""How long after a fault time limits do not apply yet."""
 
 FORGETTING_IS_SEEN_S: Final = 15.0
-"""After a fault by which a server forgot, until each reader has found out."""
+"""How long after a loss of data until every reader has noticed it."""
 
 HARMLESS: Final = ("slow_reader", "dead_reader", "late_reader", "script_flush")
-"""Faults of others that must not be felt at all."""
+"""Faults that must have no effect on turns."""
 
-DEAF_S: Final = 0.3
-"""What a deaf reader missed is heard by then."""
+OUTAGE_S: Final = 0.3
+"""How long after a reader's outage until it has caught up."""
 
 OVERRULING: Final = ("control_flood",)
-"""Faults that set control keys, over the wishes of their clients."""
+"""Faults that overwrite the control values of clients."""
 
 KILLING: Final = ("poison",)
-"""Sabotage that is felt by all who share a worker with it."""
+"""Sabotage that affects every turn of the same worker."""
 
 
-class Calm:
-    """The run's times, on the monotonic clock."""
+class QuietPeriods:
+    """The run's periods with and without faults, on the monotonic clock."""
 
     def __init__(self, evidence: Evidence, sabotage: Iterable[Fault] = ()) -> None:
         injected = [fault for fault in evidence.faults if not fault.skipped]
         felt = [fault for fault in injected if fault.kind not in HARMLESS]
         felt += [fault for fault in sabotage if fault.kind in KILLING]
         windows = [(fault.at, fault.until + GRACE_S) for fault in felt]
-        windows += [(deaf.at, deaf.until + DEAF_S) for deaf in evidence.deaf]
+        windows += [(one.at, one.until + OUTAGE_S) for one in evidence.outages]
         self._windows = _merged(windows)
         self._begins = [at for at, _ in self._windows]
         self._forgetting = [fault for fault in injected if fault.forgets != "nothing"]
         self._overruling = [fault for fault in injected if fault.kind in OVERRULING]
 
     def undisturbed(self, at: float, until: float) -> float:
-        """How many seconds between two moments nothing was done to anybody."""
+        """How many seconds between two moments were without faults."""
         lost = sum(
             max(0.0, min(end, until) - max(begin, at)) for begin, end in self._between(at, until)
         )
         return max(0.0, until - at) - lost
 
     def is_disturbed(self, at: float) -> bool:
-        """Whether something was done at this moment, or shortly before."""
+        """Whether a fault acts at this moment, or did shortly before."""
         return any(begin <= at <= end for begin, end in self._between(at, at))
 
     def after(self, at: float, seconds: float) -> float:
-        """The moment at which so many undisturbed seconds have passed."""
+        """The moment at which so many seconds without faults have passed."""
         moment = at
         for begin, end in self._windows[max(0, bisect_right(self._begins, at) - 1) :]:
             if end <= moment:
@@ -65,7 +65,7 @@ class Calm:
         return moment + seconds
 
     def forgot(self, at: float, until: float | None = None) -> set[str]:
-        """What servers may have forgotten that shows between two moments: ``tail``, ``all``."""
+        """The losses of data (``tail``, ``all``) that may show between two moments."""
         return {
             fault.forgets
             for fault in self._forgetting
@@ -74,7 +74,7 @@ class Calm:
         }
 
     def forgot_all_at(self, seen_at: float) -> float:
-        """When the latest server that had forgotten all by then began anew, at the latest."""
+        """The end of the latest total loss of data that began before ``seen_at``."""
         begun = (
             fault.until
             for fault in self._forgetting
@@ -83,9 +83,9 @@ class Calm:
         return max(begun, default=float("inf"))
 
     def overruled(self, at: float) -> float:
-        """From when on a wish made then may not hold any more, though its author wished no other.
+        """From when on a fault may have changed a control value that was set at ``at``.
 
-        That moment is ``at`` itself for one that was made in the midst of it.
+        That is ``at`` itself if it was set during such a fault.
         """
         faults = [*self._forgetting, *self._overruling]
         return min(

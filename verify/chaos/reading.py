@@ -1,8 +1,7 @@
-"""Reads the audio streams of many sessions side by side, cheaply, whatever happens to servers.
+"""Reads the audio streams of many sessions at little cost, through all server faults.
 
-A lane for each server reads all sessions whose streams lie there. Standalone and Sentinel: one
-XREAD for all of them. Cluster: keys of different slots cannot share one, so it is a pipeline of
-them, and a key that is elsewhere is asked for where the server says.
+One lane per server reads the sessions whose streams it has. Standalone and Sentinel: one XREAD for
+all of them. Cluster: a pipeline with one XREAD per key, which follows redirections.
 """
 
 import time
@@ -19,15 +18,15 @@ from voicefleet.wire.connect import Address, Topology
 from voicefleet.wire.link import Argument, Command, Link, LinkClosedError, Reply, ReplyError
 
 ROUND_S: Final = 0.02
-"""No lane reads more often than that."""
+"""The shortest time between two reads of a lane."""
 
 PROBE_S: Final = 1.0
-DEAF_S: Final = 0.3
-"""A lane that got no answer for longer was deaf for that time."""
+OUTAGE_S: Final = 0.3
+"""A lane without an answer for longer reports an outage."""
 
 COUNT: Final = 500
 KEPT: Final = 4000
-"""Entries of a session that are known again: more than the fleet may have to write anew."""
+"""Entries remembered per session: more than the fleet may have to write again."""
 
 _BLOCK_MS: Final = 200
 _ANSWER_S: Final = 1.0
@@ -36,28 +35,28 @@ _ELSEWHERE: Final = ("ASK ", "MOVED ")
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An entry as it stands in a stream."""
+    """An entry of a stream."""
 
     id: Id
     fields: dict[bytes, bytes]
 
 
 class Listener(Protocol):
-    """Who gets what is read. All calls come from the event loop and must return at once."""
+    """Receives what is read. All calls come from the event loop and must return at once."""
 
     def heard(self, session: str, entries: Sequence[Entry]) -> None:
         """The stream's next entries."""
         ...
 
-    def shrank(self, session: str, seen: Id, newest: Id | None) -> None:
-        """The stream lacks what was read, or has something else in its place; ``None``: is gone.
+    def rolled_back(self, session: str, seen: Id, newest: Id | None) -> None:
+        """The stream lacks entries that were read, or has others in their place.
 
-        What is still as it was read is not read again; all else is.
+        ``newest`` is ``None`` if the stream is gone. Entries that are unchanged are not read again.
         """
         ...
 
-    def deaf(self, at: float, until: float) -> None:
-        """Nothing could be read from some server in this time (monotonic clock)."""
+    def outage(self, at: float, until: float) -> None:
+        """A server could not be read in this time (monotonic clock)."""
         ...
 
 
@@ -73,7 +72,7 @@ class Reading:
         self._lanes: set[Address] = set()
 
     async def run(self) -> None:
-        """Read on, over servers that go away and come back."""
+        """Read on while servers go away and come back."""
         async with anyio.create_task_group() as lanes:
             while True:
                 for address in {self._topology.owner(place.key) for place in self._places}:
@@ -81,7 +80,7 @@ class Reading:
                         self._lanes.add(address)
                         lanes.start_soon(self._lane, address)
                 await anyio.sleep(PROBE_S / 2)
-                with suppress(LinkClosedError):  # nobody knows: the old picture holds
+                with suppress(LinkClosedError):  # no server answers: keep the old picture
                     await self._topology.refresh()
 
     async def _lane(self, address: Address) -> None:
@@ -99,18 +98,18 @@ class Reading:
 
 
 class _Place:
-    """How far a session was read, and what its latest entries were."""
+    """How far a session was read, and its latest entries."""
 
     def __init__(self, session: str, key: str) -> None:
         self.session = session
         self.key = key
         self.cursor = NOWHERE
         self.anchor = NOWHERE
-        """The cursor of a while ago: what is there now tells whether it is still that stream."""
+        """An earlier cursor. The entry there tells whether it is still the same stream."""
         self._recent: dict[Id, int] = {}
 
     def take(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Move on; returns what was not read before."""
+        """Move the cursor; returns the entries that were not read before."""
         new = [entry for entry in entries if entry.id > self.cursor]
         for entry in new:
             self._recent[entry.id] = _fingerprint(entry)
@@ -123,11 +122,11 @@ class _Place:
         return new
 
     def knows(self, entry: Entry | None) -> bool:
-        """Whether it was read just as it is."""
+        """Whether this very entry was read."""
         return entry is not None and self._recent.get(entry.id) == _fingerprint(entry)
 
     def fall_back(self, to: Id) -> None:
-        """Read again what is behind ``to``."""
+        """Read again from ``to`` on."""
         self.cursor = self.anchor = to
         self._recent = {one: mark for one, mark in self._recent.items() if one <= to}
 
@@ -153,12 +152,12 @@ class _Lane:
 
     @property
     def group(self) -> list[_Place]:
-        """The sessions whose streams lie here, as far as is known."""
+        """The sessions whose streams this server has, as far as is known."""
         owner = self._topology.owner
         return [place for place in self._places if owner(place.key) == self._address]
 
     async def round(self) -> None:
-        """Read once, and now and then look whether all is still there. Raises as ``Link.batch``."""
+        """Read once; every ``PROBE_S``, check for losses as well. Raises as ``Link.batch``."""
         began = time.monotonic()
         group = self.group
         if self._link is None or self._link.closed:
@@ -169,8 +168,8 @@ class _Lane:
             self._probe_at = began + PROBE_S
         await (self._read_each(group) if self._topology.is_sharded else self._read_all(group))
         now = time.monotonic()
-        if now - self._answered_at > DEAF_S:
-            self._listener.deaf(self._answered_at, now)
+        if now - self._answered_at > OUTAGE_S:
+            self._listener.outage(self._answered_at, now)
         self._answered_at = now
         await anyio.sleep(max(0.0, began + ROUND_S - now))
 
@@ -215,7 +214,7 @@ class _Lane:
             self._listener.heard(place.session, new)
 
     async def _probe(self, group: Sequence[_Place]) -> None:
-        """Look at each stream's newest entry, and at one that was read a while ago."""
+        """Compare each stream's newest entry, and an earlier one, with what was read."""
         read = [place for place in group if place.cursor > NOWHERE]
         commands: list[Command] = []
         for place in read:
@@ -233,19 +232,19 @@ class _Lane:
                 place.anchor = place.cursor
 
     async def _fall_back(self, place: _Place, newest: Entry | None) -> None:
-        """The stream is not what was read: find out what of it still is."""
+        """The stream has lost entries: find out which are left."""
         seen = place.cursor
         kept = newest is not None and newest.id < seen and place.knows(newest)
         if newest is not None and kept and b"pcm" in newest.fields:
-            # The same frames may be those of a turn that was begun anew; its start says when.
+            # The same frames may belong to a turn that began again: its start entry tells.
             start = f"{newest.id.turn}-0"
             (reply,) = await self._batch([("XRANGE", place.key, start, start)])
             kept = not isinstance(reply, ReplyError) and place.knows(_one(reply))
         place.fall_back(newest.id if newest is not None and kept else NOWHERE)
-        self._listener.shrank(place.session, seen, None if newest is None else newest.id)
+        self._listener.rolled_back(place.session, seen, None if newest is None else newest.id)
 
     async def _batch(self, commands: Sequence[Command]) -> list[Reply]:
-        """All replies; what lies elsewhere (a Cluster's slots move) is asked for there."""
+        """All replies. Commands that a Cluster redirects are sent to the server it names."""
         assert self._link is not None
         replies = await self._link.batch(commands, timeout_s=_ANSWER_S)
         for index, reply in enumerate(replies):

@@ -1,7 +1,6 @@
-"""The recorder: writes every entry of every audio stream down, in a process of its own.
+"""The recorder: a process that writes every entry of every audio stream into a journal.
 
-It knows nothing of clients and workers. ``recording`` starts it; it ends when its input does, so
-it never outlives who started it.
+``recording`` starts it. It ends when its stdin does, so it never outlives its parent.
 """
 
 import sys
@@ -17,7 +16,7 @@ import msgspec
 from anyio import to_thread
 
 from bench.testbed import ROOT
-from verify.chaos.journal import Deaf, Heard, Journal, Shrank
+from verify.chaos.journal import Heard, Journal, ReaderOutage, RolledBack
 from verify.chaos.reading import Entry, Reading
 from verify.chaos.stream_id import Id
 from voicefleet.schemas.keys import Keys
@@ -29,13 +28,13 @@ READER: Final = "recorder"
 _READY: Final = b"reading\n"
 _START_S: Final = 20.0
 _DRAIN_S: Final = 0.5
-"""What is written before ``recording`` ends is read before it returns."""
+"""How long it reads on at the end, to get all that was written before."""
 
 _FLUSH_S: Final = 0.5
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What to record: the first line of its input."""
+    """What to record: the first line of stdin, as JSON."""
 
     url: str
     sessions: tuple[str, ...]
@@ -43,7 +42,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 def heard(session: str, entry: Entry, at: float, reader: str) -> Heard:
-    """An entry as the journal has it."""
+    """The journal's event for an entry."""
     fields = {
         name.decode("utf-8", "replace"): value.decode("utf-8", "replace")
         for name, value in entry.fields.items()
@@ -66,12 +65,12 @@ def heard(session: str, entry: Entry, at: float, reader: str) -> Heard:
 
 
 def digest(pcm: bytes) -> str:
-    """Of a frame's samples."""
+    """The digest of a frame's PCM."""
     return blake2b(pcm, digest_size=8).hexdigest()
 
 
 class Recorder:
-    """Writes down what is read. ``reader`` is the name it goes by."""
+    """A ``Listener`` that writes a journal, under the name ``reader``."""
 
     def __init__(self, journal: Journal, reader: str = READER) -> None:
         self._journal = journal
@@ -83,11 +82,11 @@ class Recorder:
         for entry in entries:
             self._journal.write(heard(session, entry, at, self._reader))
 
-    def shrank(self, session: str, seen: Id, newest: Id | None) -> None:
+    def rolled_back(self, session: str, seen: Id, newest: Id | None) -> None:
         """See ``Listener``."""
         said = "" if newest is None else str(newest)
         self._journal.write(
-            Shrank(
+            RolledBack(
                 at=time.monotonic(),
                 reader=self._reader,
                 session=session,
@@ -96,14 +95,14 @@ class Recorder:
             )
         )
 
-    def deaf(self, at: float, until: float) -> None:
+    def outage(self, at: float, until: float) -> None:
         """See ``Listener``."""
-        self._journal.write(Deaf(at=at, until=until, reader=self._reader))
+        self._journal.write(ReaderOutage(at=at, until=until, reader=self._reader))
 
 
 @asynccontextmanager
 async def recording(url: str, sessions: Iterable[str], path: Path) -> AsyncGenerator[None]:
-    """Record the sessions' streams for the time of the block.
+    """Record the sessions' streams while the block runs.
 
     Raises:
         RuntimeError: The recorder did not start, or died.
@@ -149,7 +148,7 @@ async def _record() -> None:
 
 
 async def _flush(journal: Journal) -> None:
-    """What was heard survives the recorder."""
+    """Flush the journal now and then, so that it survives a crash."""
     while True:
         await anyio.sleep(_FLUSH_S)
         journal.flush()

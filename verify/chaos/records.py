@@ -1,4 +1,4 @@
-"""What the fleet says of itself: capacity while it works, and what it left behind."""
+"""Reads the fleet's records: capacity during a run, and what is left after it."""
 
 import time
 from collections.abc import AsyncGenerator, Iterable
@@ -8,7 +8,7 @@ from typing import Any, Final
 import anyio
 from redis.exceptions import RedisError
 
-from verify.chaos.journal import Aftermath, Capacity, Journal
+from verify.chaos.journal import Capacity, FinalState, Journal
 from verify.chaos.node import Node
 from verify.chaos.servers import Servers
 from verify.chaos.workers import Worker, Workers
@@ -23,7 +23,7 @@ _NO_TTL: Final = -1
 
 
 class Records:
-    """Reads the fleet's records as anyone may. Made by ``opened``."""
+    """Reads the records of workers, sessions and queues. Made by ``opened``."""
 
     def __init__(self, client: Any, servers: Servers, keys: Keys) -> None:
         self._client = client
@@ -33,7 +33,7 @@ class Records:
     @classmethod
     @asynccontextmanager
     async def opened(cls, servers: Servers, keys: Keys) -> "AsyncGenerator[Records]":
-        """With a client of the servers' own URL."""
+        """Connect to the servers' URL."""
         config = RedisConfig(url=servers.url, connect_timeout_s=1.0, timeout_s=1.0)
         client = client_of(resolve(config))
         try:
@@ -54,7 +54,7 @@ class Records:
         return sorted([one.name for one in workers if _is_ready(one, await self.worker(one.name))])
 
     async def speaking(self, sessions: Iterable[str]) -> dict[str, dict[str, str]]:
-        """The records of those sessions that are spoken now. Raises redis-py's errors."""
+        """The records of the sessions that are speaking now. Raises redis-py's errors."""
         found: dict[str, dict[str, str]] = {}
         for session in sessions:
             record = await self.session(session)
@@ -63,7 +63,7 @@ class Records:
         return found
 
     async def capacity(self, workers: Iterable[Worker]) -> Capacity:
-        """What the workers offer at this moment: nothing, where nobody can be asked."""
+        """The workers' capacity at this moment; none where no server answers."""
         at, ready = time.monotonic(), list[dict[str, str]]()
         with suppress(RedisError, OSError, TimeoutError), anyio.fail_after(_ANSWER_S):
             records = [(worker, await self.worker(worker.name)) for worker in workers]
@@ -82,8 +82,8 @@ class Records:
             journal.write(await self.capacity(workers))
             await anyio.sleep(LOOK_S)
 
-    async def aftermath(self, names: tuple[str, ...], models: Iterable[str]) -> Aftermath:
-        """The state of the servers, once nothing moves any more or ``QUIET_S`` later."""
+    async def final_state(self, names: tuple[str, ...], models: Iterable[str]) -> FinalState:
+        """The state of the servers, once all is idle or after ``QUIET_S``."""
         models = tuple(models)
         deadline = time.monotonic() + QUIET_S
         while True:
@@ -94,7 +94,7 @@ class Records:
                 return found
             await anyio.sleep(LOOK_S)
 
-    async def look(self, names: tuple[str, ...], models: tuple[str, ...]) -> Aftermath:
+    async def look(self, names: tuple[str, ...], models: tuple[str, ...]) -> FinalState:
         """The state of the servers at this moment. Raises redis-py's errors."""
         pending: dict[str, int] = {}
         queued: dict[str, int] = {}
@@ -114,7 +114,7 @@ class Records:
             lasting, speaking = await self._sweep(node)
             without_ttl += lasting
             live += speaking
-        return Aftermath(
+        return FinalState(
             at=time.monotonic(),
             without_ttl=sorted(without_ttl),
             pending=pending,
@@ -129,7 +129,7 @@ class Records:
         return int(facts["pending"])
 
     async def _sweep(self, node: Node) -> tuple[list[str], list[str]]:
-        """Of one server: the keys that should have a TTL, the sessions that are not idle."""
+        """The keys of one server that lack a TTL, and its sessions that are not idle."""
         may_stay = (self.keys.workers, self.keys.dead)
         queues, sessions = self.keys.requests(""), f"{self.keys.prefix}:session:"
         lasting: list[str] = []
@@ -145,7 +145,7 @@ class Records:
 
 
 def _is_ready(worker: Worker, record: dict[str, str]) -> bool:
-    """Whether it says so itself: a dead worker's record outlives it a little."""
+    """Whether the record is this process's: a dead worker's outlives it a little."""
     return record.get("state") == "ready" and record.get("pid") == str(worker.pid)
 
 

@@ -1,4 +1,4 @@
-"""How each utterance sounds where nothing goes wrong: what all turns are compared with."""
+"""Records each utterance without faults, as the reference for all turns."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -11,29 +11,29 @@ from verify.chaos.journal import Journal, Reference
 from verify.chaos.plan import Plan
 from verify.chaos.reading import Entry, Reading
 from verify.chaos.recorder import digest
-from verify.chaos.repertoire import NEVER_SPOKEN, Utterance
-from verify.chaos.request_writer import Desk, Order
+from verify.chaos.request_writer import Order, RequestWriter
 from verify.chaos.script import Ask
 from verify.chaos.stream_id import Id
+from verify.chaos.utterances import NEVER_SPOKEN, Utterance
 from voicefleet.schemas.keys import Keys
 from voicefleet.wire.connect import connect
 from voicefleet.wire.endpoint import RedisConfig, resolve
 
 TRIES: Final = 8
-"""A saboteur may do harm to so many workers before it speaks."""
+"""How often an utterance of the saboteur is tried: its first attempts may fail."""
 
 TIMEOUT_S: Final = 60.0
 AT_ONCE: Final = 8
 
 
 class NoReferenceError(RuntimeError):
-    """An utterance was not spoken to its end, on a fleet that should be at peace."""
+    """An utterance was not spoken to its end, though there were no faults."""
 
 
 async def make_references(url: str, plan: Plan, journal: Journal) -> None:
-    """Have each utterance spoken in a session of its own, and write down how it sounds.
+    """Speak each utterance in a session of its own and write its reference into the journal.
 
-    There is none of what a saboteur never speaks, or did not speak in a few tries.
+    Sabotage that fails on every attempt, or on the first ``TRIES``, has none.
 
     Raises:
         NoReferenceError: Another one was not spoken to its end.
@@ -42,21 +42,21 @@ async def make_references(url: str, plan: Plan, journal: Journal) -> None:
     spoken = [one for one in plan.utterances.values() if one.sabotage not in NEVER_SPOKEN]
     takes = _Takes(_session(one, attempt) for one in spoken for attempt in range(_tries(one)))
     async with connect(resolve(RedisConfig(url=url))) as topology:
-        # What the fleet is asked here is no part of the ordeal: it is on nobody's record.
+        # These requests are not part of the run: they go into no journal.
         with Journal(Path(os.devnull)) as unseen:
-            desk = Desk(topology.client, keys, unseen)
+            writer = RequestWriter(topology.client, keys, unseen)
             limit = anyio.Semaphore(AT_ONCE)
             async with anyio.create_task_group() as reading:
                 reading.start_soon(Reading(topology, keys, takes.of, takes).run)
                 async with anyio.create_task_group() as tasks:
                     for utterance in spoken:
-                        tasks.start_soon(_speak, utterance, desk, takes, journal, limit)
+                        tasks.start_soon(_speak, utterance, writer, takes, journal, limit)
                 reading.cancel_scope.cancel()
     journal.flush()
 
 
 class _Take:
-    """What one session said."""
+    """What one session spoke."""
 
     def __init__(self) -> None:
         self.digests: list[str] = []
@@ -83,24 +83,28 @@ class _Takes:
                 take.reason = entry.fields[b"reason"].decode()
                 take.over.set()
 
-    def shrank(self, session: str, seen: Id, newest: Id | None) -> None:
+    def rolled_back(self, session: str, seen: Id, newest: Id | None) -> None:
         raise NoReferenceError(f"{session}: the server forgot {seen}, it is at {newest}")
 
-    def deaf(self, at: float, until: float) -> None:
-        """It was heard later."""
+    def outage(self, at: float, until: float) -> None:
+        """Nothing is lost: it is read later."""
 
 
 async def _speak(
-    utterance: Utterance, desk: Desk, takes: _Takes, journal: Journal, limit: anyio.Semaphore
+    utterance: Utterance,
+    writer: RequestWriter,
+    takes: _Takes,
+    journal: Journal,
+    limit: anyio.Semaphore,
 ) -> None:
     reason = ""
     async with limit:
         for attempt in range(_tries(utterance)):
             session = _session(utterance, attempt)
             ask = Ask(request="reference", utterance=utterance.name, lead_ms=0)
-            await desk.add([Order.of(session, utterance.model, ask, utterance)])
+            await writer.add([Order.of(session, utterance.model, ask, utterance)])
             if utterance.streamed:
-                await desk.write(session, ask.request, utterance.pieces, end=True)
+                await writer.write(session, ask.request, utterance.pieces, end=True)
             take = takes.of[session]
             with anyio.move_on_after(TIMEOUT_S):
                 await take.over.wait()

@@ -1,6 +1,6 @@
-"""What a careful client writes: each command until it is answered, each attempt on record.
+"""Writes a client's commands, repeats each until it is answered, and records every attempt.
 
-Nothing is retried behind its back: a request whose reply was lost is known to be in doubt.
+The Redis client itself retries nothing, so that a lost reply is known to be lost.
 """
 
 import time
@@ -20,24 +20,24 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from verify.chaos.journal import Asked, Journal, Wished, Wrote
-from verify.chaos.repertoire import Piece, Utterance
+from verify.chaos.journal import Asked, ControlSet, Journal, Wrote
 from verify.chaos.script import Ask
+from verify.chaos.utterances import Piece, Utterance
 from voicefleet.schemas.keys import Keys
 from voicefleet.wire.connect import Client
 
 KEY_TTL_S: Final = 120
-"""Of each key that a client writes."""
+"""The TTL of each key that a client writes."""
 
 _RETRY_S: Final = 0.1
 _REFUSALS: Final = (ResponseError, BusyLoadingError, ClusterDownError)
-"""The server said no: nothing happened."""
+"""Errors by which the server refused a command: it had no effect."""
 
 _FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A request, ready to be added as often as it takes."""
+    """A request, ready to be added any number of times."""
 
     session: str
     model: str
@@ -47,7 +47,7 @@ class Order(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, session: str, main: str, ask: Ask, utterance: Utterance | None) -> "Order":
-        """What the entry is to say; deadlines count from now."""
+        """The entry for a request; deadlines count from now."""
         fields = {"session": session, "request": ask.request}
         if utterance is not None:
             fields |= utterance.fields
@@ -67,7 +67,7 @@ class Order(msgspec.Struct, frozen=True):
         )
 
     def asked(self, at: float, entry: str | None, *, again: bool) -> Asked:
-        """The event of one attempt."""
+        """The journal's event for one attempt."""
         return Asked(
             at=at,
             session=self.session,
@@ -81,8 +81,8 @@ class Order(msgspec.Struct, frozen=True):
         )
 
 
-class Desk:
-    """Adds, writes and wishes for the clients of one run."""
+class RequestWriter:
+    """Adds requests, writes text and sets control values for the clients of one run."""
 
     def __init__(self, client: Client, keys: Keys, journal: Journal) -> None:
         if not isinstance(client, RedisCluster):  # that one only follows redirections
@@ -102,7 +102,7 @@ class Desk:
                 await anyio.sleep(_RETRY_S)
 
     async def _add(self, model: str, orders: list[Order], *, again: bool) -> list[Order]:
-        """Returns those that were not acknowledged."""
+        """Add them once; returns those that were not acknowledged."""
         at = time.monotonic()
         pipeline = self._client.pipeline(transaction=False)
         for order in orders:
@@ -126,7 +126,7 @@ class Desk:
     async def control_value(self, session: str, value: str) -> None:
         """Set the session's control key; with an empty value, delete it."""
         key = self._keys.control(session)
-        self._journal.write(Wished(at=time.monotonic(), session=session, value=value))
+        self._journal.write(ControlSet(at=time.monotonic(), session=session, value=value))
         if value:
             await self._until_done("SET", key, value, "EX", KEY_TTL_S)
         else:
@@ -135,9 +135,9 @@ class Desk:
     async def write(
         self, session: str, request: str, pieces: Sequence[Piece], *, end: bool
     ) -> None:
-        """See to it that a text stream holds these pieces, and its end; each stands there once.
+        """Make sure that a text stream holds these pieces, and its end, once each.
 
-        Entries get the ids 1-0, 2-0, ...: one that is there already is refused.
+        Entries get the ids 1-0, 2-0, ...: the server refuses one that is there already.
         """
         key = self._keys.text(session, request)
         entries = [_entry(piece) for piece in pieces] + ([{"end": "1"}] if end else [])

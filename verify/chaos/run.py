@@ -1,9 +1,8 @@
 """The fleet under faults: ``python -m verify chaos``.
 
-Orchestrators send turns to workers while a seeded schedule of faults is injected; an independent
-recorder writes down every entry of every audio stream, and a checker that shares no code with the
-workers holds what was heard against the protocol. The same seed gives the same requests and the
-same schedule.
+Clients send requests to workers while a seeded schedule of faults is injected. A recorder reads
+every entry of every audio stream, and a checker that shares no code with the workers compares it
+with the protocol. The same seed gives the same requests and the same schedule.
 """
 
 import shutil
@@ -30,12 +29,12 @@ from verify.chaos.plan import Plan
 from verify.chaos.recorder import recording
 from verify.chaos.records import Records
 from verify.chaos.references import make_references
-from verify.chaos.repertoire import Models
 from verify.chaos.schedule import Schedule
 from verify.chaos.servers import Servers
 from verify.chaos.standalone import Standalone
+from verify.chaos.utterances import Models
 from verify.chaos.verdict import Verdict
-from verify.chaos.workers import Recipe, Workers
+from verify.chaos.workers import Workers, WorkerSpec
 from verify.chaos.world import World
 from voicefleet.schemas.keys import Keys
 from voicefleet.worker.config.sections import WorkerConfig
@@ -46,24 +45,24 @@ if TYPE_CHECKING:
 MODEL: Final = "tone-test"
 READY_S: Final = 120.0
 ANSWERED_S: Final = 120.0
-"""After schedule and clients should be through: what has no answer by then gets none."""
+"""How long after the expected end of a run requests may still be answered."""
 
 SECONDS_A_TURN: Final = 4.0
-"""About what a session needs for one turn, what it waits for included."""
+"""About how long a session takes for one turn, with its waits."""
 
 DRAIN_S: Final = 3.0
 SYNTHESIS_S: Final = 2.0
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What is run.
+    """The options of a run.
 
-    ``seconds`` are the schedule's; of ``seconds`` and ``turns`` either is computed from the other.
-    ``kinds`` are the faults to inject, all where there are none. ``slots`` 0: each worker can
-    carry all sessions alone. ``cosyvoice`` is how many workers speak CosyVoice 2 of random weights.
-    Journals and logs are in a folder of the run's own, below ``runs`` or the system's place for
-    such; after a run that found nothing it is deleted, unless ``keep``. ``server`` is another
-    server's binary.
+    ``seconds`` is the length of the schedule; of ``seconds`` and ``turns``, one is computed from
+    the other. ``kinds`` are the faults to inject, all if empty. With ``slots`` 0, each worker can
+    carry all sessions. ``cosyvoice`` is the number of workers with CosyVoice 2 of random weights.
+    Journals and logs go to a new folder below ``runs`` (default: the temporary folder), which is
+    deleted after a run without violations unless ``keep`` is set. ``server`` is the binary of
+    another server than the bundled Valkey.
     """
 
     topology: Topology = "standalone"
@@ -97,7 +96,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """A run's verdict, and what went wrong beside the protocol.
+    """A run's verdict, and problems other than violations of the protocol.
 
     ``findings`` are exits and tracebacks that no fault explains, and faults that could not be
     injected or undone. ``directory`` holds the journals and the workers' logs, if they were kept.
@@ -112,7 +111,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing at all was found."""
+        """Whether there was neither a violation nor a finding."""
         return not self.verdict.violations and not self.findings
 
 
@@ -151,7 +150,7 @@ async def run(options: Options, say: Callable[[str], None] = print) -> Outcome:
 async def _run(
     options: Options, schedule: Schedule, directory: Path, say: Callable[[str], None]
 ) -> tuple[list[str], dict[str, int]]:
-    """Let it all happen; the journals are in ``directory`` then."""
+    """Run servers, workers, clients and faults; the journals are in ``directory`` then."""
     findings: list[str] = []
     pack = _cosyvoice_pack() if options.cosyvoice else None
     models = Models(
@@ -173,11 +172,11 @@ async def _run(
         if isinstance(under, Standalone):
             starting = Network.start(under.node.port, names)
             network = await stack.enter_async_context(starting)
-        recipes = _recipes(options, names, under, network, directory, pack)
+        specs = _specs(options, names, under, network, directory, pack)
         jumps = any(one.kind == "clock_jump" for one in schedule.injections)
         fake_clocks = jumps and library() is not None
         workers = await stack.enter_async_context(
-            Workers.start(recipes, directory, fake_clocks=fake_clocks)
+            Workers.start(specs, directory, fake_clocks=fake_clocks)
         )
         records = await stack.enter_async_context(Records.opened(under, Keys()))
         async with anyio.create_task_group() as background:
@@ -196,11 +195,12 @@ async def _run(
             await make_references(under.url, plan, clients_journal)
             say(f"{plan.turns} turns in {len(plan.sessions)} sessions, about {plan.seconds:.0f} s")
             injector = Injector(world, schedule, say)
-            # One with CosyVoice 2 is away for as long as that takes to load.
+            # Not those with CosyVoice 2, which take long to load.
             light = [worker for worker in workers if worker.name in names]
             background.start_soon(records.watch, light, world_journal)
             recorded = recording(under.url, plan.sessions, directory / "recorder.jsonl")
             async with recorded:
+                answered = False
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(injector.run)
                     answered = await drive(
@@ -212,10 +212,10 @@ async def _run(
                 say("quiet")
                 await world.all_ready()
                 models_served = (models.main, sabotage.MODEL, *models.others)
-                world_journal.write(await records.aftermath(workers.names, models_served))
+                world_journal.write(await records.final_state(workers.names, models_served))
             findings += injector.findings
             background.cancel_scope.cancel()
-    # Only now have all workers ended.
+    # After the block: all workers have ended by now.
     return findings + workers.findings, {one.name: one.starts for one in workers}
 
 
@@ -225,14 +225,14 @@ def _directory(runs: Path | None) -> Path:
     return Path(tempfile.mkdtemp(prefix="voicefleet-chaos-", dir=runs))
 
 
-def _recipes(
+def _specs(
     options: Options,
     names: tuple[str, ...],
     under: Servers,
     network: Network | None,
     directory: Path,
     pack: "Voicepack | None",
-) -> list[Recipe]:
+) -> list[WorkerSpec]:
     folder = directory / "voicepacks"
     sabotage.write_voicepacks(folder, ROOT / "voicepacks")
     common = ["logging.format=json", f"worker.drain_timeout_s={DRAIN_S}"]
@@ -249,8 +249,8 @@ def _recipes(
     ]
     if "synthesis_timeout_s" in WorkerConfig.__struct_fields__:
         tone.append(f"worker.synthesis_timeout_s={SYNTHESIS_S}")
-    recipes = [
-        Recipe(
+    specs = [
+        WorkerSpec(
             name=name,
             url=network.url(name) if network else under.url,
             config=TONE,
@@ -269,11 +269,11 @@ def _recipes(
             "engine.cosyvoice2.threads=1",
         )
         config = ROOT / "configs/cosyvoice2.yaml"
-        recipes += [
-            Recipe(name=f"c{index}", url=under.url, config=config, settings=speech)
+        specs += [
+            WorkerSpec(name=f"c{index}", url=under.url, config=config, settings=speech)
             for index in range(1, options.cosyvoice + 1)
         ]
-    return recipes
+    return specs
 
 
 def _cosyvoice_pack() -> "Voicepack":

@@ -74,27 +74,27 @@ class SaboteurEngine:
         self, spec: TurnSpec, segments: AsyncIterator[Segment]
     ) -> AsyncGenerator[Chunk]:
         """Speak the segments, or do as the first word of the first one says."""
-        word = ""
+        orders: set[str] = set()
 
         async def heed() -> AsyncGenerator[Segment]:
-            nonlocal word
             async for segment in segments:
                 if segment.index == 0:
                     word = segment.text.partition(" ")[0].strip(".,:;!?").lower()
                     self._obey_at_once(word)
+                    orders.update({word} & {"falter", "hang"})
                 yield segment
 
         made = 0
         async with aclosing(self._tone.speak(spec, heed())) as audio:
             async for chunk in audio:
-                if word in ("falter", "hang") and made + len(chunk.samples) >= _CUT:
+                if orders and made + len(chunk.samples) >= _CUT:
+                    word = orders.pop()
                     if (word, spec.seed) not in self._tried:
                         self._tried.add((word, spec.seed))
                         yield Chunk(np.array(chunk.samples[: _CUT - made]), chunk.marks)
                         if word == "falter":
                             raise EngineError("faltered, as asked")
                         await anyio.sleep_forever()
-                    word = ""
                 made += len(chunk.samples)
                 yield chunk
 
@@ -128,7 +128,7 @@ def write_voicepacks(directory: Path, source: Path) -> None:
 def register() -> None:
     """Let this process's worker know the family. Call it before the worker's modules are loaded."""
     slots_of = engine_registry.slots_of
-    engine_registry._FACTORIES[FAMILY] = SaboteurEngine
+    engine_registry._FACTORIES[FAMILY] = SaboteurEngine  # pyright: ignore[reportPrivateUsage]
     engine_registry.slots_of = lambda pack, config: (
         SLOTS if pack.family == FAMILY else slots_of(pack, config)
     )

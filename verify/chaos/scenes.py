@@ -1,30 +1,30 @@
-"""The scenes of one session, as its author writes them: chance decides, within a budget."""
+"""Draws the scenes of one session at random, up to a number of requests."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from verify.chaos.repertoire import Utterance
 from verify.chaos.script import (
     Add,
-    Again,
+    AddAgain,
+    AddTogether,
     Ask,
-    ControlValue,
-    Hear,
     Kind,
-    Move,
-    Rest,
     Scene,
-    Together,
-    Until,
+    SetControl,
+    Sleep,
+    Step,
+    WaitForEnds,
+    WaitForFrames,
 )
+from verify.chaos.utterances import Utterance
 
 UNKNOWN_VOICE: Final = "nobody"
 BURST: Final = 8
 TOGETHER_EACH: Final = 12
-"""Every so many scenes, an orchestrator's sessions add requests in one pipeline."""
+"""After so many scenes, the sessions of an orchestrator add requests in one pipeline."""
 
-BY_LIBRARY: Final[tuple[Kind, ...]] = (
+BY_CLIENT: Final[tuple[Kind, ...]] = (
     "plain",
     "streamed",
     "no_lead",
@@ -32,11 +32,11 @@ BY_LIBRARY: Final[tuple[Kind, ...]] = (
     "pause",
     "stop",
 )
-"""What is played where the Python client drives."""
+"""The kinds of scenes that the Python client plays."""
 
 
 class Author:
-    """Writes the scenes of one session, in the voice of one model."""
+    """Draws the scenes of one session, for one model."""
 
     def __init__(
         self,
@@ -45,16 +45,16 @@ class Author:
         model: str,
         shares: Mapping[Kind, float],
         *,
-        by_library: bool,
+        by_client: bool,
     ) -> None:
         self._chance = chance
         mine = [utterance for utterance in utterances if utterance.model == model]
         self._plain = [utterance for utterance in mine if not utterance.streamed]
         self._streamed = [utterance for utterance in mine if utterance.streamed]
         self._sabotage = [utterance for utterance in utterances if utterance.sabotage]
-        self._together = not by_library
+        self._together = not by_client
         weights: dict[Kind, float] = {
-            kind: shares.get(kind, 0.0) for kind in (BY_LIBRARY if by_library else shares)
+            kind: shares.get(kind, 0.0) for kind in (BY_CLIENT if by_client else shares)
         }
         if not self._sabotage:
             weights.pop("saboteur", None)
@@ -66,15 +66,14 @@ class Author:
         scenes: list[Scene] = []
         while self._turns < turns:
             before = self._turns
-            kind: Kind
             (kind,) = self._chance.choices([*self._weights], [*self._weights.values()])
             if self._together and len(scenes) % TOGETHER_EACH == TOGETHER_EACH - 1:
                 kind = "together"
-            moves = _SCENES[kind](self)
+            steps = _SCENES[kind](self)
             if self._turns > turns:  # more than is left
                 self._turns = before
-                kind, moves = "plain", self.plain()
-            scenes.append(Scene(kind, tuple(moves)))
+                kind, steps = "plain", self.plain()
+            scenes.append(Scene(kind, tuple(steps)))
         return tuple(scenes)
 
     def _ask(self, utterance: Utterance | None = None, **options: Any) -> Ask:
@@ -90,33 +89,33 @@ class Author:
     def _some(self, least: float, most: float) -> float:
         return round(self._chance.uniform(least, most), 3)
 
-    def _well_into(self, ask: Ask) -> tuple[Move, ...]:
-        """Until some of it was heard."""
-        return (Hear(ask.request, self._chance.randint(1, 50)), Rest(self._some(0, 0.3)))
+    def _well_into(self, ask: Ask) -> tuple[Step, ...]:
+        """Wait until some frames of it were read."""
+        return (WaitForFrames(ask.request, self._chance.randint(1, 50)), Sleep(self._some(0, 0.3)))
 
     # The kinds of scenes, in the order of ``Kind``.
 
-    def plain(self) -> Sequence[Move]:
+    def plain(self) -> Sequence[Step]:
         """One turn."""
         return [Add((self._ask(),))]
 
-    def streamed(self) -> Sequence[Move]:
+    def streamed(self) -> Sequence[Step]:
         """A turn whose text is written while it is spoken."""
         return [Add((self._ask(self._chance.choice(self._streamed)),))]
 
-    def small_lead(self) -> Sequence[Move]:
+    def small_lead(self) -> Sequence[Step]:
         """Frames a little ahead of real time."""
         return [Add((self._ask(lead_ms=self._chance.choice((20, 60, 100))),))]
 
-    def large_lead(self) -> Sequence[Move]:
+    def large_lead(self) -> Sequence[Step]:
         """Frames far ahead of real time."""
         return [Add((self._ask(lead_ms=self._chance.choice((1000, 3000, 10_000))),))]
 
-    def no_lead(self) -> Sequence[Move]:
+    def no_lead(self) -> Sequence[Step]:
         """As fast as frames are made."""
         return [Add((self._ask(lead_ms=0),))]
 
-    def interrupt(self) -> Sequence[Move]:
+    def interrupt(self) -> Sequence[Step]:
         """Barge in; now and then on turns that still wait."""
         first = self._long()
         waiting = [self._ask() for _ in range(self._chance.choice((0, 0, 1, 2)))]
@@ -126,28 +125,28 @@ class Author:
             Add((self._ask(interrupt=True),)),
         ]
 
-    def interrupt_twice(self) -> Sequence[Move]:
-        """Barge in, and on the one that barged in."""
+    def interrupt_twice(self) -> Sequence[Step]:
+        """Barge in twice."""
         first, second = self._long(), self._long(interrupt=True)
         return [
             Add((first,)),
             *self._well_into(first),
             Add((second,)),
-            Rest(self._some(0, 0.5)),
+            Sleep(self._some(0, 0.5)),
             Add((self._ask(interrupt=True),)),
         ]
 
-    def pause(self) -> Sequence[Move]:
+    def pause(self) -> Sequence[Step]:
         """Pause and go on, once or twice."""
         ask = self._long()
-        moves: list[Move] = [Add((ask,))]
+        steps: list[Step] = [Add((ask,))]
         for _ in range(self._chance.choice((1, 1, 2))):
-            moves += [*self._well_into(ask), ControlValue("pause"), Rest(self._some(0.2, 2.0))]
-            moves.append(ControlValue(self._chance.choice(("resume", "resume", "RESUME", ""))))
-        return moves
+            steps += [*self._well_into(ask), SetControl("pause"), Sleep(self._some(0.2, 2.0))]
+            steps.append(SetControl(self._chance.choice(("resume", "resume", "RESUME", ""))))
+        return steps
 
-    def stop(self) -> Sequence[Move]:
-        """Stop the session, what waits in it, and what is added while it says so."""
+    def stop(self) -> Sequence[Step]:
+        """Stop the session, with what waits in it and what is added meanwhile."""
         first = self._long()
         waiting = [self._ask() for _ in range(self._chance.choice((0, 0, 1)))]
         later = [self._ask() for _ in range(self._chance.choice((0, 0, 1)))]
@@ -155,32 +154,32 @@ class Author:
         return [
             Add((first, *waiting)),
             *self._well_into(first),
-            ControlValue(self._chance.choice(("stop", "stop", "Stop"))),
+            SetControl(self._chance.choice(("stop", "stop", "Stop"))),
             *([Add(tuple(later))] if later else []),
-            Until(tuple(ask.request for ask in asked)),
-            ControlValue(self._chance.choice(("resume", ""))),
+            WaitForEnds(tuple(ask.request for ask in asked)),
+            SetControl(self._chance.choice(("resume", ""))),
         ]
 
-    def stop_request(self) -> Sequence[Move]:
+    def stop_request(self) -> Sequence[Step]:
         """Stop some of the turns that wait; the others are spoken."""
         asks = (self._long(), self._ask(), self._ask())
         named = self._chance.choice(asks[:2])
-        moves: list[Move] = [Add(asks), *self._well_into(asks[0])]
-        moves += [ControlValue(f"stop:{named.request}"), Until((named.request,))]
-        if self._chance.random() < 0.5:  # otherwise it goes on saying so, of turns that are over
-            moves.append(ControlValue("resume"))
-        return moves
+        steps: list[Step] = [Add(asks), *self._well_into(asks[0])]
+        steps += [SetControl(f"stop:{named.request}"), WaitForEnds((named.request,))]
+        if self._chance.random() < 0.5:  # otherwise the value stays, for a turn that has ended
+            steps.append(SetControl("resume"))
+        return steps
 
-    def duplicates(self) -> Sequence[Move]:
+    def duplicates(self) -> Sequence[Step]:
         """The same request again: at once, meanwhile, and after its end."""
         ask = self._ask()
-        again = Again(ask.request)
-        moves: list[Move] = [Add((ask,)), again]
-        moves += [*self._well_into(ask), again, Until((ask.request,)), again]
-        return moves
+        again = AddAgain(ask.request)
+        steps: list[Step] = [Add((ask,)), again]
+        steps += [*self._well_into(ask), again, WaitForEnds((ask.request,)), again]
+        return steps
 
-    def deadline(self) -> Sequence[Move]:
-        """A deadline that is past, one that may not be kept behind another turn, an easy one."""
+    def deadline(self) -> Sequence[Step]:
+        """A deadline that has passed, one that may pass behind another turn, or an easy one."""
         match self._chance.choice(("past", "soon", "easy")):
             case "past":
                 return [Add((self._ask(deadline_in_ms=-self._chance.randint(1, 5000)),))]
@@ -190,16 +189,16 @@ class Author:
             case _:
                 return [Add((self._ask(deadline_in_ms=60_000),))]
 
-    def burst(self) -> Sequence[Move]:
+    def burst(self) -> Sequence[Step]:
         """Many turns in one pipeline."""
         briefest = sorted(self._plain, key=lambda utterance: utterance.seconds)[:6]
         return [Add(tuple(self._ask(self._chance.choice(briefest)) for _ in range(BURST)))]
 
-    def together(self) -> Sequence[Move]:
+    def together(self) -> Sequence[Step]:
         """One pipeline for several sessions."""
-        return [Together(self._ask())]
+        return [AddTogether(self._ask())]
 
-    def invalid(self) -> Sequence[Move]:
+    def invalid(self) -> Sequence[Step]:
         """What the protocol does not allow."""
         wrong: dict[str, Any] = self._chance.choice(
             (
@@ -215,16 +214,16 @@ class Author:
             ask = Ask(request=ask.request, utterance="", invalid=True)
         return [Add((ask,))]
 
-    def unknown_voice(self) -> Sequence[Move]:
-        """A voice that nobody has."""
+    def unknown_voice(self) -> Sequence[Step]:
+        """A voice that no model has."""
         return [Add((self._ask(odd={"voice": UNKNOWN_VOICE}, invalid=True),))]
 
-    def saboteur(self) -> Sequence[Move]:
-        """One that does harm to who speaks it."""
+    def saboteur(self) -> Sequence[Step]:
+        """A request that makes its engine fail."""
         return [Add((self._ask(self._chance.choice(self._sabotage)),))]
 
 
-_SCENES: Final[Mapping[Kind, Callable[[Author], Sequence[Move]]]] = {
+_SCENES: Final[Mapping[Kind, Callable[[Author], Sequence[Step]]]] = {
     "plain": Author.plain,
     "streamed": Author.streamed,
     "small_lead": Author.small_lead,

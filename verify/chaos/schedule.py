@@ -1,7 +1,7 @@
-"""Which fault comes when: seeded, printable, replayable.
+"""Draws a run's faults from a seed.
 
-Faults come one at a time, with time to recover between them, each kind about equally often: all
-kinds are dealt in shuffled order, then all again, until the time is used up.
+Faults come one at a time, with time to recover between them. All kinds come in shuffled order, then
+all again, until the time is used up.
 """
 
 import random
@@ -19,13 +19,13 @@ RECOVERY_S: Final = 6.0
 
 
 class UnknownKindError(ValueError):
-    """No fault of this name in this topology; the message lists those there are."""
+    """The topology has no fault of this name; the message lists those it has."""
 
 
 class Injection(msgspec.Struct, frozen=True):
     """One fault to come, ``at_s`` after the clients began.
 
-    ``dice`` seeds what is only known then: which of the living workers, sessions or servers.
+    ``dice`` seeds the choices made at injection: which worker, session or server.
     """
 
     at_s: float
@@ -55,10 +55,10 @@ class Schedule(msgspec.Struct, frozen=True):
         *,
         recovery_s: float = RECOVERY_S,
     ) -> Self:
-        """Deal faults for ``seconds``, of all kinds that the topology knows or of those named.
+        """Draw faults for ``seconds``: of all kinds that the topology has, or of those named.
 
         Raises:
-            UnknownKindError: It does not know one that is named.
+            UnknownKindError: The topology does not have one of them.
         """
         rng = random.Random(f"{seed} {topology}")
         deck = _deck(topology, kinds)
@@ -77,7 +77,7 @@ class Schedule(msgspec.Struct, frozen=True):
         return cls(seed, topology, tuple(injections))
 
     def table(self) -> Table:
-        """For people."""
+        """The schedule as a table."""
         table = Table(title=f"seed {self.seed}, {self.topology}", title_justify="left")
         for column in ("at, s", "fault", "lasts, s", "dice"):
             table.add_column(column, justify="left" if column == "fault" else "right")

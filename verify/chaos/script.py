@@ -1,4 +1,4 @@
-"""What a client can be told to do in one session: asks, and the moves of a scene."""
+"""What a client does in one session: requests to add, and the steps of a scene."""
 
 from typing import Literal, TypeAlias
 
@@ -27,10 +27,10 @@ Kind: TypeAlias = Literal[
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """A request to come. ``utterance`` is empty where it has neither text nor a text stream.
+    """A request to add. ``utterance`` is empty for one with neither text nor a text stream.
 
-    ``deadline_in_ms`` counts from the moment it is added. ``odd`` are fields that replace those
-    of the utterance.
+    ``deadline_in_ms`` counts from the moment it is added. ``odd`` replaces fields of
+    the utterance.
     """
 
     request: str
@@ -48,59 +48,59 @@ class Add(msgspec.Struct, frozen=True):
     asks: tuple[Ask, ...]
 
 
-class Together(msgspec.Struct, frozen=True):
+class AddTogether(msgspec.Struct, frozen=True):
     """Add a request in one pipeline with those of the orchestrator's other sessions."""
 
     ask: Ask
 
 
-class Again(msgspec.Struct, frozen=True):
+class AddAgain(msgspec.Struct, frozen=True):
     """Add a request that was added before, as it was."""
 
     request: str
 
 
-class Hear(msgspec.Struct, frozen=True):
-    """Wait until so many frames of a request were heard, or its end."""
+class WaitForFrames(msgspec.Struct, frozen=True):
+    """Wait until so many frames of a request were read, or its end."""
 
     request: str
     frames: int
 
 
-class Rest(msgspec.Struct, frozen=True):
+class Sleep(msgspec.Struct, frozen=True):
     """Let time pass."""
 
     seconds: float
 
 
-class ControlValue(msgspec.Struct, frozen=True):
+class SetControl(msgspec.Struct, frozen=True):
     """Set the session's control key. With an empty value: delete it."""
 
     value: str
 
 
-class Until(msgspec.Struct, frozen=True):
+class WaitForEnds(msgspec.Struct, frozen=True):
     """Wait for the ends of requests."""
 
     requests: tuple[str, ...]
 
 
-Move: TypeAlias = Add | Together | Again | Hear | Rest | ControlValue | Until
+Step: TypeAlias = Add | AddTogether | AddAgain | WaitForFrames | Sleep | SetControl | WaitForEnds
 
 
 class Scene(msgspec.Struct, frozen=True):
-    """A few moves in one session. All requests that it adds end before the next scene."""
+    """A few steps in one session. All requests that it adds end before the next scene."""
 
     kind: Kind
-    moves: tuple[Move, ...]
+    steps: tuple[Step, ...]
 
     @property
     def asks(self) -> tuple[Ask, ...]:
         """The requests that it adds, in order."""
         found: list[Ask] = []
-        for move in self.moves:
-            if isinstance(move, Add):
-                found += move.asks
-            elif isinstance(move, Together):
-                found.append(move.ask)
+        for step in self.steps:
+            if isinstance(step, Add):
+                found += step.asks
+            elif isinstance(step, AddTogether):
+                found.append(step.ask)
         return tuple(found)

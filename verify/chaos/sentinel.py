@@ -15,7 +15,7 @@ _CONFIG: Final = ("repl-diskless-sync-delay 0", "repl-backlog-size 32mb", "repl-
 
 
 class SentinelPair:
-    """Two servers that keep nothing on disk; what one forgets, only the other can know."""
+    """Two servers without persistence, and a Sentinel."""
 
     topology: Topology = "sentinel"
 
@@ -28,7 +28,7 @@ class SentinelPair:
     @asynccontextmanager
     async def start(cls, directory: Path, binary: Path | str | None = None) -> AsyncGenerator[Self]:
         """Start the three."""
-        # What the program does is in its name.
+        # The program's name makes it a Sentinel.
         program = directory / "redis-sentinel"
         program.symlink_to(binary or bundled_binary())
         async with (
@@ -41,7 +41,7 @@ class SentinelPair:
                 f"sentinel failover-timeout {NAME} 2000",
             ]
             async with Node.start(watching, binary=program, debug=False) as sentinel:
-                # It looks every 10 s by itself: faults would have to wait for it.
+                # By default it polls every 10 s, which would delay every fault.
                 await sentinel.call("SENTINEL", "DEBUG", "INFO-PERIOD", 500, "PUBLISH-PERIOD", 500)
                 yield cls((primary, replica), sentinel)
 
@@ -61,7 +61,7 @@ class SentinelPair:
         return other
 
     async def is_whole(self) -> bool:
-        """Whether all three agree on who is who, and both have the same."""
+        """Whether all three agree on the roles and the replica is up to date."""
         (primary,) = await self.primaries()
         replica = await self.replica_of(primary)
         leads = (await primary.info("replication"))["role"] == "master"
@@ -83,7 +83,7 @@ class SentinelPair:
         await node.restart(f"replicaof {HOST} {leader.port}")
 
     async def promote(self, replica: Node, *, force: bool) -> None:
-        """``SENTINEL FAILOVER``. It is always with force: nobody waits for anybody."""
+        """``SENTINEL FAILOVER``, which never waits for the replica."""
         await self.sentinel.call("SENTINEL", "FAILOVER", NAME)
 
         async def done() -> bool:

@@ -1,4 +1,4 @@
-"""One server that keeps its data, on a small disk of its own where that can be had."""
+"""One server that persists its data, on a small disk of its own if one can be mounted."""
 
 import os
 import shutil
@@ -30,17 +30,17 @@ class Disk:
         self.directory = directory
 
     def fill(self) -> None:
-        """Make it as small as what is on it."""
+        """Shrink it to what is on it."""
         facts = os.statvfs(self.directory)
         used = (facts.f_blocks - facts.f_bfree) * facts.f_frsize
-        # What is written between the two system calls makes the first refused: a few tries more.
+        # A write between the two system calls makes the first attempt fail: try larger sizes.
         for spare in (0, 1 << 20, 4 << 20, 16 << 20):
             if self._resize(used + spare + facts.f_frsize):
                 return
         raise NoDiskError("the disk cannot be made smaller")
 
     def empty(self) -> None:
-        """Make it large again."""
+        """Restore its size."""
         self._resize(DISK_MB << 20)
 
     def _resize(self, size: int) -> bool:
@@ -82,7 +82,7 @@ class Standalone:
         raise NotImplementedError
 
     async def is_whole(self) -> bool:
-        """Whether it answers and takes writes."""
+        """Whether it answers and accepts writes."""
         facts = await self.node.info("persistence")
         return not facts["loading"] and facts["aof_last_write_status"] == "ok"
 
@@ -96,14 +96,14 @@ class Standalone:
 
     @property
     def forgets_when_killed(self) -> bool:
-        """Whether a kill may cost it the newest writes.
+        """Whether a kill may lose the newest writes.
 
-        They are with the system before they are answered, unless a slow disk holds up the file.
+        On a disk of its own the kernel has them before the reply; a slow disk delays the file.
         """
         return self.disk is None
 
     def wipe(self) -> None:
-        """Delete its data, while it is dead."""
+        """Delete its data while it is not running."""
         for path in self._directory.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -113,7 +113,7 @@ class Standalone:
 
 @contextmanager
 def _mounted(directory: Path) -> Generator[Disk | None]:
-    """A tmpfs in this place, if we may."""
+    """Mount a tmpfs, if permitted."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(directory)]
     may = os.geteuid() == 0 and shutil.which("mount") is not None
     if not may or subprocess.run(command, check=False, capture_output=True).returncode:

@@ -1,4 +1,4 @@
-"""What the judge found: violations, and a line for each kind of fault."""
+"""The result of a check: violations, and a row for each kind of fault."""
 
 from collections import Counter
 from typing import Final
@@ -16,22 +16,22 @@ PROMISES: Final = {
     "one end": "a turn has one end; one that is not spoken is its end alone, n = 1",
     "nothing after": "no entry follows an end in its turn",
     "dense": "entries of a turn are numbered without a gap",
-    "turns dense": "turns are numbered 1, 2, 3 within a life",
+    "turns dense": "turns are numbered 1, 2, 3 within a generation",
     "in order": "ids only grow while a stream is read",
     "known": "entries are starts, frames or ends",
     "frames counted": "the end's frames is the number of frames",
     "frame size": "a frame is sample_rate / 50 samples of two bytes",
     "header": "the start says what was asked; start and end say whom they answer, and when",
     "same": "an id that is read again has the same content",
-    "kept": "nothing that was read is gone, unless a server forgot it or its time was over",
+    "kept": "no entry that was read is gone, unless a server lost it or it expired",
     "samples": "frames are those of an undisturbed run, all of them when completed",
     "texts": "frames carry the texts of an undisturbed run",
-    "asked": "nobody is answered who did not ask",
+    "asked": "every turn answers a request that was added",
     "answered": "each request has its end",
-    "once": "no request is answered twice in a life",
+    "once": "no request is answered twice in a generation",
     "order": "requests of a session are answered in the order in which they were added",
-    "reason": "each end has a reason that its client's wishes explain",
-    "deadline": "nothing is begun after its deadline",
+    "reason": "each end has a reason that its client's controls explain",
+    "deadline": "no turn starts after its deadline",
     "stop": "a stop is followed within 1 s, with nothing but ends after it",
     "pause": "a pause is followed within 0.5 s",
     "goes on": "no turn hangs",
@@ -39,18 +39,18 @@ PROMISES: Final = {
     "readers": "slow and late readers read what the recorder read",
     "client": "the Python client raises nothing that no fault explains",
     "capacity": "all workers and slots are back within 5 s of a fault's end",
-    "ttl": "no key stays for ever that should not",
-    "pending": "no request is pending when all is quiet",
-    "queued": "no request is queued when all is quiet",
-    "slots": "all slots are free when all is quiet",
-    "idle": "all sessions are idle when all is quiet",
+    "ttl": "every key has a TTL, but for those that the protocol names",
+    "pending": "no request is pending when all is answered",
+    "queued": "no request is queued when all is answered",
+    "slots": "all slots are free when all is answered",
+    "idle": "all sessions are idle when all is answered",
     "dead letters": "one for each turn that was rejected or failed, and no other",
 }
 """What is checked, by the names that violations have."""
 
 
 class Violation(msgspec.Struct, frozen=True, kw_only=True):
-    """A promise that was not kept. ``at`` is on the monotonic clock; what is unknown is empty."""
+    """A broken promise. ``at`` is on the monotonic clock; unknown fields are empty."""
 
     promise: str
     session: str = ""
@@ -61,10 +61,10 @@ class Violation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """What one kind of fault did. Pauses are the longest of each turn that had one, in seconds.
+    """The effect of one kind of fault. Pauses are each paused turn's longest, in seconds.
 
-    ``affected`` are the turns that were live while it lasted, ``recovery`` the longest time from
-    its end until the fleet had its full capacity, ``None`` where nobody looked.
+    ``affected`` counts turns during a fault; ``recovery`` is the longest time from a fault's end to
+    full capacity, ``None`` where it was not measured.
     """
 
     fault: str
@@ -80,9 +80,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The judgement of a run.
+    """The result of a run.
 
-    ``ends`` counts turns by how they ended; ``notes`` what was allowed and is worth knowing.
+    ``ends`` counts turns by how they ended; ``notes`` lists what is allowed but worth knowing.
     """
 
     requests: int
@@ -92,7 +92,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     violations: tuple[Violation, ...]
     notes: tuple[str, ...]
     take_over_p95: float
-    """Of the pauses heard where another worker had to take over."""
+    """Of pauses after which another worker took over, in seconds."""
     recovery_p95: float
     recovery_longest: float
 
@@ -107,8 +107,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return dict(Counter(violation.promise for violation in self.violations).most_common())
 
     def table(self, console: Console) -> None:
-        """Show it to people."""
-        table = Table(title="Faults, and what was heard of them", title_justify="left")
+        """Print it."""
+        table = Table(title="Faults and their effect", title_justify="left")
         columns = ("fault", "times", "skipped", "turns affected", "turns with a pause")
         columns += ("p50, s", "p95, s", "longest, s", "full again, s", "violations")
         for column in columns:

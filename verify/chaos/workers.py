@@ -1,7 +1,7 @@
-"""The workers of a run, and an orchestrator's care for them: who ends is started again.
+"""The worker processes of a run, which are restarted when they end.
 
-As under systemd or Kubernetes, a worker that ended, for whatever reason, comes back under its name
-half a second later. What no fault explains, an exit or a traceback, is a finding.
+As under systemd or Kubernetes, a worker that ended restarts under its name half a second later. An
+exit or a traceback that no fault explains is a finding.
 """
 
 import os
@@ -32,8 +32,8 @@ _ERROR: Final = re.compile(
 )
 
 
-class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """How a worker is run. ``settings`` are ``section.key=value`` beside the file."""
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run a worker. ``settings`` (``section.key=value``) override the file."""
 
     name: str
     url: str
@@ -42,12 +42,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Worker:
-    """One name in the fleet, and the process that bears it now, if any."""
+    """One worker's name, and its present process, if any."""
 
-    def __init__(self, recipe: Recipe, directory: Path, *, fake_clock: bool) -> None:
-        self.recipe = recipe
-        self.log = directory / f"{recipe.name}.log"
-        self.clock = FakeClock(directory / f"{recipe.name}.clock") if fake_clock else None
+    def __init__(self, spec: WorkerSpec, directory: Path, *, fake_clock: bool) -> None:
+        self.spec = spec
+        self.log = directory / f"{spec.name}.log"
+        self.clock = FakeClock(directory / f"{spec.name}.clock") if fake_clock else None
         self.starts = 0
         self.findings: list[str] = []
         self._process: Process | None = None
@@ -59,7 +59,7 @@ class Worker:
     @property
     def name(self) -> str:
         """Its name in the fleet."""
-        return self.recipe.name
+        return self.spec.name
 
     @property
     def pid(self) -> int | None:
@@ -68,7 +68,7 @@ class Worker:
         return None if process is None or process.returncode is not None else process.pid
 
     def signal(self, number: signal.Signals) -> bool:
-        """Send a signal. Returns whether there was a process to get it."""
+        """Send a signal. Returns whether there was a process."""
         process = self._process
         if process is None or process.returncode is not None:
             return False
@@ -77,12 +77,12 @@ class Worker:
         return True
 
     async def ended(self) -> None:
-        """Until the process that runs now has ended."""
+        """Wait until the present process has ended."""
         if self.pid is not None:
             await self._ended.wait()
 
     async def keep(self) -> None:
-        """Run it, again and again, until ``retire``."""
+        """Run it, restarting it until ``retire``."""
         while not self._retired:
             self._process, self._sent = await self._spawn(), set()
             self.starts += 1
@@ -96,7 +96,7 @@ class Worker:
                         self._process.kill()
                         await self._process.wait()
                     await self._process.aclose()
-            self._judge(self._process.returncode)
+            self._check_status(self._process.returncode)
             self._ended.set()
             self._ended = anyio.Event()
             if not self._retired:
@@ -104,7 +104,7 @@ class Worker:
         self._gone.set()
 
     async def retire(self) -> None:
-        """End it for good: drained, in a hurry if it takes long."""
+        """Drain it for good; a second SIGTERM follows if that takes long."""
         self._retired = True
         for _ in range(2):
             self.signal(signal.SIGCONT)
@@ -117,7 +117,7 @@ class Worker:
         await self._gone.wait()
 
     def tracebacks(self) -> list[str]:
-        """The errors of which the log holds a traceback."""
+        """The errors whose tracebacks are in the log."""
         if not self.log.exists():
             return []
         parts = _TRACEBACK.split(self.log.read_text(encoding="utf-8", errors="replace"))[1:]
@@ -127,10 +127,10 @@ class Worker:
             found.append(f"{self.name}: traceback: {errors[0] if errors else part[:160]!r}")
         return found
 
-    def _judge(self, status: int | None) -> None:
+    def _check_status(self, status: int | None) -> None:
         if status == -signal.SIGKILL and signal.SIGKILL in self._sent:
             return
-        # Python that is still starting knows no better than to die of a SIGTERM.
+        # While Python starts, SIGTERM kills it.
         if status in (0, -signal.SIGTERM) and signal.SIGTERM in self._sent:
             return
         if status == POISONED:
@@ -138,13 +138,13 @@ class Worker:
         self.findings.append(f"{self.name}: start {self.starts} ended with status {status}")
 
     async def _spawn(self) -> Process:
-        recipe = self.recipe
-        command = [sys.executable, "-m", "verify.chaos.worker", "--config", str(recipe.config)]
-        command += ["--name", recipe.name]
-        for setting in recipe.settings:
+        spec = self.spec
+        command = [sys.executable, "-m", "verify.chaos.worker", "--config", str(spec.config)]
+        command += ["--name", spec.name]
+        for setting in spec.settings:
             command += ["--set", setting]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("VOICEFLEET_")}
-        environ["VOICEFLEET_REDIS_URL"] = recipe.url
+        environ["VOICEFLEET_REDIS_URL"] = spec.url
         if self.clock is not None:
             environ |= self.clock.environment
         with self.log.open("ab") as log:
@@ -160,7 +160,7 @@ class Worker:
 
 
 class Workers:
-    """All of them. Made by ``start``; all have ended with the block."""
+    """All workers of a run. Made by ``start``; all have ended after the block."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = {worker.name: worker for worker in workers}
@@ -168,17 +168,17 @@ class Workers:
     @classmethod
     @asynccontextmanager
     async def start(
-        cls, recipes: Sequence[Recipe], directory: Path, *, fake_clocks: bool = False
+        cls, specs: Sequence[WorkerSpec], directory: Path, *, fake_clocks: bool = False
     ) -> AsyncGenerator[Self]:
-        """Start them; they are not ready yet. Their logs go to ``directory``."""
-        workers = cls([Worker(one, directory, fake_clock=fake_clocks) for one in recipes])
+        """Start them without waiting until they are ready. Their logs go to ``directory``."""
+        workers = cls([Worker(one, directory, fake_clock=fake_clocks) for one in specs])
         async with anyio.create_task_group() as tasks:
             for worker in workers:
                 tasks.start_soon(worker.keep)
             try:
                 yield workers
             except BaseException:
-                tasks.cancel_scope.cancel()  # no time for manners
+                tasks.cancel_scope.cancel()  # kill instead of draining
                 raise
             await workers._retire()
 

@@ -18,11 +18,11 @@ PATIENCE_S = 10.0
 
 
 class CannotInjectError(Exception):
-    """This fault cannot be injected here or now; the message says why."""
+    """The fault cannot be injected here or now; the message says why."""
 
 
 class World(msgspec.Struct, frozen=True, kw_only=True):
-    """The running parts. ``background`` runs what outlives its injection, until the run's end."""
+    """The running parts. ``background`` runs tasks that outlive their injection."""
 
     servers: Servers
     workers: Workers
@@ -45,12 +45,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     async def some_workers(
         self, rng: random.Random, count: int | None = None, among: Container[str] | None = None
     ) -> list[Worker]:
-        """Ready workers, chosen at random, all that can be spared if no ``count`` is given.
-
-        Of each kind, which speaks what others do not, one is left.
+        """Ready workers, chosen at random; without ``count``, all but one of each configuration.
 
         Raises:
-            CannotInjectError: There are fewer.
+            CannotInjectError: Fewer are ready; one of each configuration stays.
         """
         ready = [
             name
@@ -61,9 +59,9 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         spare: list[Worker] = []
         for name in rng.sample(ready, len(ready)):
             worker = self.workers[name]
-            if worker.recipe.config in kept:
+            if worker.spec.config in kept:
                 spare.append(worker)
-            kept.add(worker.recipe.config)
+            kept.add(worker.spec.config)
         if len(spare) < (1 if count is None else count):
             raise CannotInjectError(f"workers ready: {len(ready)}, and one must be left")
         return spare[:count]

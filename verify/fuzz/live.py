@@ -233,7 +233,7 @@ async def _assault(report: Report, last: int) -> None:
 
 def _notes(error: BaseException) -> list[str]:
     """What was noted of an error and of those that it groups."""
-    found = list(getattr(error, "__notes__", ()))
+    found: list[str] = list(getattr(error, "__notes__", ()))
     for inner in getattr(error, "exceptions", ()):
         found += _notes(inner)
     if not found and not hasattr(error, "exceptions"):

@@ -7,7 +7,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, cast
 
 LARGEST: Final = 2**18
 """No mutated input is longer, in bytes."""
@@ -69,7 +69,7 @@ def _flip(rng: Random, data: bytes, *_: object) -> bytes:
     if not data:
         return data
     out = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 8))):
+    for _bit in range(rng.choice((1, 1, 2, 8))):
         out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
     return bytes(out)
 
@@ -188,10 +188,14 @@ def spoil_tree(rng: Random, tree: Any, strays: Sequence[Any] = ()) -> Any:
 
 
 def _spoil_node(rng: Random, node: Any, strays: Sequence[Any]) -> Any:
-    children = list(node) if isinstance(node, dict) else range(len(node)) if _is_list(node) else ()
+    children: list[Any] = []
+    if isinstance(node, dict):
+        children = list(cast(dict[Any, Any], node))
+    elif isinstance(node, list | tuple):
+        children = list(range(len(cast(Sequence[Any], node))))
     if children and rng.random() < 0.85:
-        at = rng.choice(list(children))
-        copy: Any = dict(node) if isinstance(node, dict) else list(node)
+        at = rng.choice(children)
+        copy: Any = dict(cast(Any, node)) if isinstance(node, dict) else list(cast(Any, node))
         match rng.randrange(8):
             case 0:
                 del copy[at]
@@ -204,15 +208,11 @@ def _spoil_node(rng: Random, node: Any, strays: Sequence[Any]) -> Any:
     return stray(rng, strays)
 
 
-def _is_list(node: Any) -> bool:
-    return isinstance(node, list | tuple)
-
-
 def stray(rng: Random, strays: Sequence[Any] = ()) -> Any:
     """A value that is seldom expected."""
     match rng.randrange(10):
         case 0:
-            return rng.choice((None, True, False, "", [], {}))
+            return cast(Any, rng.choice((None, True, False, "", [], {})))
         case 1:
             return rng.choice((0, 1, -1, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**400))
         case 2:

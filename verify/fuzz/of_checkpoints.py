@@ -66,7 +66,8 @@ def _malicious(scratch: Path) -> list[Any]:
     import subprocess
 
     return [
-        *(_Runs(os.system, f"touch {canary}"), _Runs(eval, code), _Runs(exec, code)),
+        _Runs(os.system, f"touch {canary}"),  # pyright: ignore[reportDeprecated]
+        *(_Runs(eval, code), _Runs(exec, code)),
         *(
             _Runs(subprocess.Popen, ["touch", canary]),
             _Runs(Path(canary).touch),
@@ -226,7 +227,7 @@ def weights_pickle(scratch: Path) -> Target:
 
 
 def weights_safetensors(scratch: Path) -> Target:
-    from safetensors.torch import save_file
+    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     path = scratch / "llm.safetensors"
     state = {"linear.weight": torch.randn(3, 4), "linear.bias": torch.randn(3)}

@@ -1,6 +1,7 @@
 """What comes over sockets: a server's replies, an engine process's reports."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Final, cast
@@ -204,14 +205,15 @@ def _spoil_values(rng: Random, node: Any) -> Any:
         case str():
             return rng.choice((node, node, "", "event", "level", "x" * 9999, "\ud7ff\0"))
         case dict():
-            changed = {_spoil_values(rng, k): _spoil_values(rng, v) for k, v in node.items()}
+            items = cast(dict[Any, Any], node).items()
+            changed = {_spoil_values(rng, k): _spoil_values(rng, v) for k, v in items}
             if rng.random() < 0.3:
                 changed[rng.choice(("event", "self", "level", "exc_info", "stack_info", ""))] = (
                     rng.choice((1, "x", [1], {"a": None}))
                 )
             return changed
         case list() | tuple():
-            return [_spoil_values(rng, item) for item in node]
+            return [_spoil_values(rng, item) for item in cast(Sequence[Any], node)]
         case _:
             return stray(rng)
 
@@ -224,9 +226,9 @@ class _Child(EngineProcess):
 
 
 async def _taken(data: bytes) -> None:
-    core = RemoteCore("m", 5.0)
+    core: Any = RemoteCore("m", 5.0)
     child = core._process = _Child(core._take, core._lose)
-    turns = [core.open(TurnSpec(voice="a", seed=0)) for _ in range(3)]
+    turns: list[RemoteTurn] = [core.open(TurnSpec(voice="a", seed=0)) for _ in range(3)]
     child.data_received(data)
     child.connection_lost(None)
     for turn in turns:
@@ -238,7 +240,7 @@ async def _consume(turn: RemoteTurn) -> None:
     """As ``HostedEngine.speak`` does."""
     try:
         while (audio := await turn.next()) is not None:
-            samples = cast(Audio, audio).array
+            samples = audio.array
             for mark in audio.marks:
                 ensure(0 <= mark.offset <= len(samples), "a mark beside its samples")
     except EngineError:

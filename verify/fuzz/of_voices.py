@@ -4,7 +4,7 @@ import json
 import struct
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def draw_safetensors(rng: Random, seed: bytes) -> bytes:
         return spoil(rng, [seed], (b"F32", b"BF16", b"data_offsets", b"\xff" * 8))
     tree = spoil_tree(rng, json.loads(seed[8 : 8 + length]), (*_DTYPES, [0, 2**40], [2**62, 2**62]))
     if rng.random() < 0.3 and isinstance(tree, dict):
-        for entry in tree.values():
+        for entry in cast(dict[str, Any], tree).values():
             if isinstance(entry, dict) and "dtype" in entry and rng.random() < 0.5:
                 entry["dtype"] = rng.choice(_DTYPES)
     header = json.dumps(tree).encode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""What clients suffer, and what clients do, at a server that is well."""
+"""Faults between clients and a healthy server: killed connections, slow replies, floods."""
 
 import time
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 import anyio
 from redis.exceptions import RedisError
 
-from verify.chaos.done import Done
+from verify.chaos.fault_report import FaultReport
 from verify.chaos.node import ADMIN, Node
 from verify.chaos.schedule import Injection
 from verify.chaos.world import CannotInjectError, World
@@ -15,7 +15,7 @@ FLOODED: Final = 4
 _BATCH: Final = 100
 _GARBAGE: Final = "chaos:garbage"
 
-# Only where nobody wishes anything: what is flooded must leave what was wished as it is.
+# Only while the client lets its turn speak: the flood must not undo what the client has set.
 _FLOOD: Final = """
 local wish = redis.call('GET', KEYS[1])
 if wish and wish ~= 'resume' and wish ~= ARGV[1] then return 0 end
@@ -27,7 +27,7 @@ return 4
 """
 
 
-async def kill(world: World, injection: Injection) -> Done:
+async def kill(world: World, injection: Injection) -> FaultReport:
     """Cut connections, a random half at a time, again and again."""
     rng = injection.random()
     nodes = await world.servers.primaries()
@@ -40,20 +40,20 @@ async def kill(world: World, injection: Injection) -> Done:
                     if not ours and rng.random() < 0.5:
                         killed += await client.client_kill_filter(_id=one["id"])
         if time.monotonic() - began > injection.seconds:
-            return Done(note=f"{killed} connections")
+            return FaultReport(note=f"{killed} connections")
         await anyio.sleep(rng.uniform(0.1, 0.8))
 
 
-async def pause(world: World, injection: Injection) -> Done:
+async def pause(world: World, injection: Injection) -> FaultReport:
     """``CLIENT PAUSE ALL`` on every primary."""
     nodes = await world.servers.primaries()
     for node in nodes:
         await node.call("CLIENT", "PAUSE", int(1000 * injection.seconds), "ALL")
     await anyio.sleep(injection.seconds)
-    return Done(target=_addresses(nodes))
+    return FaultReport(target=_addresses(nodes))
 
 
-async def flood_control(world: World, injection: Injection) -> Done:
+async def flood_control(world: World, injection: Injection) -> FaultReport:
     """Set control keys of living sessions thousands of times a second, to no effect."""
     rng = injection.random()
     speaking = sorted(await world.records.speaking(world.sessions))
@@ -76,28 +76,28 @@ async def flood_control(world: World, injection: Injection) -> Done:
     async with anyio.create_task_group() as tasks:
         for session in chosen:
             tasks.start_soon(flood, session)
-    return Done(target=",".join(chosen), note=f"{sum(counts)} values")
+    return FaultReport(target=",".join(chosen), note=f"{sum(counts)} values")
 
 
-async def script_flush(world: World, injection: Injection) -> Done:
+async def script_flush(world: World, injection: Injection) -> FaultReport:
     """``SCRIPT FLUSH`` on every primary."""
     nodes = await world.servers.primaries()
     for node in nodes:
         await node.call("SCRIPT", "FLUSH")
-    return Done(target=_addresses(nodes))
+    return FaultReport(target=_addresses(nodes))
 
 
-async def slow_server(world: World, injection: Injection) -> Done:
+async def slow_server(world: World, injection: Injection) -> FaultReport:
     """``DEBUG SLEEP``: a primary does nothing at all for a while."""
     node = await _a_primary(world, injection)
     try:
         await node.call("DEBUG", "SLEEP", str(injection.seconds), timeout_s=30)
     except (RedisError, OSError) as error:
-        return Done(target=node.address, note=type(error).__name__)
-    return Done(target=node.address)
+        return FaultReport(target=node.address, note=type(error).__name__)
+    return FaultReport(target=node.address)
 
 
-async def server_full(world: World, injection: Injection) -> Done:
+async def server_full(world: World, injection: Injection) -> FaultReport:
     """A primary has no memory to spare: it refuses every write that could need some."""
     node = await _a_primary(world, injection)
     used = int((await node.info("memory"))["used_memory"])
@@ -108,7 +108,7 @@ async def server_full(world: World, injection: Injection) -> Done:
     finally:
         with anyio.CancelScope(shield=True):
             await node.call("CONFIG", "SET", "maxmemory", 0)
-    return Done(target=node.address)
+    return FaultReport(target=node.address)
 
 
 async def _a_primary(world: World, injection: Injection) -> Node:

@@ -1,10 +1,10 @@
-"""A replica takes its primary's place, with or without the newest writes."""
+"""A replica becomes primary, with or without the newest writes."""
 
 import time
 
 import anyio
 
-from verify.chaos.done import Done
+from verify.chaos.fault_report import FaultReport
 from verify.chaos.node import Node
 from verify.chaos.schedule import Injection
 from verify.chaos.servers import until
@@ -15,32 +15,32 @@ _NOBODY = ("masteruser", "nobody", "masterauth", "nothing")
 _DEFAULT = ("masteruser", "", "masterauth", "")
 
 
-async def kill(world: World, injection: Injection) -> Done:
-    """SIGKILL for a primary. It comes back, empty, once its replica leads."""
+async def kill(world: World, injection: Injection) -> FaultReport:
+    """Kill a primary. It restarts empty once its replica has become primary."""
     primary, replica = await _pair(world, injection)
     return await _die(world, primary, replica)
 
 
-async def lost_tail(world: World, injection: Injection) -> Done:
-    """The replica is cut off for a while, and then it is all that is left."""
+async def lost_tail(world: World, injection: Injection) -> FaultReport:
+    """Cut the replica off for a while, then make it primary: it lacks the newest writes."""
     primary, replica = await _pair(world, injection)
     await replica.call("CONFIG", "SET", *_NOBODY)
     try:
         await primary.call("CLIENT", "KILL", "TYPE", "replica")
         await anyio.sleep(injection.seconds)
         if world.servers.topology == "sentinel" or injection.random().random() < 0.5:
-            done = await _die(world, primary, replica)
+            report = await _die(world, primary, replica)
         else:
             await world.servers.promote(replica, force=True)
-            done = Done(target=primary.address, until=time.monotonic(), note="takeover")
+            report = FaultReport(target=primary.address, until=time.monotonic(), note="takeover")
     finally:
         with anyio.CancelScope(shield=True):
             await replica.call("CONFIG", "SET", *_DEFAULT)
-    return Done(target=done.target, until=done.until, note=done.note, forgets="tail")
+    return FaultReport(target=report.target, until=report.until, note=report.note, forgets="tail")
 
 
-async def stop(world: World, injection: Injection) -> Done:
-    """SIGSTOP for a primary, for longer than its neighbours wait; then it goes on."""
+async def stop(world: World, injection: Injection) -> FaultReport:
+    """Stop a primary (SIGSTOP) until a failover has replaced it, then let it continue."""
     primary, replica = await _pair(world, injection)
     primary.stall()
     try:
@@ -48,23 +48,23 @@ async def stop(world: World, injection: Injection) -> Done:
         await until(lambda: _leads(world, replica), "the failover")
     finally:
         primary.go_on()
-    # For a while there are two: what the old one takes in it forgets when it is told.
+    # For a while there are two primaries: the old one loses what it accepts once it follows.
     await until(lambda: _follows(primary), "the old primary to follow")
-    return Done(target=primary.address, forgets="tail")
+    return FaultReport(target=primary.address, forgets="tail")
 
 
-async def manual(world: World, injection: Injection) -> Done:
-    """The failover that an operator asks for."""
+async def manual(world: World, injection: Injection) -> FaultReport:
+    """A failover that an operator starts."""
     primary, replica = await _pair(world, injection)
     await world.servers.promote(replica, force=False)
     # In a Cluster the primary waits until its replica has everything; Sentinel does not wait.
     lossy = world.servers.topology == "sentinel"
-    return Done(
+    return FaultReport(
         target=primary.address, forgets="tail" if lossy else "nothing", until=time.monotonic()
     )
 
 
-async def _die(world: World, primary: Node, replica: Node) -> Done:
+async def _die(world: World, primary: Node, replica: Node) -> FaultReport:
     await primary.server.kill()
     try:
         await until(lambda: _leads(world, replica), "the failover")
@@ -72,7 +72,7 @@ async def _die(world: World, primary: Node, replica: Node) -> Done:
     finally:
         with anyio.CancelScope(shield=True):
             await world.servers.rejoin(primary, replica)
-    return Done(target=primary.address, forgets="tail", until=led)
+    return FaultReport(target=primary.address, forgets="tail", until=led)
 
 
 async def _pair(world: World, injection: Injection) -> tuple[Node, Node]:

@@ -1,4 +1,4 @@
-"""Readers that are slow, die, or come very late. What they read is written down beside the rest."""
+"""Readers that are slow, die, or start very late. The journal has what they read, too."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -7,7 +7,7 @@ from typing import Any, Final
 import anyio
 from redis.exceptions import RedisError
 
-from verify.chaos.done import Done
+from verify.chaos.fault_report import FaultReport
 from verify.chaos.reading import Entry
 from verify.chaos.recorder import heard
 from verify.chaos.schedule import Injection
@@ -22,7 +22,7 @@ _PAGE: Final = 500
 _BLOCK_MS: Final = 60_000
 
 
-async def slow(world: World, injection: Injection) -> Done:
+async def slow(world: World, injection: Injection) -> FaultReport:
     """Read a session one entry at a time, with long gaps."""
     session, turn = await _speaking(world, injection)
 
@@ -34,11 +34,11 @@ async def slow(world: World, injection: Injection) -> Done:
 
     world.background.start_soon(_patiently, read)
     await anyio.sleep(injection.seconds)
-    return Done(target=session)
+    return FaultReport(target=session)
 
 
-async def dead(world: World, injection: Injection) -> Done:
-    """Begin to wait for entries, and vanish without a word."""
+async def dead(world: World, injection: Injection) -> FaultReport:
+    """Block on XREAD and break the connection without closing it."""
     session, _ = await _speaking(world, injection)
     key = world.records.keys.audio(session)
     node = await world.servers.owner(key)
@@ -48,11 +48,11 @@ async def dead(world: World, injection: Injection) -> Done:
         await stream.send(_resp(parts))
         await anyio.sleep(injection.seconds / DEAD)
         await anyio.aclose_forcefully(stream)
-    return Done(target=session)
+    return FaultReport(target=session)
 
 
-async def late(world: World, injection: Injection) -> Done:
-    """Begin with a turn that was spoken long ago."""
+async def late(world: World, injection: Injection) -> FaultReport:
+    """Start reading at a turn long after it was spoken."""
     session, turn = await _speaking(world, injection)
 
     async def read() -> None:
@@ -63,7 +63,7 @@ async def late(world: World, injection: Injection) -> Done:
 
     world.background.start_soon(_patiently, read)
     await anyio.sleep(injection.seconds)
-    return Done(target=session)
+    return FaultReport(target=session)
 
 
 async def _speaking(world: World, injection: Injection) -> tuple[str, int]:
@@ -75,7 +75,7 @@ async def _speaking(world: World, injection: Injection) -> tuple[str, int]:
 
 
 async def _read(world: World, session: str, after: str, reader: str, *, count: int) -> str:
-    """Read on from an id and write it down; returns the last id read."""
+    """Read on from an id into the journal; returns the last id read."""
     key = world.records.keys.audio(session)
     node = await world.servers.owner(key)
     async with node.client() as client:
@@ -91,7 +91,7 @@ async def _read(world: World, session: str, after: str, reader: str, *, count: i
 
 
 async def _patiently(read: Callable[[], Awaitable[None]]) -> None:
-    """A reader that gives up when the server is away: others look into that."""
+    """Let a reader give up when the server is away: other checks cover that."""
     try:
         await read()
     except (RedisError, OSError, LookupError, ValueError):

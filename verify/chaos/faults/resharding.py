@@ -1,4 +1,4 @@
-"""Slots of living sessions and of queues move between a Cluster's primaries."""
+"""Slots of speaking sessions and of queues move between a Cluster's primaries."""
 
 import time
 from typing import Final
@@ -7,7 +7,7 @@ import anyio
 from redis.exceptions import RedisError
 
 from verify.chaos.cluster import Cluster
-from verify.chaos.done import Done
+from verify.chaos.fault_report import FaultReport
 from verify.chaos.node import Node
 from verify.chaos.schedule import Injection
 from verify.chaos.world import CannotInjectError, World
@@ -19,7 +19,7 @@ _PAUSE_S: Final = 0.05
 _MIGRATE_MS: Final = 5000
 
 
-async def migrate(world: World, injection: Injection) -> Done:
+async def migrate(world: World, injection: Injection) -> FaultReport:
     """Move slots one after another, key by key, as ``redis-cli --cluster reshard`` does."""
     cluster = world.servers
     if not isinstance(cluster, Cluster):
@@ -41,7 +41,7 @@ async def migrate(world: World, injection: Injection) -> Done:
         moved += 1
         if time.monotonic() > ends:
             break
-    return Done(note=f"{moved} slots")
+    return FaultReport(note=f"{moved} slots")
 
 
 async def move(cluster: Cluster, slot: int, source: Node, target: Node) -> None:

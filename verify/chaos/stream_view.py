@@ -1,4 +1,4 @@
-"""What a client knows of its sessions: which turns began, how far they are, how they ended."""
+"""What a client has read of its sessions: which turns began, their frames, their ends."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -11,31 +11,31 @@ from verify.chaos.stream_id import Id
 
 
 class Progress:
-    """Of one request, as far as its session's stream was read."""
+    """The progress of one request."""
 
     def __init__(self) -> None:
         self.began = False
         self.frames = 0
         self.ended = ""
-        """Why; empty before."""
+        """The end's reason; empty before."""
         self.at = 0.0
-        """Of the latest entry; monotonic clock."""
+        """Arrival of the latest entry, on the monotonic clock."""
 
 
-class Hearing:
-    """One session's stream as its client hears it. Ends are put into the journal."""
+class StreamView:
+    """One session's stream as its client reads it. Ends go into the journal."""
 
     def __init__(self, session: str, journal: Journal) -> None:
         self._session = session
         self._journal = journal
         self.forgotten = 0
-        """How often the server turned out to have forgotten what was read."""
+        """How often the server turned out to have lost entries."""
         self._requests: dict[str, Progress] = {}
         self._speaking: dict[int, str] = {}
         self._changed = anyio.Event()
 
     def of(self, request: str) -> Progress:
-        """How far it is."""
+        """The progress of a request."""
         return self._requests.setdefault(request, Progress())
 
     async def ended(self, requests: Iterable[str]) -> None:
@@ -51,7 +51,7 @@ class Hearing:
             await self._changed.wait()
 
     def take(self, entries: Sequence[Entry]) -> None:
-        """What the stream says next."""
+        """Take the stream's next entries."""
         now = time.monotonic()
         for entry in entries:
             name = entry.fields.get(b"request", b"").decode("utf-8", "replace")
@@ -67,7 +67,7 @@ class Hearing:
         self.pulse()
 
     def end(self, request: str, reason: str) -> None:
-        """A request's end was heard."""
+        """Note a request's end."""
         self.of(request).ended = reason
         answered = Answered(
             at=time.monotonic(), session=self._session, request=request, reason=reason
@@ -76,7 +76,7 @@ class Hearing:
         self.pulse()
 
     def forget(self) -> None:
-        """The server lacks what was read: who has no end yet may have no request either."""
+        """The server lost entries: open requests may be lost too."""
         self.forgotten += 1
         for progress in self._requests.values():
             if not progress.ended:
@@ -84,25 +84,25 @@ class Hearing:
         self.pulse()
 
     def pulse(self) -> None:
-        """Something changed: let those who wait look."""
+        """Wake all who wait for a change."""
         self._changed.set()
         self._changed = anyio.Event()
 
 
-class Ears:
-    """The hearing of all sessions, filled by one reading. A ``Listener``."""
+class StreamViews:
+    """The views of all sessions. A ``Listener``."""
 
     def __init__(self, sessions: Iterable[str], journal: Journal) -> None:
-        self.of = {session: Hearing(session, journal) for session in sessions}
+        self.of = {session: StreamView(session, journal) for session in sessions}
 
     def heard(self, session: str, entries: Sequence[Entry]) -> None:
         """See ``Listener``."""
         self.of[session].take(entries)
 
-    def shrank(self, session: str, seen: Id, newest: Id | None) -> None:
+    def rolled_back(self, session: str, seen: Id, newest: Id | None) -> None:
         """See ``Listener``."""
         del seen, newest
         self.of[session].forget()
 
-    def deaf(self, at: float, until: float) -> None:
+    def outage(self, at: float, until: float) -> None:
         """See ``Listener``."""

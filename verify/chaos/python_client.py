@@ -1,7 +1,7 @@
-"""One session, driven through the Python client as its users do.
+"""Drives one session through the Python client, as its users do.
 
-What the client raises where its caller did nothing wrong is put on record; then the same request
-is spoken again under its name, as the client's own words advise.
+Errors that the client raises go into the journal; then the request is sent again under its name, as
+the client's documentation advises.
 """
 
 import time
@@ -11,12 +11,12 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
-from verify.chaos.hearing import Hearing
-from verify.chaos.journal import Asked, Complained, Heard, Journal, Wished, Wrote
-from verify.chaos.plan import Course
+from verify.chaos.journal import Asked, ClientFailed, ControlSet, Heard, Journal, Wrote
+from verify.chaos.plan import SessionScript
 from verify.chaos.recorder import digest
-from verify.chaos.repertoire import Utterance
-from verify.chaos.script import Add, Ask, ControlValue, Hear, Move, Rest, Until
+from verify.chaos.script import Add, Ask, SetControl, Sleep, Step, WaitForEnds, WaitForFrames
+from verify.chaos.stream_view import StreamView
+from verify.chaos.utterances import Utterance
 from voicefleet import (
     Frame,
     Session,
@@ -31,56 +31,56 @@ from voicefleet import (
 
 READER: Final = "client"
 SILENCE_S: Final = 15.0
-"""After so long without a frame, a turn that is not paused is asked for again."""
+"""After so long without a frame, a turn that is not paused is sent again."""
 
 _RETRY_S: Final = 0.5
 
 
-class LibraryConversation:
-    """Plays a session's course. ``run`` returns when each request has its end."""
+class ClientConversation:
+    """Plays a session's script. ``run`` returns when each request has its end."""
 
     def __init__(
         self,
-        course: Course,
+        script: SessionScript,
         main: str,
         utterances: Mapping[str, Utterance],
         fleet: VoiceFleet,
         journal: Journal,
     ) -> None:
-        self._course = course
+        self._script = script
         self._main = main
         self._utterances = utterances
-        self._session: Session = fleet.session(course.session, model=main)
+        self._session: Session = fleet.session(script.session, model=main)
         self._journal = journal
-        self._hearing = Hearing(course.session, journal)
+        self._view = StreamView(script.session, journal)
         self._paused = False
-        self._wished = ""
+        self._value = ""
 
     async def run(self) -> None:
         """Play all scenes."""
-        for scene in self._course.scenes:
+        for scene in self._script.scenes:
             async with anyio.create_task_group() as turns:
-                for move in scene.moves:
-                    await self._make(move, turns)
+                for step in scene.steps:
+                    await self._make(step, turns)
 
-    async def _make(self, move: Move, turns: TaskGroup) -> None:
-        match move:
+    async def _make(self, step: Step, turns: TaskGroup) -> None:
+        match step:
             case Add(asks):
                 for ask in asks:
                     await turns.start(self._turn, ask)
-            case Hear(request, frames):
-                await self._hearing.heard(request, frames)
-            case Rest(seconds):
+            case WaitForFrames(request, frames):
+                await self._view.heard(request, frames)
+            case Sleep(seconds):
                 await anyio.sleep(seconds)
-            case ControlValue(value):
-                await self._wish(value)
-            case Until(requests):
-                await self._hearing.ended(requests)
+            case SetControl(value):
+                await self._control(value)
+            case WaitForEnds(requests):
+                await self._view.ended(requests)
             case _:
-                raise AssertionError(f"not played here: {move}")
+                raise AssertionError(f"the Python client does not play {step}")
 
-    async def _wish(self, value: str) -> None:
-        wish = value.lower() or "resume"
+    async def _control(self, value: str) -> None:
+        control = value.lower() or "resume"
         acts = {
             "pause": self._session.pause,
             "resume": self._session.resume,
@@ -88,20 +88,20 @@ class LibraryConversation:
         }
         while True:
             at = time.monotonic()
-            self._journal.write(Wished(at=at, session=self._session.id, value=wish))
+            self._journal.write(ControlSet(at=at, session=self._session.id, value=control))
             try:
-                await acts[wish]()
+                await acts[control]()
             except VoiceFleetError as error:
-                self._complain("", error)
+                self._record_failure("", error)
                 await anyio.sleep(_RETRY_S)
             else:
-                self._paused = wish == "pause"
-                self._wished = wish
+                self._paused = control == "pause"
+                self._value = control
                 return
 
     async def _turn(self, ask: Ask, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Speak it, as often as it takes; started when it was sent for the first time."""
-        progress = self._hearing.of(ask.request)
+        """Send it until it has an end. The task counts as started once it was sent."""
+        progress = self._view.of(ask.request)
         again = False
         while not progress.ended:
             turn = self._made(ask)
@@ -122,14 +122,14 @@ class LibraryConversation:
             except VoiceFleetError as error:
                 if not sent:
                     self._note(ask, at, None, again=again)
-                self._complain(ask.request, error)
+                self._record_failure(ask.request, error)
                 await anyio.sleep(_RETRY_S)
             if turn.end is not None:
-                self._hearing.end(ask.request, turn.end.reason)
+                self._view.end(ask.request, turn.end.reason)
 
     async def _listen(self, ask: Ask, turn: Turn) -> None:
-        """Take the turn's frames while they come."""
-        progress = self._hearing.of(ask.request)
+        """Read the turn's frames until its end, an error or a silence."""
+        progress = self._view.of(ask.request)
         while True:
             frame: Frame | None = None
             with anyio.move_on_after(SILENCE_S):
@@ -138,17 +138,17 @@ class LibraryConversation:
                 except (StopAsyncIteration, TurnError):
                     return
                 except VoiceFleetError as error:
-                    self._complain(ask.request, error)
+                    self._record_failure(ask.request, error)
                     await anyio.sleep(_RETRY_S)
                     return
             if frame is None:
                 if self._paused:
                     continue
-                if self._wished:  # a failover may have forgotten the last wish
-                    await self._wish(self._wished)
+                if self._value:  # a failover may have lost it
+                    await self._control(self._value)
                 return
             progress.frames = frame.id.n
-            self._hearing.pulse()
+            self._view.pulse()
             self._journal.write(
                 Heard(
                     at=time.monotonic(),
@@ -182,20 +182,21 @@ class LibraryConversation:
         return self._session.stream(**options)
 
     async def _write(self, ask: Ask, turn: StreamedTurn) -> None:
-        """Write the text piece by piece, until it or the turn is over."""
+        """Write the text piece by piece, until it is complete or the turn has ended."""
         try:
-            for index, piece in enumerate(self._utterances[ask.utterance].pieces):
+            pieces = self._utterances[ask.utterance].pieces
+            for index, piece in enumerate(pieces):
                 await anyio.sleep(piece.gap_s)
                 await turn.write(piece.text)
                 if piece.flush:
                     await turn.flush()
                 self._wrote(ask, index, ended=False)
             await turn.end_text()
-            self._wrote(ask, index + 1, ended=True)
+            self._wrote(ask, len(pieces), ended=True)
         except TurnEnded:
             pass
         except VoiceFleetError as error:
-            self._complain(ask.request, error)
+            self._record_failure(ask.request, error)
 
     def _wrote(self, ask: Ask, piece: int, *, ended: bool) -> None:
         at, session = time.monotonic(), self._session.id
@@ -222,8 +223,8 @@ class LibraryConversation:
             )
         )
 
-    def _complain(self, request: str, error: VoiceFleetError) -> None:
+    def _record_failure(self, request: str, error: VoiceFleetError) -> None:
         said = f"{type(error).__name__}: {error}"
         self._journal.write(
-            Complained(at=time.monotonic(), session=self._session.id, request=request, error=said)
+            ClientFailed(at=time.monotonic(), session=self._session.id, request=request, error=said)
         )

@@ -8,15 +8,15 @@ import msgspec
 
 from verify.chaos.checker import check
 from verify.chaos.journal import (
-    Aftermath,
     Asked,
     Capacity,
+    ControlSet,
     Event,
     Fault,
+    FinalState,
     Heard,
     Journal,
     Reference,
-    Wished,
     Wrote,
 )
 from verify.chaos.verdict import Verdict
@@ -145,8 +145,11 @@ def good() -> list[Event]:
     # Stopped: one that is spoken, one that waits.
     events += [asked(1004.0, "t4", "plain-0"), asked(1004.0, "t5", "plain-1")]
     events += [start(1004.1, 4, "t4"), *frames(1004.1, 4, 1, 4, "plain-0")]
-    events += [Wished(at=1004.5, session=S, value="stop"), end(1004.52, 4, 5, "t4", "stopped")]
-    events += [end(1004.53, 5, 1, "t5", "stopped"), Wished(at=1005.0, session=S, value="resume")]
+    events += [ControlSet(at=1004.5, session=S, value="stop"), end(1004.52, 4, 5, "t4", "stopped")]
+    events += [
+        end(1004.53, 5, 1, "t5", "stopped"),
+        ControlSet(at=1005.0, session=S, value="resume"),
+    ]
     # Rejected, expired, streamed.
     events.append(asked(1006.0, "t6", "plain-0", fields={"speed": "9"}, invalid=True))
     events.append(end(1006.1, 6, 1, "t6", "rejected", error="speed: 9"))
@@ -159,8 +162,8 @@ def good() -> list[Event]:
     # Paused.
     events += [asked(1009.0, "t9", "plain-0"), start(1009.1, 9, "t9")]
     events += frames(1009.1, 9, 1, 4, "plain-0")
-    events += [Wished(at=1009.3, session=S, value="pause")]
-    events += [Wished(at=1010.5, session=S, value="RESUME")]
+    events += [ControlSet(at=1009.3, session=S, value="pause")]
+    events += [ControlSet(at=1010.5, session=S, value="RESUME")]
     events += [*frames(1010.52, 9, 5, 10, "plain-0"), end(1010.7, 9, 11, "t9", "completed")]
     # A deadline that is kept, a saboteur, one that is named in a stop.
     events.append(asked(1012.0, "t10", "plain-0", fields={"deadline_ms": "1072000"}))
@@ -170,7 +173,7 @@ def good() -> list[Event]:
     events += [end(1014.2, 11, 1, "t11", "failed", error="EngineError: stumbled")]
     events += [asked(1016.0, f"t{k}", "plain-1") for k in (12, 13, 14)]
     events += [start(1016.1, 12, "t12"), *frames(1016.1, 12, 1, 2, "plain-1")]
-    events += [Wished(at=1016.2, session=S, value="stop:t13")]
+    events += [ControlSet(at=1016.2, session=S, value="stop:t13")]
     events += [end(1016.25, 12, 3, "t12", "stopped"), end(1016.26, 13, 1, "t13", "stopped")]
     events += spoken(1016.3, 14, "t14", "plain-1")
     # Taken over after a kill.
@@ -184,7 +187,7 @@ def good() -> list[Event]:
     # One who comes late.
     events += [frame(1030.0, 3, n, "plain-1", reader="late") for n in range(1, 9)]
     events.append(
-        Aftermath(
+        FinalState(
             at=1050.0,
             without_ttl=[],
             pending={"tone-test": 0},

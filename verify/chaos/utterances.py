@@ -1,4 +1,4 @@
-"""What is said in a run: a pool of utterances, each with the same samples whenever it is spoken."""
+"""The utterances of a run, each of which always gives the same samples."""
 
 import random
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from typing import Final
 import msgspec
 
 SABOTAGE: Final = ("Poison", "Stumble", "Falter", "Hang", "Gorge")
-"""First words that a saboteur acts on. Its utterances are named after them: ``poison-1``."""
+"""First words that the saboteur engine acts on. Utterances are named after them: ``poison-1``."""
 
 NEVER_SPOKEN: Final = ("Poison", "Stumble", "Gorge")
-"""Those that fail each time they are tried."""
+"""Those that fail on every attempt."""
 
 SECONDS_PER_CHAR: Final = 0.065
-"""Of a tone's speech, at speed 1."""
+"""Length of the tone engine's speech, at speed 1."""
 
 PLAIN: Final = 16
 STREAMED: Final = 8
@@ -32,9 +32,9 @@ _WORDS: Final = tuple(_VOCABULARY.split())
 
 
 class Models(msgspec.Struct, frozen=True, kw_only=True):
-    """Who speaks. ``main`` is a tone; ``saboteur`` does as a text's first word says.
+    """The models of a run. ``main`` is a tone; ``saboteur`` fails as a text's first word says.
 
-    Each of ``others`` (slow ones, say) gets ``other_sessions`` sessions of its own.
+    Each of ``others`` (slow ones) gets ``other_sessions`` sessions.
     """
 
     main: str = "tone-test"
@@ -49,7 +49,7 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """Part of a text. ``gap_s`` passes before it is written, where it is streamed."""
+    """Part of a text. A streamed one is written ``gap_s`` after the previous one."""
 
     text: str
     flush: bool = False
@@ -81,7 +81,7 @@ class Utterance(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fields(self) -> dict[str, str]:
-        """Of a request, but for its text. What is at its default is left out."""
+        """A request's fields without its text; those at their defaults are left out."""
         fields = {"seed": str(self.seed)}
         if self.streamed:
             fields["stream"] = "1"
@@ -94,7 +94,7 @@ class Utterance(msgspec.Struct, frozen=True, kw_only=True):
         return fields
 
 
-def repertoire(chance: random.Random, models: Models) -> tuple[Utterance, ...]:
+def make_utterances(chance: random.Random, models: Models) -> tuple[Utterance, ...]:
     """All utterances of a run: of the main model, of the others, and what the saboteur gets."""
     said = [_plain(chance, models.main, f"plain-{k}", k) for k in range(PLAIN)]
     said += [_streamed(chance, models.main, f"streamed-{k}") for k in range(STREAMED)]

@@ -6,8 +6,8 @@ from typing import TypedDict, Unpack
 
 import msgspec
 
+from voicefleet.producer.reading.cursor import Cursor
 from voicefleet.producer.reading.listener import Listener
-from voicefleet.producer.reading.position import from_turn as place_of_turn
 from voicefleet.producer.turn import Context, Order, StreamedTurn, Turn
 from voicefleet.schemas import ControlValue, EntryId, Level, Request, SessionRecord, StopThrough
 from voicefleet.schemas.control import decode as decode_wish
@@ -133,7 +133,7 @@ class Session:
         from now on. ``from_turn`` begins with the start of that turn. With neither, reading
         begins with the oldest entry that is kept.
         """
-        place = after if from_turn is None else place_of_turn(from_turn)
+        place = after if from_turn is None else Cursor.before_turn(from_turn)
         if from_turn is not None and after is not None:
             raise ValueError("give after or from_turn, not both")
         if isinstance(place, str) and place != "$":

@@ -17,7 +17,7 @@ from voicefleet.producer.errors import (
     VoiceFleetError,
     raise_for_end,
 )
-from voicefleet.producer.reading.position import continuity_after, first
+from voicefleet.producer.reading.cursor import Cursor, first
 from voicefleet.producer.reading.reader import Readers
 from voicefleet.producer.reading.subscription import Subscription
 from voicefleet.producer.redis_client import RedisClient
@@ -164,8 +164,8 @@ class Turn:
             deadline = now + round(order.start_within * 1000)
             request = msgspec.structs.replace(request, deadline_ms=deadline)
         searching = self._may_be_known
-        place = continuity_after(None if searching else first(tail))
-        subscription = Subscription(audio, place, self._mine, searching=searching)
+        cursor = Cursor.after(None if searching else first(tail))
+        subscription = Subscription(audio, cursor, self._mine, searching=searching)
         self._may_be_known = True
         await context.redis.add(context.keys.requests(order.model), "*", request.encode())
         await context.readers.subscribe(subscription)

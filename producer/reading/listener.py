@@ -1,4 +1,4 @@
-"""All that a session's audio stream says, from any place in it."""
+"""All entries of a session's audio stream, from any place in it."""
 
 import weakref
 from types import TracebackType
@@ -6,8 +6,7 @@ from typing import Self
 
 import anyio
 
-from voicefleet.producer.reading.continuity import Continuity
-from voicefleet.producer.reading.position import find
+from voicefleet.producer.reading.cursor import Cursor
 from voicefleet.producer.reading.reader import Readers
 from voicefleet.producer.reading.subscription import Subscription
 from voicefleet.producer.redis_client import RedisClient
@@ -19,14 +18,26 @@ def _everything(entry: AudioEntry) -> bool:
 
 
 class Listener:
-    """Iterates ``Start``, ``Frame`` and ``End`` entries as they come, without an end of its own.
+    """Iterates the entries of a session as they come, until it is closed::
 
-    ``last`` is the id of the last entry that was yielded: a process that is started anew goes on
-    after it, ``session.listen(after=last)``, without a frame lost or doubled.
+        async with session.listen(after="$") as listener:
+            async for entry in listener:
+                match entry:
+                    case Start():
+                        player.open(entry.sample_rate)
+                    case Frame():
+                        player.play(entry.pcm)
+                    case End():
+                        print(entry.request, entry.reason)
+
+    ``last`` is the id of the last entry that was yielded. A process that starts again goes on
+    behind it, without a frame lost or repeated: ``session.listen(after=last)``.
 
     Raises on iteration:
         StreamGap: Entries were trimmed before they were read.
-        ForeignEntry: The stream holds something the protocol does not know.
+        ForeignEntry: The stream holds an entry that the protocol does not know.
+        ServerUnreachable: There was no connection for the client's ``reconnect_for`` seconds.
+        ServerRefused: The key has another type, or this user may not read it.
     """
 
     def __init__(
@@ -34,7 +45,7 @@ class Listener:
         redis: RedisClient,
         readers: Readers,
         key: str,
-        place: Continuity | EntryId | str | None,
+        place: Cursor | EntryId | str | None,
     ) -> None:
         self._redis = redis
         self._readers = readers
@@ -46,12 +57,12 @@ class Listener:
         self.last: EntryId | None = None
 
     async def open(self) -> Self:
-        """Begin to read; iterating does it too. What comes from here on is not missed."""
+        """Begin to read; iterating does so too. Entries added from now on are not missed."""
         async with self._opening:
             if self._subscription is None and not self._closed:
                 place = self._place
-                if not isinstance(place, Continuity):
-                    place = await find(self._redis, self._key, place)
+                if not isinstance(place, Cursor):
+                    place = await Cursor.find(self._redis, self._key, place)
                 subscription = Subscription(self._key, place, _everything)
                 weakref.finalize(self, subscription.close)
                 self._subscription = subscription

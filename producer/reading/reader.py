@@ -115,7 +115,7 @@ class Reader:
         if self._reading is None:  # between two reads: the next one looks
             return True
         since = self._reading.get(subscription.key)
-        return since is not None and since <= subscription.cursor
+        return since is not None and since <= subscription.last
 
     async def _unblock(self) -> bool:
         if self._redis.endpoint.topology == "cluster":
@@ -180,7 +180,7 @@ class Reader:
             if not listeners:
                 del self._subscriptions[key], self._heard[key]
                 continue
-            if waiting := [one.cursor for one in listeners if not one.parked]:
+            if waiting := [one.last for one in listeners if not one.parked]:
                 cursors[key] = min(waiting)
         return cursors
 
@@ -225,7 +225,7 @@ class Reader:
 
     def _deliver(self, key: str, since: EntryId, entries: list[list[Reply]]) -> None:
         # Who stands further back than this read began joined or unparked during it.
-        listeners = [one for one in self._subscriptions.get(key, set()) if one.cursor >= since]
+        listeners = [one for one in self._subscriptions.get(key, set()) if one.last >= since]
         for raw_id, flat in entries:
             try:
                 parts = cast(list[bytes], flat)
@@ -251,7 +251,7 @@ class Reader:
                 continue
             ((last, _),) = cast(list[tuple[bytes, Reply]], reply)
             for one in self._subscriptions.get(key, set()):
-                if EntryId.parse(last) < one.cursor:
+                if EntryId.parse(last) < one.last:
                     one.rewind()
 
     async def _blame(self, link: Link, cursors: dict[str, EntryId], error: ReplyError) -> None:

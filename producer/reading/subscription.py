@@ -1,4 +1,4 @@
-"""One listener's place in one session's audio stream, between the reader and who waits."""
+"""What the reader has read of one session's audio stream for one listener."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,38 +7,43 @@ from typing import Final
 import anyio
 
 from voicefleet.producer.errors import StreamGap
-from voicefleet.producer.reading.continuity import OLDEST, Continuity
+from voicefleet.producer.reading.cursor import Cursor
 from voicefleet.schemas import AudioEntry, EntryId
 
 HIGH_WATER: Final = 256
-"""Entries kept for a listener that does not come; then they stay in Redis until it does."""
+"""So many entries are kept for a listener that does not take them; the rest stays in Redis."""
 
 
 class Subscription:
     """A cursor into the stream ``key``, and the entries that were read and not yet taken.
 
-    Entries that ``wanted`` turns down are passed over. While a listener that is ``searching`` has
-    wanted none, entries may be missing: what it looks for may be long behind, where the fleet
-    trims the stream under its hands. The reader calls ``offer`` and ``fail``,
-    the listener ``take`` and ``wait``. A listener that lags parks its subscription: the reader
-    leaves it out until the backlog is drained, so memory stays bounded.
+    The reader calls ``offer`` and ``fail``, the listener ``take`` and ``wait``. A subscription
+    whose listener lags is parked: the reader leaves it out until its backlog is taken, so memory
+    stays bounded.
+
+    Args:
+        key: The audio stream.
+        cursor: Where reading begins.
+        wanted: Entries for which it returns ``False`` are passed over.
+        searching: Until the first wanted entry, missing entries are no gap: the search begins
+            with the oldest entries, which the fleet trims meanwhile.
     """
 
     __slots__ = (
-        *("_backlog", "_closed", "_continuity", "_failure", "_ready", "_searching", "_wanted"),
+        *("_backlog", "_closed", "_cursor", "_failure", "_ready", "_searching", "_wanted"),
         "key",
     )
 
     def __init__(
         self,
         key: str,
-        continuity: Continuity,
+        cursor: Cursor,
         wanted: Callable[[AudioEntry], bool],
         *,
         searching: bool = False,
     ) -> None:
         self.key = key
-        self._continuity = continuity
+        self._cursor = cursor
         self._wanted = wanted
         self._searching = searching
         self._backlog: deque[AudioEntry] = deque()
@@ -47,9 +52,9 @@ class Subscription:
         self._closed = False
 
     @property
-    def cursor(self) -> EntryId:
-        """The last entry that was read for this listener."""
-        return self._continuity.last
+    def last(self) -> EntryId:
+        """The id of the last entry that was read for this listener."""
+        return self._cursor.last
 
     @property
     def closed(self) -> bool:
@@ -58,17 +63,17 @@ class Subscription:
 
     @property
     def parked(self) -> bool:
-        """Whether the reader leaves it out for now."""
+        """Whether the reader leaves it out: its listener lags, or it is closed."""
         return self._closed or len(self._backlog) >= HIGH_WATER
 
     def offer(self, entry: AudioEntry) -> None:
-        """Take the stream's next entry, if it is ahead of the cursor."""
-        if self.parked or entry.id <= self.cursor:
+        """Take the stream's next entry, unless it was read before."""
+        if self.parked or entry.id <= self.last:
             return
         try:
             if self._searching:
-                self._continuity.forget()
-            self._continuity.advance(entry)
+                self._cursor.reset()
+            self._cursor.advance(entry)
             wanted = self._wanted(entry)
         except StreamGap as gap:
             self.fail(gap)
@@ -79,15 +84,14 @@ class Subscription:
             self._ready.set()
 
     def fail(self, failure: Exception) -> None:
-        """End it: ``wait`` raises ``failure`` after the backlog."""
+        """Close it; ``wait`` raises ``failure`` when the backlog is taken."""
         if not self._closed:
             self._failure = failure
             self.close()
 
     def rewind(self) -> None:
-        """The stream was lost and numbers its turns anew: read it from its beginning."""
-        if self.cursor != OLDEST:
-            self._continuity.forget()
+        """Read from the beginning: the stream was lost and numbers its turns anew."""
+        self._cursor.reset()
 
     def close(self) -> None:
         """Read nothing more; what was read may still be taken."""
@@ -95,15 +99,15 @@ class Subscription:
         self._ready.set()
 
     def take(self) -> AudioEntry | None:
-        """The next entry that is here already."""
+        """The next entry that was read, if there is one."""
         return self._backlog.popleft() if self._backlog else None
 
     async def wait(self) -> None:
-        """Until ``take`` has something.
+        """Wait until ``take`` returns an entry.
 
         Raises:
-            Exception: What ``fail`` was given, when nothing is left to take.
-            anyio.ClosedResourceError: The subscription was closed.
+            Exception: The failure that ``fail`` was given, when nothing is left to take.
+            anyio.ClosedResourceError: The subscription is closed.
         """
         while not self._backlog:
             if self._failure is not None:

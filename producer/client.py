@@ -1,4 +1,4 @@
-"""The client: a connection to the fleet."""
+"""``VoiceFleet``: the client of a fleet."""
 
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable
@@ -17,7 +17,7 @@ from voicefleet.schemas import Keys, ModelRecord, SessionRecord
 from voicefleet.wire.endpoint import RedisConfig, resolve
 
 CONTROL_TTL_S = 3600
-"""Time to live of the keys a client writes; each use starts it anew."""
+"""TTL of the control and text keys that the client writes; each use renews it."""
 
 
 class VoiceFleet:
@@ -28,18 +28,18 @@ class VoiceFleet:
                 play(frame.pcm)  # 20 ms, 16 bit, mono, 48 kHz
 
     One client serves any number of sessions, over one connection for reading (in a Cluster one
-    for each session that speaks) and a few for commands. Lost connections are made anew; a
-    reader goes on where it was. It is used within one event loop.
+    for each session that is listened to) and a few for commands. It connects again after a lost
+    connection, and reading goes on where it was. A client belongs to one event loop.
 
     Args:
         url: ``redis://``, ``rediss://``, ``redis+sentinel://``, ``redis+cluster://``, or a
             ``RedisConfig`` with credentials and certificates.
         prefix: The fleet's key prefix; by default that of the config, ``tts``.
-        reconnect_for: Seconds without a connection after which listeners get
-            ``ServerUnreachable``.
+        reconnect_for: After so many seconds without a connection, those who iterate turns and
+            listeners get ``ServerUnreachable``.
 
     Raises on entering:
-        ServerUnreachable: Nobody answers.
+        ServerUnreachable: No server answers.
         ServerRefused: The credentials are wrong.
     """
 
@@ -106,11 +106,11 @@ class VoiceFleet:
         return self._keys
 
     def session(self, session: str | None = None, *, model: str | None = None) -> Session:
-        """A session by its id; without one, a new session. ``model`` is its turns' default."""
+        """The session of this id; without one, a new session. ``model`` is its turns' default."""
         return Session(session or f"s-{uuid.uuid4().hex}", self._open[0], model=model)
 
     def speak(self, text: str | AsyncIterable[str], **options: Unpack[SpeakOptions]) -> Turn:
-        """One turn in a session of its own. See ``Session.speak``."""
+        """Make a turn in a new session of its own. See ``Session.speak``."""
         return self.session().speak(text, **options)
 
     async def workers(self) -> list[Worker]:
@@ -122,7 +122,7 @@ class VoiceFleet:
         return await self._open[1].models()
 
     async def capacity(self, model: str) -> Capacity:
-        """Slots for ``model`` and its load, over all ready workers."""
+        """Slots and load of ``model``, over all ready workers."""
         return await self._open[1].capacity(model)
 
     async def sessions(self) -> AsyncGenerator[tuple[str, SessionRecord]]:

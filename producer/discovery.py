@@ -1,4 +1,4 @@
-"""Who is in the fleet and what it can take on."""
+"""Which workers are in the fleet, which models they serve, and what they can take on."""
 
 import logging
 from collections.abc import AsyncGenerator
@@ -13,16 +13,17 @@ logger = logging.getLogger("voicefleet.producer")
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """A worker that beats."""
+    """A live worker."""
 
     name: str
     record: WorkerRecord
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """What the fleet has for one model. ``requests`` are added and not ended: spoken or waiting.
+    """What the ready workers offer for one model.
 
-    Slots of a worker are shared by all models it serves.
+    A worker's slots are shared by all models it serves. ``requests`` counts those of the model that
+    wait or are being spoken.
     """
 
     workers: int
@@ -32,7 +33,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Discovery:
-    """Reads the fleet's records under one prefix. Records of another shape are passed over."""
+    """Reads the fleet's records under one prefix. Records that cannot be read are passed over."""
 
     def __init__(self, redis: RedisClient, keys: Keys) -> None:
         self._redis = redis
@@ -45,7 +46,7 @@ class Discovery:
         hashes = await self._redis.hashes([self._keys.worker(name) for name in names])
         found: list[Worker] = []
         for name, fields in zip(names, hashes, strict=True):
-            if fields:  # a name without a record: it died, and nobody has pruned it yet
+            if fields:  # a name without a record is a dead worker, not yet removed
                 try:
                     found.append(Worker(name, decode(WorkerRecord, fields)))
                 except FieldError as error:
@@ -66,7 +67,7 @@ class Discovery:
         return found
 
     async def capacity(self, model: str) -> Capacity:
-        """Slots of the ready workers that serve ``model``, and its requests in work."""
+        """Slots of the ready workers that serve ``model``, and how many requests it has."""
         ready = [
             worker.record
             for worker in await self.workers()

@@ -1,4 +1,4 @@
-"""What can go wrong, as types. Every error of this package is a ``VoiceFleetError``.
+"""The client's errors. Every one is a ``VoiceFleetError``.
 
 ``schemas.InvalidRequest`` (a ``ValueError``) is raised for a request that breaks a limit of the
 protocol; it is found before anything is sent.
@@ -26,15 +26,15 @@ class VoiceFleetError(Exception):
 
 
 class ServerUnreachable(VoiceFleetError):
-    """Redis does not answer. What was sent last may or may not have happened."""
+    """Redis does not answer. The last command may or may not have been carried out."""
 
 
 class ServerRefused(VoiceFleetError):
-    """Redis answered with an error: credentials, rights, or a key of another type."""
+    """Redis answered with an error: wrong credentials, missing rights, or a key of another type."""
 
 
 class UnknownModel(VoiceFleetError):
-    """No worker serves this model now. ``served`` are the models that are."""
+    """No worker serves ``model`` now. ``served`` lists the models that are."""
 
     def __init__(self, model: str, served: tuple[str, ...]) -> None:
         names = f"served now: {', '.join(served)}" if served else "no model is served now"
@@ -44,9 +44,9 @@ class UnknownModel(VoiceFleetError):
 
 
 class StreamGap(VoiceFleetError):
-    """Entries between ``after`` and ``found`` are gone: the stream keeps a bounded window.
+    """The entries between ``after`` and ``found`` were trimmed before they were read.
 
-    It happens to a reader that falls behind by more than the worker's ``audio_window_s``.
+    This happens to a reader that falls behind by more than the worker's ``audio_window_s``.
     """
 
     def __init__(self, after: EntryId, found: EntryId) -> None:
@@ -56,19 +56,19 @@ class StreamGap(VoiceFleetError):
 
 
 class ForeignEntry(VoiceFleetError):
-    """The audio stream holds an entry that the protocol does not know."""
+    """The audio stream holds an entry that is not of the protocol."""
 
 
 class TurnEnded(VoiceFleetError):
-    """Text was written to a turn that is over. ``end`` says how it ended."""
+    """Text was written to a turn that has ended. ``end`` says how."""
 
     def __init__(self, end: End) -> None:
-        super().__init__(f"turn {end.request!r} is over: {end.reason}")
+        super().__init__(f"turn {end.request!r} has ended: {end.reason}")
         self.end = end
 
 
 class TurnError(VoiceFleetError):
-    """A turn that was not spoken as asked. ``end`` is its last entry."""
+    """A turn was not spoken as asked. ``end`` is its end entry."""
 
     def __init__(self, end: End) -> None:
         super().__init__(f"turn {end.request!r} {end.reason}: {end.error or 'no reason was given'}")
@@ -76,12 +76,12 @@ class TurnError(VoiceFleetError):
 
     @property
     def error(self) -> str:
-        """The worker's words, as in the ``error`` field of the end entry."""
+        """The ``error`` of the end entry, empty if there is none."""
         return self.end.error or ""
 
 
 class TurnRejected(TurnError):
-    """The fleet found the request invalid, or the session's queue full."""
+    """The request is invalid, or too many wait in the session."""
 
 
 class TurnExpired(TurnError):
@@ -93,7 +93,7 @@ class TurnFailed(TurnError):
 
 
 def raise_for_end(end: End) -> None:
-    """Raise what ``end`` stands for; completed, stopped and interrupted turns raise nothing."""
+    """Raise the ``TurnError`` of an end that is rejected, expired or failed; nothing of others."""
     match end.reason:
         case "rejected":
             raise TurnRejected(end)
@@ -107,11 +107,11 @@ def raise_for_end(end: End) -> None:
 
 @contextmanager
 def translated(endpoint: Endpoint) -> Generator[None]:
-    """Turn what the Redis side raises into ``ServerUnreachable`` and ``ServerRefused``."""
+    """Raise ``ServerUnreachable`` or ``ServerRefused`` for errors of redis-py and of links."""
 
     def message(error: Exception) -> str:
-        said = str(error) or type(error).__name__
-        return said if said.startswith(repr(endpoint)) else f"{endpoint!r}: {said}"
+        problem = str(error) or type(error).__name__
+        return problem if problem.startswith(repr(endpoint)) else f"{endpoint!r}: {problem}"
 
     try:
         yield

@@ -1,4 +1,4 @@
-"""The few commands the client sends, typed. Nothing else here talks to redis-py."""
+"""The commands that the client sends, typed. No other module of the client uses redis-py."""
 
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,10 +15,10 @@ StreamEntry = tuple[bytes, dict[bytes, bytes]]
 
 
 class RedisClient:
-    """Redis as the client uses it.
+    """Commands over redis-py, in every topology.
 
-    Every method raises ``ServerUnreachable`` or ``ServerRefused`` where redis-py would raise.
-    Lost connections are retried a few times, so commands are only such as may run twice.
+    Every method raises ``ServerUnreachable`` or ``ServerRefused`` where redis-py would raise. A
+    command whose reply is lost is sent again a few times: send only commands that may run twice.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -27,7 +27,7 @@ class RedisClient:
     @classmethod
     @asynccontextmanager
     async def open(cls, endpoint: Endpoint) -> AsyncGenerator[Self]:
-        """Connect, and close on leaving."""
+        """Connect; close on leaving the block."""
         async with AsyncExitStack() as stack:
             with translated(endpoint):
                 topology = await stack.enter_async_context(connect(endpoint))
@@ -35,16 +35,16 @@ class RedisClient:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where this is."""
+        """The Redis it is connected to."""
         return self.topology.endpoint
 
     async def call(self, *command: Argument) -> Any:
-        """One command, with redis-py's reading of its reply."""
+        """Send one command; the reply is as redis-py parses it."""
         with translated(self.endpoint):
             return await cast(Awaitable[Any], self.topology.client.execute_command(*command))
 
     async def batch(self, commands: Iterable[tuple[Argument, ...]]) -> list[Any]:
-        """Several commands in one round trip (in a Cluster: one for each server)."""
+        """Send several commands in one round trip (in a Cluster: one to each server)."""
         pipeline = cast(Any, self.topology.client).pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
@@ -56,7 +56,7 @@ class RedisClient:
         return cast(bytes, await self.call("XADD", key, entry, *_flat(fields)))
 
     async def hash(self, key: str) -> dict[bytes, bytes]:
-        """HGETALL; empty where the key is missing."""
+        """HGETALL; empty if the key is missing."""
         return cast(dict[bytes, bytes], await self.call("HGETALL", key))
 
     async def hashes(self, keys: list[str]) -> list[dict[bytes, bytes]]:
@@ -73,11 +73,11 @@ class RedisClient:
         with translated(self.endpoint):
             if isinstance(client, RedisCluster):
                 node = cast(Any, client).get_random_node()
-                said = await cast(Any, client).execute_command("INFO", section, target_nodes=node)
-                (said,) = said.values() if len(said) == 1 else (said,)
+                info = await cast(Any, client).execute_command("INFO", section, target_nodes=node)
+                (info,) = info.values() if len(info) == 1 else (info,)
             else:
-                said = await cast(Any, client).execute_command("INFO", section)
-        return cast(dict[str, str | int], said)
+                info = await cast(Any, client).execute_command("INFO", section)
+        return cast(dict[str, str | int], info)
 
     async def scan(self, pattern: str, *, count: int = 1000) -> AsyncGenerator[str]:
         """Names of the keys that match, over all primaries. SCAN may give a name twice."""

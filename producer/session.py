@@ -10,16 +10,16 @@ from voicefleet.producer.reading.cursor import Cursor
 from voicefleet.producer.reading.listener import Listener
 from voicefleet.producer.turn import Context, Order, StreamedTurn, Turn
 from voicefleet.schemas import ControlValue, EntryId, Level, Request, SessionRecord, StopThrough
-from voicefleet.schemas.control import decode as decode_wish
-from voicefleet.schemas.control import encode as encode_wish
+from voicefleet.schemas.control import decode as decode_control
+from voicefleet.schemas.control import encode as encode_control
 from voicefleet.schemas.records import decode as decode_record
 
 
 class SpeakOptions(TypedDict, total=False):
-    """How a turn is spoken. What is left out has the fleet's default (see docs/protocol.md)."""
+    """How a turn is spoken. Options left out have the defaults of docs/protocol.md."""
 
     model: str
-    """Required, unless the session has a model."""
+    """Required, unless the session has one."""
     voice: str
     mode: str
     instruct: str
@@ -27,25 +27,31 @@ class SpeakOptions(TypedDict, total=False):
     seed: int
     sample_rate: int
     lead_ms: int
-    """How far ahead of real time frames may come; 0: as fast as they are made."""
+    """How far ahead of real time frames are published; 0: as fast as they are made."""
     interrupt: bool
-    """Drop what the session is speaking, and what waits in it, for this turn."""
+    """End what the session is speaking, and what waits in it, for this turn."""
     request: str
-    """A name of your own. A name that was used before is not spoken again, but listened to."""
+    """The turn's name. A name that was used before is not spoken again, only listened to."""
     traceparent: str
     start_within: float
-    """Seconds from sending; a turn that has not started by then is not spoken."""
+    """Seconds from sending: a turn that has not started by then is not spoken."""
     deadline_ms: int
-    """The same as unix ms in server time."""
+    """The same, as unix ms of the server's clock."""
     wait_for_worker: bool
-    """Send also when no worker serves the model yet."""
+    """Send the request even if no worker serves the model yet."""
 
 
 _OF_THE_REQUEST = SpeakOptions.__annotations__.keys() & set(Request.__struct_fields__)
 
 
 class Session:
-    """Handle of one session. Cheap, without state of its own: make as many as you like."""
+    """One voice channel, by its id. A handle without state: make as many as you like::
+
+    session = fleet.session("call-17", model="piper-en-joe")
+    async for frame in session.speak("Hello."):
+        play(frame.pcm)
+    await session.pause()
+    """
 
     def __init__(self, session: str, context: Context, *, model: str | None = None) -> None:
         self.id = session
@@ -56,7 +62,7 @@ class Session:
         return f"<Session {self.id}>"
 
     def speak(self, text: str | AsyncIterable[str], **options: Unpack[SpeakOptions]) -> Turn:
-        """A turn that speaks ``text``: a string, or pieces as they come (an LLM's tokens, say).
+        """Make a turn that speaks ``text``: a string, or its pieces as they come from an LLM.
 
         Nothing is sent yet: iterate the turn, await it, enter it, or call its ``send``.
 
@@ -69,7 +75,7 @@ class Session:
         return Turn(self._context, self._order(None, options), pieces=text)
 
     def stream(self, **options: Unpack[SpeakOptions]) -> StreamedTurn:
-        """A turn whose text you write while it is spoken. Raises as ``speak``."""
+        """Make a turn whose text is written while it is spoken. Raises as ``speak``."""
         return StreamedTurn(self._context, self._order(None, options))
 
     def _order(self, text: str | None, options: SpeakOptions) -> Order:
@@ -90,48 +96,55 @@ class Session:
     async def pause(self) -> None:
         """Publish no further frame, until ``resume`` or the worker's ``pause_timeout_s``.
 
-        Like every wish it lapses after an hour in which nothing is asked of the session.
+        The session resumes by itself an hour after the last control value or turn of it.
         """
         await self._control(Level.PAUSE)
 
     async def resume(self) -> None:
-        """Go on with the very next frame; also takes back a ``stop`` of the whole session."""
+        """Go on with the very next frame. Takes back ``pause``, and ``stop`` of the session."""
         await self._control(Level.RESUME)
 
     async def stop(self, request: str | None = None) -> None:
         """End the turn ``request`` and those added before it; without one, all of them.
 
-        Without ``request`` the wish holds: turns that are added later end too, until ``resume``.
-        To interrupt for something new use ``speak(..., interrupt=True)``.
+        Without ``request`` it holds on: turns that are added later end too, until ``resume``.
+        To interrupt for something new, use ``speak(..., interrupt=True)``.
         """
         await self._control(Level.STOP if request is None else StopThrough(request))
 
-    async def _control(self, wish: ControlValue) -> None:
-        # The key is a level: with a TTL a wish that its author forgot does not hold for ever. When
-        # it lapses the session is resumed, so it outlives every pause and every wait.
-        await self._context.redis.set(
-            self._context.keys.control(self.id), encode_wish(wish), ttl_s=self._context.key_ttl_s
-        )
+    async def _control(self, value: ControlValue) -> None:
+        # The key is a level: with a TTL, a forgotten value does not hold for ever. When it expires
+        # the session is resumed; so it outlives every pause and every wait.
+        context, key = self._context, self._context.keys.control(self.id)
+        await context.redis.set(key, encode_control(value), ttl_s=context.key_ttl_s)
 
     async def control_value(self) -> ControlValue:
-        """What the control key says now. Raises ``FieldError`` where it says something unknown."""
-        return decode_wish(
+        """What the control key says now.
+
+        Raises:
+            FieldError: It says something that the protocol does not know.
+        """
+        return decode_control(
             await self._context.redis.call("GET", self._context.keys.control(self.id))
         )
 
     async def state(self) -> SessionRecord | None:
-        """The session's record, ``None`` where the fleet knows of no such session."""
+        """The session's record; ``None``: the fleet knows no such session."""
         fields = await self._context.redis.hash(self._context.keys.session(self.id))
         return decode_record(SessionRecord, fields) if fields else None
 
     def listen(
         self, *, after: EntryId | str | None = None, from_turn: int | None = None
     ) -> Listener:
-        """All entries of the session's audio, whoever asked for the turns.
+        """Listen to all of the session's audio, whoever asked for the turns.
 
-        ``after`` is the id of the last entry seen (``"3-17"``), or ``"$"`` for only what comes
-        from now on. ``from_turn`` begins with the start of that turn. With neither, reading
-        begins with the oldest entry that is kept.
+        Args:
+            after: The id of the last entry seen (``"3-17"``), or ``"$"``: only what comes from now
+                on. Without ``after`` and ``from_turn`` the oldest entry that is kept comes first.
+            from_turn: Begin with the first entry of this turn.
+
+        Raises:
+            ValueError: Both are given, or ``after`` is no entry id.
         """
         place = after if from_turn is None else Cursor.before_turn(from_turn)
         if from_turn is not None and after is not None:

@@ -1,4 +1,4 @@
-"""Text that is sent while it is being spoken: the stream ``tts:text:{<S>}:<request>``."""
+"""Writes text while it is being spoken, to the stream ``tts:text:{<S>}:<request>``."""
 
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing, nullcontext, suppress
@@ -16,8 +16,8 @@ from voicefleet.schemas.request import MAX_TEXT
 class TextWriter:
     """Appends pieces to one text stream, each exactly once.
 
-    Entries get the ids ``1-0``, ``2-0``, ...: when a reply is lost and the command is sent again,
-    the server refuses the second copy. A worker's marks go in between (``2-1``).
+    Entries get the ids ``1-0``, ``2-0``, ...: if a reply is lost and the command is sent again, the
+    server refuses the second copy. A worker's own entries go in between (``2-1``).
     """
 
     def __init__(self, redis: RedisClient, key: str, *, ttl_s: int) -> None:
@@ -29,7 +29,7 @@ class TextWriter:
         self.ended = False
 
     async def write(self, piece: TextPiece) -> None:
-        """Append ``piece``; text longer than the protocol allows goes in several entries."""
+        """Append ``piece``. Text that is too long for one entry goes into several."""
         async with self._in_order:
             text = piece.text
             while len(text) > MAX_TEXT:
@@ -62,9 +62,9 @@ async def pump(
     over: Callable[[], bool],
     stop: Callable[[], Awaitable[None]],
 ) -> None:
-    """Write what ``pieces`` yields, then the end, unless the turn is ``over`` before.
+    """Write what ``pieces`` yields, then the end; stop early once the turn is ``over``.
 
-    If ``pieces`` raises, the turn is stopped and its listener gets the error.
+    If ``pieces`` raises, the turn is stopped and whoever iterates it gets the error.
     """
     closing = aclosing(cast(AsyncGenerator[str], pieces)) if hasattr(pieces, "aclose") else None
     try:

@@ -25,7 +25,7 @@ from voicefleet.producer.text import TextWriter, pump
 from voicefleet.schemas import AudioEntry, End, EntryId, Frame, Keys, Request, Start, TextPiece
 
 FAREWELL_S = 1.0
-"""How long a cancelled block may take to tell the fleet that nobody listens any more."""
+"""How long a cancelled block may take to stop its turn."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -40,18 +40,18 @@ class Context(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """A request and how to hand it in."""
+    """A request and how to send it."""
 
     model: str
     request: Request
     start_within: float | None = None
     wait_for_worker: bool = False
     resent: bool = False
-    """Whether its name may be known already: then it is looked for in what was spoken before."""
+    """The name may have been used before: look for the turn in all the audio that is kept."""
 
 
-class _Mine:
-    """Picks the entries of one request out of its session's stream."""
+class _Own:
+    """Picks the entries of one request from its session's stream."""
 
     def __init__(self, request: str) -> None:
         self._request = request
@@ -71,17 +71,32 @@ class _Mine:
 
 
 class Turn:
-    """One request: iterate it for its frames, or await it for its end.
+    """One request and its audio. Iterate it for its frames, or await it for its end::
+
+        turn = session.speak("Hello.")
+        async for frame in turn:
+            play(frame.pcm)
+        print(turn.end.reason)  # completed, stopped or interrupted
 
     It is sent when it is first iterated, awaited or entered, or by ``send``. Turns of a session
     are spoken one after another in the order in which they were sent.
 
-    Iteration ends quietly when the turn is completed, stopped or interrupted (``end`` says
-    which), and raises ``TurnRejected``, ``TurnExpired`` or ``TurnFailed`` otherwise. Iterating
-    may be broken off and taken up again; frames that nobody takes stay in Redis, for at least the
-    worker's ``audio_window_s``.
+    Iteration ends when the turn is completed, stopped or interrupted (``end`` says which), and
+    raises ``TurnRejected``, ``TurnExpired`` or ``TurnFailed`` otherwise. It may be broken off and
+    taken up again: frames that are not taken stay in Redis, for at least the worker's
+    ``audio_window_s``.
 
-    As a context manager it stops the turn when an exception, or cancellation, leaves the block.
+    As a context manager it stops the turn when an exception, cancellation among them, leaves the
+    block::
+
+        async with session.speak("Hello.") as turn:
+            async for frame in turn:
+                await websocket.send(frame.pcm)  # if it raises, the turn is stopped
+
+    Raises on iteration:
+        TurnError: The turn was rejected, expired or failed.
+        StreamGap: Frames were trimmed before they were read.
+        ServerUnreachable: There was no connection for the client's ``reconnect_for`` seconds.
     """
 
     def __init__(
@@ -93,7 +108,7 @@ class Turn:
         self._pieces = pieces
         self._sending = anyio.Lock()
         self._may_be_known = order.resent
-        self._mine = _Mine(order.request.name)
+        self._own = _Own(order.request.name)
         self._subscription: Subscription | None = None
         self._start: Start | None = None
         self._end: End | None = None
@@ -119,27 +134,28 @@ class Turn:
 
     @property
     def start(self) -> Start | None:
-        """What the frames are: known before the first one is yielded."""
+        """The turn's start entry, ``None`` until the first frame is yielded."""
         return self._start
 
     @property
     def end(self) -> End | None:
-        """How the turn ended: known once iteration is over."""
+        """The turn's end entry, ``None`` until iteration is over."""
         return self._end
 
     @property
     def over(self) -> bool:
-        """Whether the end was read from the stream, if not yet by who iterates the turn."""
-        return self._mine.end is not None
+        """Whether the turn has ended, though its last frames may not have been iterated yet."""
+        return self._own.end is not None
 
     async def send(self) -> Self:
         """Add the request to the model's queue, once.
 
-        It returns when the request stands in Redis. A reply that is lost on the way is asked for
-        again: the fleet speaks a name once.
+        Returns when the request is in Redis. If the reply is lost, the request is sent again: the
+        fleet speaks a name once.
 
         Raises:
             UnknownModel: No worker serves the model, and the turn does not wait for one.
+            ServerUnreachable, ServerRefused: It could not be sent.
         """
         async with self._sending:
             if self._subscription is None:
@@ -165,22 +181,22 @@ class Turn:
             request = msgspec.structs.replace(request, deadline_ms=deadline)
         searching = self._may_be_known
         cursor = Cursor.after(None if searching else first(tail))
-        subscription = Subscription(audio, cursor, self._mine, searching=searching)
+        subscription = Subscription(audio, cursor, self._own, searching=searching)
         self._may_be_known = True
         await context.redis.add(context.keys.requests(order.model), "*", request.encode())
         await context.readers.subscribe(subscription)
-        # From here on the turn may be dropped at any time: reading must end with it.
+        # If the caller drops the turn, reading for it ends.
         weakref.finalize(self, subscription.close)
         self._subscription = subscription
         if self._pieces is not None:
-            mine = self._mine
+            own = self._own
             context.tasks.start_soon(
                 *(pump, self._pieces, self._text, subscription),
-                *(lambda: mine.end is not None, self._stopper()),
+                *(lambda: own.end is not None, self._stopper()),
             )
 
     def _stopper(self) -> Callable[[], Awaitable[None]]:
-        """``stop`` without a reference to the turn, for what may outlive it."""
+        """``stop`` without a reference to the turn, for tasks that may outlive it."""
         context, session, request = self._context, self.session, self.request
 
         async def stop() -> None:
@@ -213,7 +229,7 @@ class Turn:
         raise StopAsyncIteration
 
     async def wait(self) -> End:
-        """Send the turn, pass over its frames, and return its end; ``await turn`` is the same.
+        """Send the turn, drop its frames, and return its end; ``await turn`` does the same.
 
         Raises:
             TurnError: It was rejected, expired or failed.
@@ -230,7 +246,7 @@ class Turn:
     async def __aenter__(self) -> Self:
         try:
             return await self.send()
-        except anyio.get_cancelled_exc_class():  # the request may be on its way
+        except anyio.get_cancelled_exc_class():  # the request may have been sent
             await self._abandon()
             raise
 
@@ -240,7 +256,7 @@ class Turn:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if exc is not None and self._mine.end is None:
+        if exc is not None and self._own.end is None:
             await self._abandon()
 
     async def _abandon(self) -> None:
@@ -251,33 +267,39 @@ class Turn:
 
 
 class StreamedTurn(Turn):
-    """A turn whose text is written while it is spoken.
+    """A turn whose text is written while it is spoken::
 
-    ``async with session.stream() as turn`` sends it; leaving the block ends its text. Frames may
-    be iterated by another task meanwhile, or after the block.
+        async with anyio.create_task_group() as tasks, session.stream() as turn:
+            tasks.start_soon(play, turn)  # iterates it
+            async for token in language_model():
+                await turn.write(token)
+
+    Entering sends the request; leaving the block ends the text. Frames are iterated by another
+    task meanwhile, or after the block.
     """
 
     async def write(self, text: str) -> None:
-        """More text. Words may be cut anywhere; sentences are found by the fleet.
+        """Add text. Pieces may be cut anywhere, in words too; the fleet finds the sentences.
 
         Raises:
-            TurnEnded: The turn is over: stopped, interrupted, or failed.
+            TurnEnded: The turn has ended: it was stopped or interrupted, or it failed.
+            anyio.ClosedResourceError: ``end_text`` was called before.
         """
         if text:
             await self._write(TextPiece(text))
 
     async def flush(self) -> None:
-        """Speak all up to here without waiting for more. Raises as ``write``."""
+        """Have all text up to here spoken without waiting for more. Raises as ``write``."""
         await self._write(TextPiece(flush=True))
 
     async def end_text(self) -> None:
-        """No more text comes: what is there is spoken to its end. May be called again."""
-        if not self._text.ended and self._mine.end is None:
+        """Say that no more text comes; the turn ends when all is spoken. May be called again."""
+        if not self._text.ended and self._own.end is None:
             await self._write(TextPiece(end=True))
 
     async def _write(self, piece: TextPiece) -> None:
-        if self._mine.end is not None:
-            raise TurnEnded(self._mine.end)
+        if self._own.end is not None:
+            raise TurnEnded(self._own.end)
         if self._text.ended:
             raise anyio.ClosedResourceError
         await self.send()

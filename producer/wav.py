@@ -1,27 +1,35 @@
-"""WAV files that are written while audio comes, also to where one cannot seek."""
+"""Writes WAV files while the audio arrives, to pipes as well."""
 
 import struct
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from voicefleet.schemas.audio import BYTES_PER_SAMPLE, CHANNELS
+
 UNKNOWN = 0xFFFFFFFF
-"""The sizes of a file whose end is not known yet, as players of streams understand it."""
+"""The size of a file whose end is not known yet: players then read to its end."""
 
 
 def header(sample_rate: int, size: int = UNKNOWN) -> bytes:
-    """What stands before ``size`` bytes of mono 16-bit PCM."""
+    """The WAV header of ``size`` bytes of mono 16-bit PCM at ``sample_rate`` Hz."""
     riff = UNKNOWN if size > UNKNOWN - 36 else size + 36
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
-        *(b"RIFF", riff, b"WAVE", b"fmt ", 16, 1, 1),
-        *(sample_rate, sample_rate * 2, 2, 16, b"data", min(size, UNKNOWN)),
+        *(b"RIFF", riff, b"WAVE", b"fmt ", 16, 1, CHANNELS),
+        *(sample_rate, sample_rate * BYTES_PER_SAMPLE, BYTES_PER_SAMPLE, 8 * BYTES_PER_SAMPLE),
+        *(b"data", min(size, UNKNOWN)),
     )
 
 
 class WavWriter:
-    """Mono 16-bit PCM. Sizes in the header are fixed on close, where the file can seek.
+    """Writes mono 16-bit PCM to a binary file::
 
-    A writer that is killed leaves a file that players read to its end.
+        with open("hello.wav", "wb") as file, WavWriter(file, 48000) as wav:
+            async for frame in turn:
+                wav.write(frame.pcm)
+
+    On close the sizes in the header are set, if the file can seek. Without that, players still
+    read the file to its end.
     """
 
     def __init__(self, file: BinaryIO, sample_rate: int) -> None:
@@ -33,8 +41,8 @@ class WavWriter:
 
     @property
     def seconds(self) -> float:
-        """Audio written so far."""
-        return self._bytes / 2 / self._rate
+        """Length of the audio written so far."""
+        return self._bytes / BYTES_PER_SAMPLE / self._rate
 
     def write(self, pcm: bytes) -> None:
         """Append samples: signed 16-bit little-endian."""
@@ -42,7 +50,7 @@ class WavWriter:
         self._bytes += len(pcm)
 
     def close(self) -> None:
-        """Fix the header. The file itself stays open; it is its owner's."""
+        """Set the sizes in the header. The file itself stays open."""
         if self._start is not None:
             self._file.seek(self._start)
             self._file.write(header(self._rate, self._bytes))

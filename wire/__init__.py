@@ -1,1 +1,1 @@
-"""Redis connections that producer and worker share. Knows keys and bytes, not turns."""
+"""Redis connections for producer and worker: URLs, topologies, links. Knows bytes, not turns."""

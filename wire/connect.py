@@ -1,7 +1,7 @@
-"""From an endpoint to clients, in every topology.
+"""Connects to an endpoint, in every topology.
 
-``client`` gives redis-py's client for ordinary commands. ``Topology`` also knows which server
-owns a key, for the parts that keep connections of their own (``wire.link``).
+``client`` is redis-py's client, for ordinary commands. ``Topology`` also knows which server owns a
+key, for those who keep connections of their own (``wire.link``).
 """
 
 import time
@@ -32,8 +32,8 @@ def _options(endpoint: Endpoint) -> dict[str, Any]:
         "socket_connect_timeout": endpoint.connect_timeout_s,
         "protocol": 3,
         "client_name": "voicefleet",
-        # A retried command may run twice after a lost reply: everything we send through this
-        # client is a script or a command that may.
+        # After a lost reply the retried command may run twice: all that is sent through this
+        # client may.
         "retry": Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.3), 3),
     }
     if endpoint.tls is not None and endpoint.tls_files is not None:
@@ -81,7 +81,7 @@ def client(endpoint: Endpoint) -> Client:
 
 
 class Topology:
-    """Which server owns a key, now. Made by ``connect``."""
+    """Knows which server owns a key now. Made by ``connect``."""
 
     def __init__(self, endpoint: Endpoint, client: Client) -> None:
         self.endpoint = endpoint
@@ -95,7 +95,7 @@ class Topology:
         return isinstance(self.client, RedisCluster)
 
     def owner(self, key: str) -> Address:
-        """The primary that serves ``key``, as far as is known."""
+        """The primary that serves ``key``, as of the last refresh."""
         if isinstance(self.client, RedisCluster):
             node = self.client.get_node_from_key(key)
             if node is None:
@@ -104,17 +104,17 @@ class Topology:
         return self._primary
 
     def leads_since(self, key: str) -> float:
-        """When the server that serves ``key`` was first found to be a primary.
+        """When the server that owns ``key`` was first seen as a primary, on ``time.monotonic()``.
 
-        On the monotonic clock; 0 where it was when we came.
+        0 if it was one from the beginning.
         """
         return (self._leads_since or {}).get(self.owner(key), 0.0)
 
     async def refresh(self) -> None:
-        """Find out anew who the primaries are, after an error that says they moved.
+        """Find out again who the primaries are, after an error that says they moved.
 
         Raises:
-            LinkClosedError: Nobody could be asked.
+            LinkClosedError: No server or Sentinel answers.
         """
         await self._refresh()
         known, now = self._leads_since, time.monotonic()
@@ -141,7 +141,7 @@ class Topology:
                 self._primary = (str(host), int(port))
         except MasterNotFoundError:
             raise LinkClosedError(
-                f"{self.endpoint!r}: no Sentinel answers that knows this primary"
+                f"{self.endpoint!r}: no Sentinel answers and knows this primary"
             ) from None
         except (RedisError, OSError) as error:
             raise LinkClosedError(f"{self.endpoint!r}: {error}") from None
@@ -152,17 +152,17 @@ class Topology:
         on_push: Callable[[list[Reply]], None] | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> Link:
-        """A connection of one's own to one server. Raises as ``Link.open``."""
+        """Open a connection of the caller's own to one server. Raises as ``Link.open``."""
         return await Link.open(address, self.endpoint, on_push, on_lost)
 
 
 @asynccontextmanager
 async def connect(endpoint: Endpoint) -> AsyncGenerator[Topology]:
-    """The topology with a connected client, closed on leaving.
+    """Connect to the endpoint; close on leaving the block.
 
     Raises:
-        LinkClosedError: No server of the endpoint answers, or none that speaks as we do.
-        redis.exceptions.AuthenticationError: It refuses the credentials.
+        LinkClosedError: No server of the endpoint answers, or the server cannot be used.
+        redis.exceptions.AuthenticationError: The server refuses the credentials.
     """
     redis = client(endpoint)
     topology = Topology(endpoint, redis)

@@ -1,4 +1,4 @@
-"""Where Redis is: URLs of every topology, and the credentials that do not belong in a URL.
+"""Where Redis is: URLs of every topology, and credentials that do not belong in a URL.
 
 =============================================  ============================================
 URL                                            topology
@@ -63,14 +63,14 @@ class RedisConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class BadUrlError(ValueError):
-    """A Redis URL that names no topology we know, or leaves out what its topology needs.
+    """A Redis URL with an unknown scheme, or without what its topology needs.
 
     The message quotes nothing that may be part of a password.
     """
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True):
-    """What a URL says by itself."""
+    """The parts of a URL."""
 
     topology: Topology
     seeds: tuple[tuple[str, int], ...]
@@ -90,7 +90,7 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TlsFiles(msgspec.Struct, frozen=True):
-    """What the TLS context was made of, for clients that want to make their own."""
+    """The files the TLS context was made from, for clients that make their own context."""
 
     ca: str | None
     cert: str | None
@@ -128,7 +128,7 @@ def parse(url: str) -> Location:
     """Read a URL.
 
     Raises:
-        BadUrlError: It cannot be used; the message says what would be right.
+        BadUrlError: It cannot be used; the message says what to write instead.
     """
     try:
         parts = urlsplit(url)
@@ -176,7 +176,7 @@ def resolve(config: RedisConfig) -> Endpoint:
     """Read a URL and the settings beside it.
 
     Raises:
-        BadUrlError: The URL cannot be used; the message says what would be right.
+        BadUrlError: The URL cannot be used; the message says what to write instead.
         OSError: The password file or a certificate cannot be read.
     """
     location = parse(config.url)
@@ -232,7 +232,7 @@ def _tls(config: RedisConfig) -> ssl.SSLContext:
 
 @contextmanager
 def _named(setting: str, value: str) -> Generator[None]:
-    """Let what goes wrong with a file name the setting and the file."""
+    """Make an error about a file name the setting and the file."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The first words to a server: whether it speaks what we speak.
+"""The first exchange with a server: does it speak RESP3, and TLS where the URL says so?
 
-A client that is given the wrong scheme hears nothing, and tries again and again. Asked like this,
-the server shows in a moment what is wrong, and the error says what to do.
+With the wrong scheme in the URL a client would get no answer and retry for ever. This check finds
+out within a second what is wrong, and its error says what to write instead.
 """
 
 import asyncio
@@ -14,28 +14,28 @@ from voicefleet.wire.endpoint import Endpoint
 from voicefleet.wire.link import LinkClosedError
 
 PATIENCE_S: Final = 1.0
-"""A server that says nothing for so long is asked whether it speaks the other way."""
+"""A server that is silent for so long is tried with TLS instead of without, or the reverse."""
 
 _TLS_ALERT: Final = b"\x15\x03"
 _REPLIES: Final = (b"+", b"-", b"%", b"*")
 
 
 class UnfitServerError(LinkClosedError):
-    """Somebody answers, and cannot serve us: TLS where we speak none, or the reverse, or RESP2."""
+    """The server answers but cannot be used: TLS against plain, no RESP3, or not Redis at all."""
 
 
 async def greet(endpoint: Endpoint) -> None:
-    """Ask the first server that can be reached what it speaks. Who says nothing passes.
+    """Check the first server that can be reached. One that stays silent passes.
 
     Raises:
-        UnfitServerError: The URL's scheme is wrong, or the server too old, or no Redis.
-        redis.exceptions.AuthenticationError: It wants credentials, and there are none.
+        UnfitServerError: The URL's scheme is wrong, or the server is too old, or is not Redis.
+        redis.exceptions.AuthenticationError: It asks for credentials, and none are given.
     """
     for address in endpoint.seeds:
         try:
-            said = await _hello(address, endpoint.tls)
+            reply = await _hello(address, endpoint.tls)
         except ssl.SSLCertVerificationError:
-            return  # it does speak TLS; the client says what is wrong with its certificate
+            return  # it speaks TLS; redis-py reports what is wrong with the certificate
         except (ssl.SSLError, TimeoutError):
             if endpoint.tls is not None and await _speaks_plainly(address):
                 raise UnfitServerError(
@@ -43,31 +43,31 @@ async def greet(endpoint: Endpoint) -> None:
                 ) from None
             return
         except OSError:
-            continue  # it is down, and the client finds that out as quickly
-        _judge(said, endpoint, speaks_tls=not said and await _speaks_tls(address))
+            continue  # it is down; redis-py finds that out as quickly
+        _judge(reply, endpoint, speaks_tls=not reply and await _speaks_tls(address))
         return
 
 
-def _judge(said: bytes, endpoint: Endpoint, *, speaks_tls: bool) -> None:
-    if endpoint.tls is None and (speaks_tls or said.startswith(_TLS_ALERT)):
+def _judge(reply: bytes, endpoint: Endpoint, *, speaks_tls: bool) -> None:
+    if endpoint.tls is None and (speaks_tls or reply.startswith(_TLS_ALERT)):
         raise UnfitServerError(
-            f"{endpoint!r}: the port speaks TLS alone: write rediss://, not redis://"
+            f"{endpoint!r}: the port speaks only TLS: write rediss://, not redis://"
         )
-    if said and not said.startswith(_REPLIES):
-        raise UnfitServerError(f"{endpoint!r}: what listens on the port is no Redis")
+    if reply and not reply.startswith(_REPLIES):
+        raise UnfitServerError(f"{endpoint!r}: the server on this port is not Redis")
     if endpoint.topology == "sentinel":
         return  # Sentinels have protocols and credentials of their own
-    if said.startswith((b"-ERR unknown command", b"-NOPROTO")):
+    if reply.startswith((b"-ERR unknown command", b"-NOPROTO")):
         raise UnfitServerError(
             f"{endpoint!r}: the server does not know RESP3 (HELLO 3): it must be Redis 7, "
             "Valkey 8 or newer, and not have the command renamed"
         )
-    if said.startswith(b"-NOAUTH") and endpoint.password is None:
+    if reply.startswith(b"-NOAUTH") and endpoint.password is None:
         raise AuthenticationError("the server asks for a password, and none is given")
 
 
 async def _hello(address: tuple[str, int], tls: ssl.SSLContext | None) -> bytes:
-    """What the server answers to HELLO; nothing where it closes the connection instead."""
+    """The server's answer to HELLO 3; empty if it closes the connection instead."""
     async with asyncio.timeout(PATIENCE_S):
         reader, writer = await asyncio.open_connection(
             *address, ssl=tls, server_hostname=address[0] if tls else None

@@ -1,7 +1,7 @@
-"""One RESP3 connection of our own, for the paths where a frame or a stop must not wait.
+"""A RESP3 connection of our own, for the paths where a frame or a stop must not wait.
 
-redis-py serves everything else. Here commands are pipelined without a task or a lock a command,
-replies come back in order, and server pushes (client-side caching) reach a callback at once.
+redis-py serves all else. Here commands are pipelined without a task or lock for each, replies come
+in order, and server pushes (client-side caching) reach a callback at once.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from voicefleet.wire.endpoint import Endpoint
 Argument: TypeAlias = bytes | str | int
 Command: TypeAlias = Sequence[Argument]
 Reply: TypeAlias = object
-"""``bytes``, ``int``, ``None``, ``list``, ``dict``; an error is a ``ReplyError`` in its place."""
+"""``bytes``, ``int``, ``None``, ``list`` or ``dict``; an error reply is a ``ReplyError``."""
 
 ReplyError = hiredis.ReplyError
 
@@ -25,11 +25,11 @@ _pack = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)
 
 
 class LinkClosedError(ConnectionError):
-    """The connection is gone. What was sent and not answered may or may not have happened."""
+    """The connection is gone. Commands without a reply may or may not have been carried out."""
 
 
 class _Batch:
-    """Commands sent together, and who waits for their replies."""
+    """Commands sent together; ``done`` gets their replies."""
 
     __slots__ = ("count", "done", "replies")
 
@@ -40,9 +40,9 @@ class _Batch:
 
 
 class Link(asyncio.Protocol):
-    """A connection after its handshake. Made by ``Link.open``, ended by ``close``.
+    """A connection after its handshake. ``Link.open`` makes it, ``close`` ends it.
 
-    ``on_push`` gets the elements of each server push; ``on_lost`` is called once when the
+    ``on_push`` gets the elements of each server push. ``on_lost`` is called once, when the
     connection is gone. Both run inside the event loop's read callback and must return at once.
     """
 
@@ -71,7 +71,7 @@ class Link(asyncio.Protocol):
 
         Raises:
             LinkClosedError: The server cannot be reached, or closed the connection.
-            ReplyError: The server refused the credentials or the protocol.
+            ReplyError: The server refused the credentials, or RESP3.
         """
         link = cls(on_push, on_lost)
         link._timeout_s = endpoint.timeout_s
@@ -103,7 +103,7 @@ class Link(asyncio.Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is gone or on its way."""
+        """Whether the connection is gone or closing."""
         return self._transport is None or self._transport.is_closing()
 
     def submit(
@@ -111,7 +111,7 @@ class Link(asyncio.Protocol):
         commands: Sequence[Command],
         done: Callable[[list[Reply] | LinkClosedError], None],
     ) -> None:
-        """Send commands in one write; ``done`` gets all replies, or why there are none."""
+        """Send commands in one write; ``done`` is called once, with the replies or the error."""
         if self._transport is None or self._transport.is_closing():
             done(LinkClosedError("the connection is closed"))
             return
@@ -121,12 +121,16 @@ class Link(asyncio.Protocol):
     async def batch(
         self, commands: Sequence[Command], timeout_s: float | None = None
     ) -> list[Reply]:
-        """Send commands in one write and wait for all replies; errors stand in their places.
+        """Send commands in one write and wait for all replies; errors are among them.
 
-        Cancelling gives up the wait alone; the connection stays in step.
+        Cancelling ends only the wait: the connection can still be used.
+
+        Args:
+            commands: Each a name and its arguments.
+            timeout_s: Seconds to wait; by default the endpoint's ``timeout_s``.
 
         Raises:
-            LinkClosedError: The connection is gone, or no answer came in time (it is then closed).
+            LinkClosedError: The connection is gone, or no reply came in time; then it is closed.
         """
         future: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
 
@@ -144,17 +148,17 @@ class Link(asyncio.Protocol):
                 return await future
         except TimeoutError:
             self.close()
-            raise LinkClosedError("no answer in time") from None
+            raise LinkClosedError("no reply in time") from None
 
     async def call(self, *command: Argument, timeout_s: float | None = None) -> Reply:
-        """One command. Raises ``ReplyError`` when the server answers with an error."""
+        """Send one command. Raises as ``batch``, and ``ReplyError`` for an error reply."""
         (reply,) = await self.batch([command], timeout_s)
         if isinstance(reply, ReplyError):
             raise reply
         return reply
 
     def close(self) -> None:
-        """Drop the connection at once; whoever waits gets ``LinkClosedError``."""
+        """Drop the connection at once. Those who wait for replies get ``LinkClosedError``."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -171,7 +175,7 @@ class Link(asyncio.Protocol):
             try:
                 reply = self._reader.gets()
             except Exception:
-                # No protocol, or nothing that Python can hold: a map with a list for a key, say.
+                # Not RESP, or not representable in Python, such as a map with a list as key.
                 self.close()
                 return
             if reply is _INCOMPLETE:
@@ -181,7 +185,7 @@ class Link(asyncio.Protocol):
                     self._on_push(list(reply))
                 continue
             if not self._batches:
-                self.close()  # out of step: a reply nobody asked for
+                self.close()  # a reply without a command: the stream is out of step
                 return
             batch = self._batches[0]
             batch.replies.append(reply)

@@ -1,7 +1,7 @@
-"""Commands to whichever server owns their key, over one shared pipelined link to each.
+"""Routes each command to the server that owns its key, over one shared, pipelined link to each.
 
-A call costs one write and no task, lock or pool, whoever else is calling. Blocking commands do not
-belong here: they would hold up everyone behind them.
+A call costs one write, and no task, lock or pool, however many call at once. Do not send blocking
+commands here: they would hold up all commands behind them.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,23 +19,23 @@ FIRST_RETRY_S: Final = 0.05
 LAST_RETRY_S: Final = 0.8
 
 ELSEWHERE: Final = ("MOVED", "ASK", "READONLY")
-"""The server answers for this key no longer: find out who does."""
+"""Error replies: another server owns this key now. Find out which."""
 
 NOT_NOW: Final = (
     *("LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOREPLICAS", "OOM", "MISCONF", "BUSY "),
-    # It knew our password before: a new primary without the users' file, or a rotation half done.
+    # The password was right before: a new primary lacks the users' file, or rotation is under way.
     *("WRONGPASS", "NOAUTH"),
 )
-"""The server will take the command later."""
+"""Error replies: the server will take the command later."""
 
 
 def is_passing(error: ReplyError) -> bool:
-    """Whether the refusal is of the moment: the same command may well succeed later."""
+    """Whether the error is temporary: the same command may succeed later."""
     return str(error).startswith((*ELSEWHERE, *NOT_NOW))
 
 
 class Router:
-    """The shared links of one process. Close it with ``close``."""
+    """The shared links of one process, one to each server. End it with ``close``."""
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
@@ -45,8 +45,8 @@ class Router:
     async def call(self, key: str, *command: Argument) -> Reply:
         """Run a command on the server that owns ``key``.
 
-        Waits out a server that is away, loading or failing over: the command may then run twice,
-        and must be one that may.
+        Waits, without a limit, for a server that is away, loading or failing over. The command may
+        then run twice; send only commands that may.
 
         Raises:
             ReplyError: The server refused the command itself.
@@ -57,11 +57,11 @@ class Router:
         return reply
 
     async def batch(self, key: str, commands: Sequence[Command]) -> list[Reply]:
-        """Run commands on keys in the slot of ``key``; refusals stand in their places."""
+        """Run commands on keys in the slot of ``key``; error replies are among the others."""
         return await patiently(lambda: self._batch(key, commands))
 
     def close(self) -> None:
-        """Drop all links."""
+        """Drop all links; those who wait for replies try again."""
         for link in self._links.values():
             link.close()
         self._links.clear()
@@ -91,7 +91,7 @@ class Router:
 
 
 async def patiently(call: Callable[[], Awaitable[list[Reply]]]) -> list[Reply]:
-    """Make a call again until the server takes it.
+    """Repeat ``call``, with a growing delay, while it fails for a temporary reason.
 
     Raises:
         ReplyError: The server refused the command itself.

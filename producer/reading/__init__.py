@@ -1,1 +1,1 @@
-"""A session's audio stream, read entry by entry without a gap."""
+"""Reading of sessions' audio streams: entry by entry, across lost connections, without a gap."""

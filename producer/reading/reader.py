@@ -1,8 +1,8 @@
-"""One blocking XREAD for every session that is listened to.
+"""Reads the audio streams of all sessions that are listened to.
 
-Standalone and Sentinel: a single reader, whose XREAD covers all sessions. Cluster: keys of
-different slots cannot share an XREAD, not even on one server, so each session that is listened
-to has a reader, and a connection, of its own for as long as there is something to read.
+Standalone and Sentinel: one reader, one connection, one blocking XREAD of all sessions. Cluster:
+keys of different slots cannot share an XREAD, not even on one server. So each session has a reader
+with a connection of its own, for as long as somebody listens to it.
 """
 
 import logging
@@ -31,13 +31,13 @@ logger = logging.getLogger("voicefleet.producer")
 
 BLOCK_MS: Final = 5_000
 COUNT: Final = 64
-"""Entries a session and XREAD: 1.3 s of audio, so that no session crowds out the rest."""
+"""Entries of one session in one XREAD: 1.3 s of audio, so that no session crowds out others."""
 
 SILENCE_S: Final = 10.0
-"""After this long without an entry, look whether the stream was lost and begun anew."""
+"""A stream without an entry for so long is checked: it may have been lost and begun anew."""
 
 _OF_ONE_KEY: Final = ("WRONGTYPE", "NOPERM")
-"""Errors that concern a key; all others pass when the server has recovered or moved."""
+"""Errors that concern one key; others pass when the server has recovered or moved."""
 
 
 class Readers:
@@ -61,7 +61,7 @@ class Readers:
         await reader.add(subscription)
 
     async def next(self, subscription: Subscription) -> AudioEntry:
-        """The next entry for ``subscription``. Cancelling loses nothing.
+        """Wait for the next entry of ``subscription``. Cancelling loses no entry.
 
         Raises:
             VoiceFleetError: Reading failed.
@@ -69,7 +69,7 @@ class Readers:
         """
         while (entry := subscription.take()) is None:
             if not subscription.closed:
-                await self.subscribe(subscription)  # it was parked while it had a backlog
+                await self.subscribe(subscription)  # the reader may have left it out, parked
             await subscription.wait()
         return entry
 
@@ -81,10 +81,13 @@ class Readers:
 
 
 class Reader:
-    """A connection that waits for the next entries of a changing set of streams.
+    """One connection that waits for the next entries of a changing set of streams.
 
-    Without anything to read, a reader that ``lingers`` keeps its connection and waits; another
-    one ends.
+    Args:
+        redis: Where the streams are.
+        lingers: Without a stream to read, keep the connection and wait; otherwise end.
+        give_up_after: After so many seconds without a connection, listeners get
+            ``ServerUnreachable``.
     """
 
     def __init__(self, redis: RedisClient, *, lingers: bool, give_up_after: float) -> None:
@@ -100,19 +103,19 @@ class Reader:
         self._round = 0
 
     async def add(self, subscription: Subscription) -> None:
-        """Join the running XREAD at once: one that does not cover it is cut short."""
+        """Read for ``subscription`` at once: a blocked XREAD that leaves it out is unblocked."""
         self._subscriptions.setdefault(subscription.key, set()).add(subscription)
         self._heard.setdefault(subscription.key, time.monotonic())
         self._added.set()
         this_round = self._round
-        for _ in range(3):  # an XREAD that is still on its way cannot be unblocked: ask again
+        for _ in range(3):  # an XREAD that is still on its way is not blocked yet: ask again
             if self._round != this_round or self._covers(subscription) or await self._unblock():
                 return
         if self._link is not None:
-            self._link.close()  # the reader comes back with a new connection, and every key
+            self._link.close()  # the reader connects again and reads every key
 
     def _covers(self, subscription: Subscription) -> bool:
-        if self._reading is None:  # between two reads: the next one looks
+        if self._reading is None:  # between two reads: the next one covers it
             return True
         since = self._reading.get(subscription.key)
         return since is not None and since <= subscription.last
@@ -122,11 +125,11 @@ class Reader:
             return False
         try:
             return await self._redis.call("CLIENT UNBLOCK", self._client_id) == 1
-        except VoiceFleetError:  # most of all: no right to, as it is in @dangerous
+        except VoiceFleetError:  # the user may lack the right: it is in @dangerous
             return False
 
     async def run(self) -> None:
-        """Read on, over lost connections, until nobody listens (or is cancelled)."""
+        """Read, across lost connections, until cancelled or, unless it lingers, nobody listens."""
         lost_since: float | None = None
         attempt = 0
         try:
@@ -154,7 +157,7 @@ class Reader:
                     logger.debug("reader: %s; connecting again", lost)
                     await self._before_attempt(attempt)
                     attempt += 1
-        except anyio.get_cancelled_exc_class():  # the client is closed: nobody shall wait for ever
+        except anyio.get_cancelled_exc_class():  # the client is closed: let no listener wait on
             for listeners in self._subscriptions.values():
                 for one in listeners:
                     one.close()
@@ -163,7 +166,7 @@ class Reader:
             self._drop_link()
 
     async def _before_attempt(self, attempt: int) -> None:
-        """Nothing before the first; then look where the server went, and back off."""
+        """Connect again at once the first time; then find the server's address and back off."""
         if attempt == 0:
             return
         try:
@@ -173,7 +176,7 @@ class Reader:
         await anyio.sleep(min(0.02 * 2**attempt, 1.0) * random.uniform(0.5, 1.0))  # noqa: S311
 
     def _cursors(self) -> dict[str, EntryId]:
-        """Where to read each stream from: from the hindmost of its listeners."""
+        """The id after which to read each stream: that of its listener furthest behind."""
         cursors: dict[str, EntryId] = {}
         for key, listeners in list(self._subscriptions.items()):
             listeners -= {one for one in listeners if one.closed}
@@ -193,7 +196,7 @@ class Reader:
             timeout = BLOCK_MS / 1000 + self._redis.endpoint.timeout_s
             reply = await link.call(*command, timeout_s=timeout)
         except ReplyError as error:
-            await self._blame(link, cursors, error)
+            await self._fail_key(link, cursors, error)
             return
         finally:
             self._reading = None
@@ -203,14 +206,14 @@ class Reader:
             name = key.decode()
             self._heard[name] = now
             self._deliver(name, cursors[name], entries)
-        await self._look_into_silence(link, cursors, now)
+        await self._check_silent(link, cursors, now)
 
     async def _connect(self, key: str) -> Link:
         topology = self._redis.topology
         link = await topology.open_link(topology.owner(key))
         try:
             self._client_id = cast(int, await link.call("CLIENT", "ID"))
-        except ReplyError:  # no right to ask
+        except ReplyError:  # the user has no right to CLIENT ID
             self._client_id = 0
         except BaseException:
             link.close()
@@ -224,7 +227,7 @@ class Reader:
             link.close()
 
     def _deliver(self, key: str, since: EntryId, entries: list[list[Reply]]) -> None:
-        # Who stands further back than this read began joined or unparked during it.
+        # A listener further behind than this read's start joined, or was unparked, during it.
         listeners = [one for one in self._subscriptions.get(key, set()) if one.last >= since]
         for raw_id, flat in entries:
             try:
@@ -237,8 +240,8 @@ class Reader:
             for one in listeners:
                 one.offer(entry)
 
-    async def _look_into_silence(self, link: Link, cursors: dict[str, EntryId], now: float) -> None:
-        """A stream whose last entry stays below the cursor is a new one under the old name."""
+    async def _check_silent(self, link: Link, cursors: dict[str, EntryId], now: float) -> None:
+        """Rewind listeners of a stream whose last id is below theirs: it was begun anew."""
         silent = [k for k in cursors if now - self._heard.get(k, now) > SILENCE_S]
         if not silent:
             return
@@ -254,11 +257,11 @@ class Reader:
                 if EntryId.parse(last) < one.last:
                     one.rewind()
 
-    async def _blame(self, link: Link, cursors: dict[str, EntryId], error: ReplyError) -> None:
-        """One bad key fails an XREAD of all: find it, and spare the others.
+    async def _fail_key(self, link: Link, cursors: dict[str, EntryId], error: ReplyError) -> None:
+        """Find the key that failed an XREAD of all keys, and fail its listeners alone.
 
         Raises:
-            LinkClosedError: It was no key's fault; a later attempt may do.
+            LinkClosedError: No key is at fault; a later attempt may succeed.
         """
         if not str(error).startswith(_OF_ONE_KEY):
             raise LinkClosedError(str(error))

@@ -87,7 +87,7 @@ async def test_no_tls_to_a_port_that_speaks_nothing_else(tmp_path: Path, clients
     config = [f"tls-auth-clients {clients}"]
     async with EmbeddedServer.start(binary=tls.binary(), tls=files, config=config) as server:
         output = await failure("workers", "--redis-url", f"redis://{HOST}:{server.port}")
-    assert "speaks TLS alone: write rediss://, not redis://" in output
+    assert "speaks only TLS: write rediss://, not redis://" in output
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ async def web_server() -> AsyncGenerator[int]:
 
 async def test_a_port_of_something_else(web_server: int) -> None:
     output = await failure("workers", "--redis-url", f"redis://{HOST}:{web_server}")
-    assert "is no Redis" in output
+    assert "is not Redis" in output
 
 
 async def test_a_prefix_that_cannot_be() -> None:

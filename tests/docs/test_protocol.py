@@ -5,7 +5,7 @@ import shlex
 import types
 from collections.abc import Callable, Iterator
 from inspect import Parameter, signature
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 import anyio
 import msgspec
@@ -311,9 +311,9 @@ async def run(fleet: Orchestrator, example: str) -> None:
 
 def flat(reply: Any) -> list[str]:
     if isinstance(reply, dict):
-        reply = [part for item in reply.items() for part in item]
+        reply = list(cast(dict[Any, Any], reply).items())
     if isinstance(reply, list | tuple):
-        return [part for item in reply for part in flat(item)]
+        return [part for item in cast(list[Any], reply) for part in flat(item)]
     return [reply.decode("utf-8", "replace") if isinstance(reply, bytes) else str(reply)]
 
 

@@ -11,7 +11,7 @@ names = st.from_regex(r"[A-Za-z0-9_.:\-]{1,128}", fullmatch=True)
 
 
 @pytest.mark.parametrize(
-    ("raw", "wish"),
+    ("raw", "value"),
     [
         (None, Level.RESUME),
         (b"resume", Level.RESUME),
@@ -25,8 +25,8 @@ names = st.from_regex(r"[A-Za-z0-9_.:\-]{1,128}", fullmatch=True)
         (b"stop:" + b"x" * 128, StopThrough("x" * 128)),
     ],
 )
-def test_the_values_of_the_protocol(raw: bytes | None, wish: ControlValue) -> None:
-    assert decode(raw) == wish
+def test_the_values_of_the_protocol(raw: bytes | None, value: ControlValue) -> None:
+    assert decode(raw) == value
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def test_unknown_values_are_named_with_those_there_are(raw: bytes) -> None:
 
 
 @given(st.sampled_from(Level) | st.builds(StopThrough, names))
-def test_what_is_encoded_is_decoded(wish: ControlValue) -> None:
-    assert decode(encode(wish).encode()) == wish
+def test_what_is_encoded_is_decoded(value: ControlValue) -> None:
+    assert decode(encode(value).encode()) == value
 
 
 @given(st.binary(max_size=40))
-def test_any_bytes_are_a_wish_or_a_field_error(raw: bytes) -> None:
+def test_any_bytes_are_a_control_value_or_a_field_error(raw: bytes) -> None:
     try:
         decode(raw)
     except FieldError as error:

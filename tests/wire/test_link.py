@@ -194,11 +194,11 @@ class TestTheEnd:
             with pytest.raises(LinkClosedError, match="in time"):
                 await link.call("BLPOP", "nothing", 10, timeout_s=0.05)
 
-    @pytest.mark.parametrize("said", [b"$-x\r\n", b"!!!\r\n"])
-    async def test_nonsense_closes_the_connection(self, said: bytes) -> None:
+    @pytest.mark.parametrize("sent", [b"$-x\r\n", b"!!!\r\n"])
+    async def test_nonsense_closes_the_connection(self, sent: bytes) -> None:
         async def babble(peer: SocketStream) -> None:
             await peer.receive()
-            await peer.send(said)
+            await peer.send(sent)
             await peer.receive()
 
         async with acting(babble) as endpoint:
@@ -235,9 +235,9 @@ class TestTheEnd:
 class TestOpening:
     async def test_names_itself_and_takes_the_database(self, redis_url: str) -> None:
         async with linked(f"{redis_url}/3") as link:
-            said = await link.call("CLIENT", "INFO")
-            assert isinstance(said, bytes)
-            assert {"db=3", "name=voicefleet", "resp=3"} <= set(said.decode().split())
+            info = await link.call("CLIENT", "INFO")
+            assert isinstance(info, bytes)
+            assert {"db=3", "name=voicefleet", "resp=3"} <= set(info.decode().split())
 
     async def test_authenticates(self) -> None:
         alice = "user alice on >wonder ~* +@all"

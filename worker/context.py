@@ -15,7 +15,8 @@ from voicefleet.worker.publish.publisher import Publisher
 from voicefleet.worker.stats import Stats
 from voicefleet.worker.store.backlog import Backlog
 from voicefleet.worker.store.clock import ServerClock
-from voicefleet.worker.store.ledger import Delivery, Ledger
+from voicefleet.worker.store.queues import Delivery, QueueStore
+from voicefleet.worker.store.sessions import SessionStore
 from voicefleet.worker.synthesis.prepared_turn import read_request
 
 
@@ -28,7 +29,8 @@ class WorkerContext(msgspec.Struct, frozen=True, kw_only=True):
     audio: AudioConfig
     clock: ServerClock
     loop: LoopMonitor
-    ledger: Ledger
+    queues: QueueStore
+    sessions: SessionStore
     backlogs: Mapping[str, Backlog]
     watch: KeyWatch
     publisher: Publisher

@@ -36,7 +36,8 @@ from voicefleet.worker.publish.publisher import Publisher
 from voicefleet.worker.stats import Stats
 from voicefleet.worker.store.backlog import Backlog
 from voicefleet.worker.store.clock import ServerClock
-from voicefleet.worker.store.ledger import Ledger
+from voicefleet.worker.store.queues import QueueStore
+from voicefleet.worker.store.sessions import SessionStore
 from voicefleet.worker.voicepacks import voicepack
 
 log = structlog.stdlib.get_logger(__name__)
@@ -74,7 +75,8 @@ class Service:
         served = config.worker.models
         clock = ServerClock()
         router = self._router = Router(topology)
-        ledger = Ledger(router, keys, name, int(config.worker.audio_ttl_s * 1000))
+        queues = QueueStore(router, keys, name)
+        ttl_ms = int(config.worker.audio_ttl_s * 1000)
         self._context = WorkerContext(
             name=name,
             keys=keys,
@@ -82,7 +84,8 @@ class Service:
             audio=config.audio,
             clock=clock,
             loop=LoopMonitor(config.worker.dead_after_ms / 1000),
-            ledger=ledger,
+            queues=queues,
+            sessions=SessionStore(router, keys, name, ttl_ms, queues),
             backlogs={model: Backlog(router, keys, model, name) for model in served},
             watch=KeyWatch(topology),
             publisher=Publisher(topology),
@@ -100,7 +103,7 @@ class Service:
             config.worker,
             name,
             clock,
-            ledger,
+            queues,
             self._describe,
             self._models,
         )
@@ -178,11 +181,11 @@ class Service:
         while True:
             await anyio.sleep(self._config.worker.audio_ttl_s / 4)
             for keys in self.intake.kept_keys:
-                await self._context.ledger.touch(keys)
+                await self._context.sessions.touch(keys)
 
     async def _reconcile_pending(self) -> None:
         """See that nothing is stranded here: with each beat, of an idle worker with some."""
-        reconciler = PendingReconciler(self._context.ledger, self._context.pool.served)
+        reconciler = PendingReconciler(self._context.queues, self._context.pool.served)
         for beat in itertools.count():
             await anyio.sleep(self._config.worker.heartbeat_ms / 1000)
             is_busy = reconciler.is_in_doubt or self.intake.jobs

@@ -34,7 +34,8 @@ from voicefleet.worker.engines.protocol import (
     TurnSpec,
 )
 from voicefleet.worker.store.lease_states import Claim
-from voicefleet.worker.store.ledger import Delivery, Lease
+from voicefleet.worker.store.queues import Delivery
+from voicefleet.worker.store.sessions import Lease
 from voicefleet.worker.synthesis.turn import Trail
 from voicefleet.worker.voicepacks import voicepack
 from voicefleet.worker.voicepacks.voicepack import METADATA, Source, Voicepack, VoicepackError

@@ -17,7 +17,7 @@ from voicefleet.schemas.request import MAX_TEXT, InvalidRequest, Request, TextPi
 from voicefleet.worker.audio.resume import resume_point
 from voicefleet.worker.control.session_watch import SessionWatch
 from voicefleet.worker.store.lease_states import Claim
-from voicefleet.worker.store.ledger import Delivery
+from voicefleet.worker.store.queues import Delivery
 from voicefleet.worker.synthesis.turn import Trail
 
 Fields = dict[bytes, bytes]

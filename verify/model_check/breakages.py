@@ -3,19 +3,20 @@
 An exploration that finds nothing proves little unless it finds these.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from verify.model_check import fleets
 from verify.model_check.fleets import Faults, Fleet
-from voicefleet.worker.store import scripts
-from voicefleet.worker.store.scripts import Script
+from voicefleet.worker.store.scripts.queue import Orphan, Settle, Take
+from voicefleet.worker.store.scripts.script import Call
+from voicefleet.worker.store.scripts.session import Acquire, Append, Enqueue, Finish, Release
 
 
 class Breakage(NamedTuple):
     """``old`` in a script's source becomes ``new``; ``fleet`` is where that is noticed."""
 
     what: str
-    script: Script
+    call: type[Call[Any]]
     old: str
     new: str
     fleet: Fleet
@@ -26,9 +27,10 @@ class Breakage(NamedTuple):
         Raises:
             ValueError: The script has changed, and this breakage with it.
         """
-        if self.script.source.count(self.old) != 1:
-            raise ValueError(f"{self.what}: not once in {self.script.name}.lua: {self.old}")
-        return {self.script.name: self.script.source.replace(self.old, self.new)}
+        script = self.call.script
+        if script.source.count(self.old) != 1:
+            raise ValueError(f"{self.what}: not once in {script.name}.lua: {self.old}")
+        return {script.name: script.source.replace(self.old, self.new)}
 
 
 FENCE = "if standing < 0 then return standing end"
@@ -38,28 +40,28 @@ FAILOVER, LOSS = Faults(failovers=1), Faults(losses=1)
 BREAKAGES = (
     Breakage(
         "append does not look at the epoch",
-        *(scripts.APPEND, FENCE, ""),
+        *(Append, FENCE, ""),
         Fleet("long", fleets.LONG, STALL),
     ),
     Breakage(
         "append leaves gaps",
-        *(scripts.APPEND, "if n > last + 1 then return last end", ""),
+        *(Append, "if n > last + 1 then return last end", ""),
         Fleet("long", fleets.LONG, FAILOVER, splits=True),
     ),
     Breakage(
         "append does not skip what is there",
-        *(scripts.APPEND, "if n > last then", "if true then"),
+        *(Append, "if n > last then", "if true then"),
         Fleet("one", fleets.ONE, LOSS),
     ),
     Breakage(
         "finish does not look at the epoch",
-        *(scripts.FINISH, FENCE, ""),
+        *(Finish, FENCE, ""),
         Fleet("one", fleets.ONE, STALL),
     ),
     Breakage(
         "finish ends what is not whole",
         *(
-            scripts.FINISH,
+            Finish,
             "if last ~= n - 1 and not (n == 1 and last == -1) then return last end",
             "",
         ),
@@ -67,13 +69,13 @@ BREAKAGES = (
     ),
     Breakage(
         "finish leaves the lease active",
-        *(scripts.FINISH, "redis.call('HSET', KEYS[1], 'active', '0')", ""),
+        *(Finish, "redis.call('HSET', KEYS[1], 'active', '0')", ""),
         Fleet("one", fleets.ONE, Faults()),
     ),
     Breakage(
         "acquire ignores requests that stand before",
         *(
-            scripts.ACQUIRE,
+            Acquire,
             "if name == unended or not redis.call('ZSCORE', spoken, name)",
             "if false",
         ),
@@ -82,7 +84,7 @@ BREAKAGES = (
     Breakage(
         "acquire does not mind a turn that is spoken",
         *(
-            scripts.ACQUIRE,
+            Acquire,
             "if held[1] == '1' then\n",
             "if held[1] == '1' and held[2] == entry then\n",
         ),
@@ -91,7 +93,7 @@ BREAKAGES = (
     Breakage(
         "acquire does not know names",
         *(
-            scripts.ACQUIRE,
+            Acquire,
             "if spoken_as and (claim ~= 'regain'",
             "if false and (claim ~= 'regain'",
         ),
@@ -100,7 +102,7 @@ BREAKAGES = (
     Breakage(
         "acquire lets owners share an epoch",
         *(
-            scripts.ACQUIRE,
+            Acquire,
             "epoch = string.format('%.0f', epoch)",
             "epoch = held[5] or string.format('%.0f', epoch)",
         ),
@@ -109,7 +111,7 @@ BREAKAGES = (
     Breakage(
         "acquire leaves the place of who speaks",
         *(
-            scripts.ACQUIRE,
+            Acquire,
             "redis.call('HDEL', lease, waiter)\n  redis.call('ZADD', spoken, turn, request)",
             "redis.call('ZADD', spoken, turn, request)",
         ),
@@ -117,18 +119,18 @@ BREAKAGES = (
     ),
     Breakage(
         "release counts against who is blameless",
-        *(scripts.RELEASE, "if ARGV[2] == '1'", "if false"),
+        *(Release, "if ARGV[2] == '1'", "if false"),
         Fleet("one", fleets.ONE, DRAIN, max_deliveries=1),
     ),
     Breakage(
         "a request handed back wakes nobody",
-        *(scripts.ORPHAN, "if moved > 0 then", "if false then"),
+        *(Orphan, "if moved > 0 then", "if false then"),
         Fleet("one", fleets.ONE, CRASH),
     ),
     Breakage(
         "a request that waits is not listed",
         *(
-            scripts.ENQUEUE,
+            Enqueue,
             "redis.call('HSET', lease, waiter, (interrupts and '!' or '.') .. request)",
             "",
         ),
@@ -136,17 +138,17 @@ BREAKAGES = (
     ),
     Breakage(
         "take does not say that somebody had it before",
-        *(scripts.TAKE, "return {'take_over', ", "return {'fresh', "),
+        *(Take, "return {'take_over', ", "return {'fresh', "),
         Fleet("one", fleets.ONE, CRASH),
     ),
     Breakage(
         "a burial takes the requests along",
-        *(scripts.ORPHAN, "if #page == 0 then break end", "if true then break end"),
+        *(Orphan, "if #page == 0 then break end", "if true then break end"),
         Fleet("one", fleets.ONE, CRASH),
     ),
     Breakage(
         "settle does not look at the lease",
-        *(scripts.SETTLE, "if held[1] == '1' and held[2]", "if false and held[2]"),
+        *(Settle, "if held[1] == '1' and held[2]", "if false and held[2]"),
         Fleet("one", fleets.ONE, FAILOVER),
     ),
 )

@@ -1,153 +1,198 @@
-"""What workers ask of the server: the one place that knows the scripts' KEYS and ARGV.
+"""What workers ask of the server, as values: scripts' calls without times, epochs and tickets.
 
-Follows ``worker.store.ledger``, ``worker.store.backlog`` and ``worker.intake.queue_reader``.
+Follows ``worker.store.queues``, ``sessions`` and ``backlog``, and ``worker.intake.queue_reader``.
 """
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
-from voicefleet.wire.link import Command
-from voicefleet.worker.publish.outbox import Outbox
-from voicefleet.worker.store import scripts
 from voicefleet.worker.store.lease_states import Claim
+from voicefleet.worker.store.scripts.queue import Adopt, Orphan, Park, Settle, Take
+from voicefleet.worker.store.scripts.script import BacklogKeys, OrderKeys, SessionKeys
+from voicefleet.worker.store.scripts.script import Call as Script
+from voicefleet.worker.store.scripts.session import (
+    Abandon,
+    Acquire,
+    Append,
+    Attempt,
+    Enqueue,
+    Finish,
+    Release,
+)
 
 KEYS = Keys("x")
 MODEL = "m"
-TTL_MS = "3600000"
-QUEUE, WAKE, ORDER = KEYS.requests(MODEL), KEYS.wake(MODEL), KEYS.order(MODEL)
-BACKLOG_KEYS = (QUEUE, WAKE, KEYS.backlog(MODEL), KEYS.books(MODEL), KEYS.ranks(MODEL))
-MOST_WAITING, CONVERSATION_MS = "64", "30000"
-NO_TICKET = "?"
+TTL_MS = 3_600_000
+QUEUE = KEYS.requests(MODEL)
+ORDER_KEYS = OrderKeys.of(KEYS, MODEL)
+BACKLOG_KEYS = BacklogKeys.of(KEYS, MODEL)
+MAX_WAITING, CONVERSATION_MS = 64, 30_000
+READ = "XREADGROUP"
+"""The kind of the one call that is no script's."""
 
+EPOCH, TICKET = "<epoch>", "<ticket>"
+"""Stand in ``Call.args`` for ``Call.epoch`` and ``Call.ticket``."""
 
-HIDDEN = (TTL_MS, MOST_WAITING, CONVERSATION_MS, GROUP, ORPHANS, BACKLOG, MODEL, "", "0")
+HIDDEN = {GROUP, ORPHANS, BACKLOG, MODEL, EPOCH, TICKET, "", "0"} | {
+    str(constant) for constant in (TTL_MS, MAX_WAITING, CONVERSATION_MS)
+}
+
+_KINDS: tuple[type[Script[Any]], ...] = (
+    *(Abandon, Acquire, Adopt, Append, Attempt, Enqueue),
+    *(Finish, Orphan, Park, Release, Settle, Take),
+)
+KINDS = {kind.script.name: kind for kind in _KINDS}
+"""The scripts, by the names of their files."""
 
 
 class Call(NamedTuple):
-    """One call. ``epoch``, where it carries one, belongs into ``args`` at ``at``."""
+    """One call. ``epoch`` is 0, and ``ticket`` empty, where the call carries none yet."""
 
     kind: str
     keys: tuple[str, ...]
     args: tuple[str, ...]
     session: str = ""
     epoch: int = 0
-    at: int = 0
+    ticket: str = ""
+    label: str = ""
+
+    @classmethod
+    def of(cls, call: Script[Any], session: str = "", epoch: int = 0, label: str = "") -> "Call":
+        """One call of a script; ``label`` is what a trace shows of its arguments."""
+        args = tuple(a.decode() if isinstance(a, bytes) else str(a) for a in call.argv())
+        label = label or " ".join(arg for arg in args if arg not in HIDDEN)
+        return cls(call.script.name, tuple(call.key_list()), args, session, epoch, "", label)
 
     def __str__(self) -> str:
-        said = [a for a in self.args if a not in HIDDEN]
-        if self.kind in ("append", "finish"):
-            turn, n = self.args[:2]
-            said = [f"{turn}-{n}", f"+{self.args.count('pcm')}"] if self.kind == "append" else []
-            said = said or [f"{turn}-{n}", self.args[self.args.index("reason") + 1]]
-        epoch = [f"epoch {self.epoch}"] if self.epoch else []
-        return " ".join([self.kind, *epoch, *said])
+        epoch = f"epoch {self.epoch}" if self.epoch else ""
+        return " ".join(filter(None, (self.kind, epoch, self.label, self.ticket)))
+
+    def command(self, epoch: int) -> tuple[Any, ...]:
+        """ARGV, or the whole command of ``READ``, for a server that knows our epoch as this one."""
+        held = {EPOCH: epoch, TICKET: self.ticket}
+        return tuple(held.get(arg, arg) for arg in self.args)
+
+    def decode(self, reply: Any) -> Any:
+        """Read the server's reply."""
+        if self.kind != READ:
+            return KINDS[self.kind].decode(reply)
+        if reply is None:
+            return None
+        ((_, ((entry, _),)),) = reply
+        return entry.decode(), {}, Claim.FRESH
 
 
-def session_keys(session: str) -> tuple[str, ...]:
-    return (
-        KEYS.lease(session),
-        KEYS.audio(session),
-        KEYS.session(session),
-        KEYS.spoken(session),
-        KEYS.refused(session),
-    )
+def session_keys(session: str) -> SessionKeys:
+    return SessionKeys.of(KEYS, session)
 
 
 def all_keys(sessions: tuple[str, ...]) -> tuple[str, ...]:
     """Every key that the fleet may touch."""
-    return (ORDER, *BACKLOG_KEYS, *(key for session in sessions for key in session_keys(session)))
+    own = (key for session in sessions for key in session_keys(session))
+    return (ORDER_KEYS.order, *BACKLOG_KEYS, *own)
 
 
 def read(worker: str) -> Call:
     """The reader's blocked read, in the moment it is answered."""
     args = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", "1", "STREAMS", QUEUE, ">")
-    return Call("XREADGROUP", (QUEUE,), args)
+    return Call(READ, (QUEUE,), args, label=worker)
 
 
 def take(worker: str) -> Call:
-    return Call("take", BACKLOG_KEYS, (GROUP, ORPHANS, BACKLOG, worker))
+    return Call.of(Take(keys=BACKLOG_KEYS, worker=worker))
 
 
 def park(worker: str, entry: str) -> Call:
-    return Call("park", BACKLOG_KEYS, (GROUP, ORPHANS, BACKLOG, worker, entry))
+    return Call.of(Park(keys=BACKLOG_KEYS, worker=worker, entries=[entry]))
 
 
 def adopt(worker: str, entry: str) -> Call:
-    return Call("adopt", BACKLOG_KEYS, (GROUP, ORPHANS, BACKLOG, worker, entry))
-
-
-def delivered(call: Call, reply: object) -> tuple[str, str] | None:
-    """The entry and the claim that ``read``, ``take`` or ``adopt`` gave, if any."""
-    if call.kind == "XREADGROUP":
-        if reply is None:
-            return None
-        ((_, entries),) = cast(tuple[tuple[str, tuple[tuple[str, object], ...]]], reply)
-        return entries[0][0], Claim.FRESH
-    taken = cast(tuple[str, ...], reply)
-    return (taken[1], taken[0]) if taken else None
+    return Call.of(Adopt(keys=BACKLOG_KEYS, worker=worker, entry=entry))
 
 
 def hand_back(worker: str, *entries: str) -> Call:
-    return Call("orphan", (QUEUE, WAKE), (GROUP, ORPHANS, worker, *entries))
-
-
-def bury(worker: str) -> Call:
-    return Call("orphan", (QUEUE, WAKE), (GROUP, ORPHANS, worker))
+    """Without ``entries``: all that the worker has, who is dead."""
+    return Call.of(Orphan(requests=QUEUE, wake=BACKLOG_KEYS.wake, owner=worker, entries=entries))
 
 
 def settle(session: str, request: str, entry: str) -> Call:
-    keys = (QUEUE, ORDER, KEYS.lease(session), KEYS.spoken(session))
-    return Call("settle", keys, (GROUP, entry, MODEL, request))
+    keys = session_keys(session)
+    return Call.of(
+        Settle(
+            queue=ORDER_KEYS,
+            lease=keys.lease,
+            spoken=keys.spoken,
+            entry=entry,
+            model=MODEL,
+            request=request,
+        )
+    )
 
 
 def enqueue(session: str, request: str, entry: str) -> Call:
-    lease, _, record, spoken, refused = session_keys(session)
-    args = (request, entry, MODEL, "0", TTL_MS, MOST_WAITING, CONVERSATION_MS)
-    return Call("enqueue", (lease, record, spoken, refused, QUEUE, ORDER), args, session)
+    keys = session_keys(session)
+    enqueue = Enqueue(
+        lease=keys.lease,
+        session=keys.session,
+        spoken=keys.spoken,
+        refused=keys.refused,
+        queue=ORDER_KEYS,
+        request=request,
+        entry=entry,
+        model=MODEL,
+        interrupts=False,
+        ttl_ms=TTL_MS,
+        most=MAX_WAITING,
+        conversation_ms=CONVERSATION_MS,
+    )
+    return Call.of(enqueue, session)
 
 
 def acquire(
     session: str,
     request: str,
     entry: str,
-    claim: str,
+    claim: Claim,
     worker: str,
     last_turn: int = 0,
     last_epoch: int = 0,
 ) -> Call:
-    """``last_turn`` and ``last_epoch`` are those of a claim made again. It has no ticket yet."""
-    keys = (*session_keys(session), QUEUE, ORDER)
-    args = (claim, request, entry, MODEL, worker, TTL_MS, str(last_turn))
-    if not last_epoch:
-        return Call("acquire", keys, (*args, "", NO_TICKET), session)
-    return Call("acquire", keys, (*args, NO_TICKET), session, last_epoch, len(args))
-
-
-def ticket(call: Call) -> str:
-    """What tells a call of ``acquire`` from others for its entry, and not from its own copies."""
-    return call.args[-1]
-
-
-def with_ticket(call: Call, ticket: str) -> Call:
-    return call._replace(args=(*call.args[:-1], ticket))
+    """``last_turn`` and ``last_epoch`` are those of a lease to regain. It has no ticket yet."""
+    acquire = Acquire(
+        keys=session_keys(session),
+        queue=ORDER_KEYS,
+        claim=claim,
+        request=request,
+        entry=entry,
+        model=MODEL,
+        worker=worker,
+        ttl_ms=TTL_MS,
+        least_turn=last_turn,
+        last_epoch=EPOCH if last_epoch else "",
+        ticket=TICKET,
+    )
+    return Call.of(acquire, session, last_epoch)
 
 
 def begin_attempt(session: str, epoch: int) -> Call:
-    return Call("attempt", (KEYS.lease(session),), ("1",), session, epoch)
+    attempt = Attempt(lease=KEYS.lease(session), epoch=EPOCH, begins=True)
+    return Call.of(attempt, session, epoch)
 
 
 def release(session: str, epoch: int, *, blameless: bool) -> Call:
-    return Call("release", (KEYS.lease(session),), ("1" if blameless else "0",), session, epoch)
+    release = Release(lease=KEYS.lease(session), epoch=EPOCH, blameless=blameless)
+    return Call.of(release, session, epoch)
 
 
 def abandon(session: str, entry: str, owner: str) -> Call:
-    return Call("abandon", (KEYS.lease(session),), (entry, MODEL, owner), session)
+    abandon = Abandon(lease=KEYS.lease(session), entry=entry, model=MODEL, owner=owner)
+    return Call.of(abandon, session)
 
 
-def published(outbox: Outbox, command: Command) -> Call:
-    """A command that an outbox wants to leave; its epoch is filled in later."""
-    _, sha, count, *rest = command
-    kind = "append" if sha == scripts.APPEND.sha else "finish"
-    keys, args = rest[: int(count)], rest[int(count) + 1 :]
-    said = tuple(a.decode() if isinstance(a, bytes) else str(a) for a in args)
-    return Call(kind, tuple(str(key) for key in keys), said, outbox.opening.session)
+def published(session: str, call: Append | Finish) -> Call:
+    """A call that an outbox wants to send; its epoch is filled in later."""
+    if isinstance(call, Append):
+        label = f"{call.turn}-{call.first} +{len(call.entries)}"
+    else:
+        label = f"{call.turn}-{call.number} {call.end['reason']}"
+    return Call.of(call, session, label=label)

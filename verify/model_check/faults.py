@@ -23,7 +23,7 @@ class Misfortunes:
             if lives and not state.left.burials:
                 continue
             label = f"{worker.name}: bury {other.name}"
-            after, reply = self._ground.execute(state, calls.bury(other.name), label)
+            after, reply = self._ground.execute(state, calls.hand_back(other.name), label)
             if lives:
                 left = state.left._replace(burials=state.left.burials - 1)
                 after = put(after._replace(left=left), i, suspected=True)

@@ -160,9 +160,9 @@ class Ground:
             return state, outcome.reply
         if (
             call.kind == "acquire"
-            and len(outcome.reply) > 1
+            and outcome.reply.epoch
             and outcome.epoch != NEW
-            and self.ticket_held(state.data, call.session) != calls.ticket(call)
+            and self.ticket_held(state.data, call.session) != call.ticket
         ):
             raise Violation(label, "an owner without an epoch of its own")
         values = list(data.values)

@@ -56,14 +56,13 @@ class Intake:
         reader, call = worker.reader, worker.reader.call[0]
         label = f"{worker.name}: {call.kind}"
         state, reply = self._ground.execute(state, call, label)
-        found = calls.delivered(call, reply)
-        label = f"{label} -> {found and ' '.join(found)}"
-        if found is None:
+        label = f"{label} -> {short(reply)}"
+        if reply is None:
             stage = "checking" if reader.reconnects else "reading"
             read = () if reader.reconnects else (calls.read(worker.name),)
             return label, False, put(state, at, reader=reader._replace(stage=stage, call=read))
-        entry, claim = found
-        orphans = reader.orphans or call.kind == "take"
+        entry, _, claim = reply
+        orphans = reader.orphans or call.kind != calls.READ
         reader = reader._replace(stage="idle", call=(), orphans=orphans)
         if entry in self._ground.worked_on(worker):
             return label, False, put(state, at, reader=reader)
@@ -92,12 +91,11 @@ class Intake:
             call = calls.read(name)
             label = f"{name}: keeper reads"
             after, reply = self._ground.execute(state, call, label)
-            found = calls.delivered(call, reply)
-            assert found is not None
-            after = self._kept(after, at, worker, found[0])
+            entry, *_ = reply
+            after = self._kept(after, at, worker, entry)
             if after.workers[at].page and not state.left.crashes:
-                after = self._park_at_once(after, at, name, found[0])
-            yield f"{label} -> {found[0]}", False, after
+                after = self._park_at_once(after, at, name, entry)
+            yield f"{label} -> {entry}", False, after
         for entry in queue.held_by(BACKLOG):
             yield from self._listing(state, at, worker, entry)
         for entry in (*queue.held_by(BACKLOG), *queue.held_by(ORPHANS)):
@@ -128,7 +126,7 @@ class Intake:
         call = calls.enqueue(ask.session, ask.name, entry)
         label = f"{worker.name}: keeper lists {entry}"
         after, reply = self._ground.execute(state, call, label)
-        if reply[0] in (Standing.ALREADY_ANSWERED, Standing.SESSION_FULL):
+        if reply.standing in (Standing.ALREADY_ANSWERED, Standing.SESSION_FULL):
             yield self._adopting(after, at, worker, entry)
         elif after is not state:
             yield f"{label} -> {short(reply)}", False, after
@@ -138,8 +136,8 @@ class Intake:
         call = calls.adopt(worker.name, entry)
         label = f"{worker.name}: {call}"
         after, reply = self._ground.execute(state, call, label)
-        found = calls.delivered(call, reply)
-        if found is not None:
-            task = self._script.begin(worker.name, *found, slot=False)
+        if reply is not None:
+            entry, _, claim = reply
+            task = self._script.begin(worker.name, entry, claim, slot=False)
             after = put(after, at, tasks=(*worker.tasks, task))
-        return f"{label} -> {short(reply[:2])}", False, after
+        return f"{label} -> {short(reply)}", False, after

@@ -19,7 +19,10 @@ from voicefleet.worker.synthesis.turn import TurnFrame
 
 RETENTION = Retention(audio_ttl_s=3600, audio_window_s=60, resend_window_s=5)
 CLOCKS = {"_clock", "_housekeeping_at", "_window", "_pacer", "_retention", "first_audio_ms"}
-UNASKED = {"_known", "_doubted"}  # by all but pauses and refusals, of which there are none here
+UNUSED = {
+    "_written",
+    "_maybe_written",
+}  # by all but pauses and refusals, of which there are none here
 EVENTS = {"_settled", "_space", "request_flush", "opening", "_record"}
 
 
@@ -52,7 +55,7 @@ class Outboxes:
                 keys=calls.session_keys(session),
                 text_key=None,
                 request=request,
-                epoch="0",
+                epoch=calls.EPOCH,
                 turn=turn,
                 last=last,
                 added_ms=0,
@@ -133,8 +136,9 @@ class Outboxes:
         return self._once(("wants", number), lambda: bool(self._clone(number).collect(0)))
 
     def _collect(self, outbox: Outbox) -> Sent:
-        leaving = tuple(calls.published(outbox, command) for command in outbox.collect(0))
-        return Sent(self._number(outbox), leaving)
+        session = outbox.opening.session
+        sent = tuple(calls.published(session, call) for call in outbox.collect(0))
+        return Sent(self._number(outbox), sent)
 
     def _clone(self, number: int) -> Outbox:
         clone = copy.copy(self._met[number])
@@ -147,7 +151,7 @@ class Outboxes:
         opening = outbox.opening
         parts = vars(outbox).items()
         state = [
-            (name, repr(value)) for name, value in parts if name not in CLOCKS | EVENTS | UNASKED
+            (name, repr(value)) for name, value in parts if name not in CLOCKS | EVENTS | UNUSED
         ]
         key = (opening.session, opening.request, opening.turn, tuple(sorted(state)))
         number = self._numbers.get(key)

@@ -12,13 +12,10 @@ from typing import Any, NamedTuple, Self
 
 import hiredis
 
-from verify.model_check.calls import KEYS, Call
+from verify.model_check.calls import KEYS, KINDS, TTL_MS, Call
 from voicefleet.schemas.keys import GROUP
-from voicefleet.worker.store import scripts
-from voicefleet.worker.store.scripts import Script
 
 ABSENT = 0
-TTL_MS = 3_600_000
 
 SAME, RAISED, NEW, NONE = "same", "raised", "new", "none"
 """What became of the lease's epoch."""
@@ -110,11 +107,10 @@ class Server:
 
     def __init__(self, port: int, patches: Mapping[str, str] | None = None) -> None:
         self._wire = _Wire(port)
-        self._shas = {s.sha: s for s in vars(scripts).values() if isinstance(s, Script)}
         self._loaded: dict[str, str] = {}
-        for script in self._shas.values():
-            source = (patches or {}).get(script.name, script.source)
-            self._loaded[script.name] = self._wire.ask("SCRIPT", "LOAD", source).decode()
+        for name, kind in KINDS.items():
+            source = (patches or {}).get(name, kind.script.source)
+            self._loaded[name] = self._wire.ask("SCRIPT", "LOAD", source).decode()
         self._restore = self._wire.ask("SCRIPT", "LOAD", _RESTORE)
         self._look = self._wire.ask("SCRIPT", "LOAD", _LOOK)
         self.values: list[Value] = [Value("none", (), True)]
@@ -147,7 +143,7 @@ class Server:
         order = 0
         if call.epoch:
             order = EQUAL if call.epoch == epoch else LOWER if call.epoch < epoch else HIGHER
-        known = (call.kind, call.keys, call.args, values, order, epoch > 0)
+        known = (call.kind, call.keys, call.args, call.ticket, values, order, epoch > 0)
         outcome = self._outcomes.get(known)
         if outcome is None:
             outcome = self._outcomes[known] = self._run(call, values, order, epoch > 0)
@@ -160,12 +156,9 @@ class Server:
             payloads += [value.dump, TTL_MS if value.expires else 0]
         payloads.append(EQUAL if has_epoch else "")
         script = self._loaded.get(call.kind)
-        args: Sequence[Any] = call.args
-        if call.epoch:
-            args = [*args[: call.at], order, *args[call.at :]]
-        command: Sequence[Any] = (
-            ("EVALSHA", script, len(call.keys), *call.keys, *args) if script else args
-        )
+        command = call.command(order)
+        if script:
+            command = ("EVALSHA", script, len(call.keys), *call.keys, *command)
         _, reply, found = self._wire.batch(
             ("EVALSHA", self._restore, len(call.keys), *call.keys, *payloads),
             command,
@@ -178,7 +171,7 @@ class Server:
             item[0] == b"string" and item[3] != value.raw
             for item, value in zip(found, before, strict=True)
         )
-        return Outcome(_decoded(reply), after, _epoch(found[0]), rung)
+        return Outcome(call.decode(reply), after, _epoch(found[0]), rung)
 
     def _number(self, key: str, found: Sequence[Any]) -> int:
         kind, dump, ttl, content, group, pending = found
@@ -235,14 +228,6 @@ def _canonical(
 def _fields(flat: Sequence[bytes]) -> tuple[tuple[str, str], ...]:
     pairs = zip(flat[::2], flat[1::2], strict=True)
     return tuple((name.decode(), value.decode()) for name, value in pairs if name not in VOLATILE)
-
-
-def _decoded(reply: Any) -> Any:
-    if isinstance(reply, bytes):
-        return reply.decode()
-    if isinstance(reply, list):
-        return tuple(_decoded(part) for part in reply)
-    return reply
 
 
 class _Wire:

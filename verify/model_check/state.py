@@ -1,10 +1,11 @@
 """A fleet and its server as one value."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from verify.model_check.calls import Call
 from verify.model_check.fleets import Faults
 from verify.model_check.tasks import Script, Task
+from voicefleet.worker.store.scripts.session import Acquired, Enqueued
 
 EPOCH_STEP = 1_000
 Line = tuple[Call, ...]
@@ -71,8 +72,12 @@ class Violation(Exception):
 
 def short(reply: Any) -> str:
     """A reply as a trace shows it."""
-    parts = reply if isinstance(reply, tuple) else (reply,)
-    return " ".join(str(part) for part in parts if part != "")
+    if isinstance(reply, Acquired | Enqueued):
+        return reply.standing
+    if isinstance(reply, tuple):  # a request and its claim
+        entry, _, claim = cast(tuple[str, object, str], reply)
+        return f"{entry} {claim}"
+    return str(reply)
 
 
 def replaced(items: tuple[Any, ...], at: int, item: Any) -> tuple[Any, ...]:

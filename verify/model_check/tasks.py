@@ -8,6 +8,8 @@ from verify.model_check.fleets import Ask, Fleet
 from verify.model_check.outboxes import Outboxes
 from voicefleet.worker.publish.outbox import PublishOutcome
 from voicefleet.worker.store.lease_states import Claim, Standing
+from voicefleet.worker.store.scripts import queue
+from voicefleet.worker.store.scripts.session import Acquired, Enqueued
 
 CANCELLABLE = ("acquire", "enqueue", "waiting", "free")
 """Where a drain takes a request from: it does not hold its session's lease."""
@@ -73,33 +75,33 @@ class Script:
         if task.stage == "dropped":
             return None
         match task.stage, reply:
-            case "acquire", (Standing.NEW | Standing.TAKEN_OVER, _, turn, last, attempts, _):
-                return self._speak(task, epoch, int(turn), int(last), int(attempts))
-            case "acquire", (Standing.CRASH_SUSPECTED, _, turn, last, attempts, _):
-                return self._suspect(task, epoch, int(turn), int(last), int(attempts))
+            case "acquire", Acquired(standing=Standing.NEW | Standing.TAKEN_OVER):
+                return self._speak(task, epoch, reply, reply.attempts)
+            case "acquire", Acquired(standing=Standing.CRASH_SUSPECTED):
+                return self._suspect(task, epoch, reply)
             case "attempt", _:
                 return task._replace(stage="speaking")
-            case (("acquire" | "inquire"), (Standing.ALREADY_ANSWERED,)):
+            case (("acquire" | "inquire"), Acquired(standing=Standing.ALREADY_ANSWERED)):
                 return self._settle(task)
-            case "acquire", (Standing.WAITING,) if task.queued:
+            case "acquire", Acquired(standing=Standing.WAITING) if task.queued:
                 return task._replace(stage="waiting", slot=False)
-            case "acquire", (Standing.WAITING,):
+            case "acquire", Acquired(standing=Standing.WAITING):
                 return self.enqueue(task._replace(slot=False))
-            case "enqueue", (Standing.HELD_ELSEWHERE, *_):
+            case "enqueue", Enqueued(standing=Standing.HELD_ELSEWHERE):
                 return None
-            case "enqueue", ((Standing.ALREADY_ANSWERED | Standing.SESSION_FULL), *_):
+            case "enqueue", Enqueued(standing=Standing.ALREADY_ANSWERED | Standing.SESSION_FULL):
                 return self._settle(task)
             case (("enqueue" | "free"), _):
                 return task._replace(stage="waiting")
-            case ("inquire", (Standing.WAITING,)) | ("settle", -1) | ("release", _):
+            case "inquire", Acquired(standing=Standing.WAITING):
                 return self.hand_back(worker, task)
-            case "settle", -1:
+            case ("settle", queue.UNANSWERED) | ("release", _):
                 return self.hand_back(worker, task)
             case _:  # held elsewhere; settled; handed back
                 return None
 
-    def _speak(self, task: Task, epoch: int, turn: int, last: int, attempts: int) -> Task:
-        ask = self.ask(task)
+    def _speak(self, task: Task, epoch: int, acquired: Acquired, attempts: int) -> Task:
+        ask, turn, last = self.ask(task), acquired.turn, acquired.last
         outbox = self._outboxes.open(ask.session, ask.name, turn, last)
         if ask.is_rejected:
             outbox = self._outboxes.end_now(outbox, "rejected", "bad")
@@ -113,9 +115,9 @@ class Script:
             stage="speaking", epoch=epoch, turn=turn, attempts=attempts, outbox=outbox
         )
 
-    def _suspect(self, task: Task, epoch: int, turn: int, last: int, attempts: int) -> Task:
+    def _suspect(self, task: Task, epoch: int, acquired: Acquired) -> Task:
         """Its last owner may have died of it: the attempt counts from now on."""
-        task = self._speak(task, epoch, turn, last, attempts + 1)
+        task = self._speak(task, epoch, acquired, acquired.attempts + 1)
         if self._outboxes.is_ending(task.outbox):
             return task
         call = calls.begin_attempt(self.ask(task).session, epoch)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from verify.model_check import calls
-from verify.model_check.calls import NO_TICKET
 from verify.model_check.faults import Misfortunes
 from verify.model_check.fleets import Fleet
 from verify.model_check.ground import Ground
@@ -84,15 +83,15 @@ class World:
         for at, worker in enumerate(state.workers):
             for task in worker.tasks:
                 call = task.line[0] if task.line else None
-                if call is None or call.kind != "acquire" or calls.ticket(call) != NO_TICKET:
+                if call is None or call.kind != "acquire" or call.ticket:
                     continue
                 others = [line for w in state.workers for t in w.tasks for line in t.line]
                 others += [ghost for line in state.ghosts for ghost in line]
-                taken = {calls.ticket(c) for c in others if c.kind == "acquire"}
+                taken = {other.ticket for other in others}
                 for data in filter(None, (state.data, state.replica)):
                     taken.add(self.ground.ticket_held(data, call.session))
                 free = next(str(n) for n in range(1, 100) if str(n) not in taken)
-                line = (calls.with_ticket(call, free), *task.line[1:])
+                line = (call._replace(ticket=free), *task.line[1:])
                 state = put_task(state, at, task, task._replace(line=line))
         return state
 

@@ -14,7 +14,8 @@ from voicefleet.schemas.fields import FieldError
 from voicefleet.schemas.keys import Keys
 from voicefleet.wire.link import Reply, ReplyError
 from voicefleet.worker.control.key_watch import KeyWatch
-from voicefleet.worker.store.ledger import Delivery, Lease, Waiter
+from voicefleet.worker.store.queues import Delivery
+from voicefleet.worker.store.sessions import Lease, Waiter
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -18,7 +18,8 @@ from voicefleet.worker.context import WorkerContext
 from voicefleet.worker.control.session_watch import SessionWatch
 from voicefleet.worker.intake.turn_runner import ENDINGS
 from voicefleet.worker.store.lease_states import Claim, Standing
-from voicefleet.worker.store.ledger import Delivery
+from voicefleet.worker.store.queues import Delivery
+from voicefleet.worker.store.scripts.script import SessionKeys
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -53,12 +54,12 @@ class BacklogKeeper:
         self._backlog = context.backlogs[model]
         self._answer = answer
         self._waiting: dict[str, anyio.CancelScope] = {}
-        self._kept_keys: dict[str, list[str]] = {}
+        self._kept_keys: dict[str, SessionKeys] = {}
         self._came = anyio.Event()
         self._look = anyio.Event()
 
     @property
-    def kept_keys(self) -> list[list[str]]:
+    def kept_keys(self) -> list[SessionKeys]:
         """Keys of the waiting requests' sessions, which must not expire meanwhile."""
         return list(self._kept_keys.values())
 
@@ -166,7 +167,7 @@ class BacklogKeeper:
     async def _attend(self, delivery: Delivery, request: Request) -> None:
         """Look after one waiting request until it needs no slot, or waits no more."""
         entry = delivery.entry
-        self._kept_keys[entry] = self._context.ledger.session_keys(request.session)
+        self._kept_keys[entry] = self._context.sessions.keys(request.session)
         try:
             needs_none = await self._enlist(delivery, request)
             with self._waiting[entry]:
@@ -184,7 +185,7 @@ class BacklogKeeper:
         if delivery.claim is not Claim.FRESH:
             return False  # one that was given up waits there already
         config = self._context.config
-        enqueued = await self._context.ledger.enqueue(
+        enqueued = await self._context.sessions.enqueue(
             delivery,
             request,
             most=config.max_waiting_turns,
@@ -219,7 +220,7 @@ class BacklogKeeper:
             named = view.unresolved
             if named is not None and named != asked:
                 asked = named
-                if await self._context.ledger.is_added_later(delivery, request.session, named):
+                if await self._context.queues.is_added_later(delivery, request.session, named):
                     view.cover(named)
                 continue
             await changed.wait()

@@ -13,7 +13,7 @@ from voicefleet.worker.intake.backlog_keeper import BacklogKeeper
 from voicefleet.worker.intake.job import Job
 from voicefleet.worker.intake.queue_reader import QueueReader
 from voicefleet.worker.models.slots import Slot
-from voicefleet.worker.store.ledger import Delivery
+from voicefleet.worker.store.queues import Delivery
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -82,7 +82,7 @@ class Intake:
         self._readers.append(reader)
         keeper = BacklogKeeper(self._context, model, partial(self._begin, tasks, slot=None))
         self._keepers.append(keeper)
-        await self._context.ledger.create_group(model)
+        await self._context.queues.create_group(model)
         async with reader.open(), anyio.create_task_group() as beside:
             beside.start_soon(self._stop_when_taken, reader, model)
             beside.start_soon(keeper.run)
@@ -108,7 +108,7 @@ class Intake:
             return  # we were taken for dead, and were not: it goes on as it is
         slot = None if self._closed.is_set() else self._context.slots.try_take(delivery.model)
         if slot is None:
-            await self._context.ledger.hand_back(delivery.model, [delivery.entry])
+            await self._context.queues.hand_back(delivery.model, [delivery.entry])
             return
         self._begin(tasks, delivery, slot)
 

@@ -22,7 +22,9 @@ from voicefleet.worker.intake.waiting_place import PlaceInLine
 from voicefleet.worker.models.slots import Slot
 from voicefleet.worker.publish.outbox import PublishOutcome
 from voicefleet.worker.store.lease_states import Claim, Standing
-from voicefleet.worker.store.ledger import Acquired, Delivery, Waiter
+from voicefleet.worker.store.queues import Delivery
+from voicefleet.worker.store.scripts.session import Acquired
+from voicefleet.worker.store.sessions import Waiter
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -86,7 +88,7 @@ class Job:
         if self.session is None:
             return []
         text = [] if self._text_key is None else [self._text_key]
-        return [*self._context.ledger.session_keys(self.session), *text]
+        return [*self._context.sessions.keys(self.session), *text]
 
     def dismiss(self) -> None:
         """Wait no more: the request is in another worker's hands."""
@@ -121,12 +123,12 @@ class Job:
             self._release_slot()
         if left in (_Left.SETTLE, _Left.REMOVE):
             if self._text_key is not None:  # of a turn that was known before, say
-                await self._context.ledger.touch([self._text_key])
+                await self._context.sessions.touch([self._text_key])
             answered_in = self.session if left is _Left.SETTLE else None
-            if not await self._context.ledger.settle(self.delivery, answered_in, self._name):
+            if not await self._context.queues.settle(self.delivery, answered_in, self._name):
                 left = _Left.HAND_BACK
         if left is _Left.HAND_BACK:
-            await self._context.ledger.hand_back(self.delivery.model, [self.delivery.entry])
+            await self._context.queues.hand_back(self.delivery.model, [self.delivery.entry])
 
     async def _run(self) -> _Left:
         request = await self._read()
@@ -210,7 +212,7 @@ class Job:
                     return _Left.HAND_BACK
                 if not await self._is_ours():
                     return _Left.DROP
-                acquired = await self._context.ledger.acquire(
+                acquired = await self._context.sessions.acquire(
                     self.delivery, request.session, request.name, claim=claim, last=last
                 )
                 match acquired.standing:
@@ -225,7 +227,7 @@ class Job:
                         if not self._interrupts:
                             self._release_slot()
             if place is None:
-                place = PlaceInLine(self._context.ledger, self.delivery, request.session)
+                place = self._place_in_line(request.session)
                 left = await self._enqueue(request)
                 if left is not None:
                     return left
@@ -236,17 +238,21 @@ class Job:
                     left = await self._enqueue(request)
                     if left is not None:
                         return left
-                    place = PlaceInLine(self._context.ledger, self.delivery, request.session)
+                    place = self._place_in_line(request.session)
                     await anyio.sleep(RECONCILE_S)
             else:
                 place.was_seen = True
                 await place.clear_the_way(view.lease)
             await read.wait()
 
+    def _place_in_line(self, session: str) -> PlaceInLine:
+        context = self._context
+        return PlaceInLine(context.queues, context.sessions, self.delivery, session)
+
     async def _enqueue(self, request: Request) -> _Left | None:
         """Wait for the session; returns what is left to do where there is nothing to wait for."""
         config = self._context.config
-        enqueued = await self._context.ledger.enqueue(
+        enqueued = await self._context.sessions.enqueue(
             self.delivery,
             request,
             most=config.max_waiting_turns,
@@ -271,7 +277,7 @@ class Job:
         """
         now = time.monotonic()
         if self._context.loop.stood_still_since(self._received_at):
-            pending = await self._context.ledger.pending(self.delivery.model)
+            pending = await self._context.queues.pending(self.delivery.model)
             if pending is None or self.delivery.entry not in pending:
                 log.info("not_ours_any_more", entry=self.delivery.entry)
                 return False
@@ -335,7 +341,7 @@ class Job:
         acquired: Acquired,
         outcome: PublishOutcome,
     ) -> _Left:
-        ledger, outbox, turn = self._context.ledger, runner.outbox, runner.turn
+        sessions, outbox, turn = self._context.sessions, runner.outbox, runner.turn
         reason, error = runner.reason, runner.error
         match outcome:
             case PublishOutcome.ENDED:
@@ -357,7 +363,7 @@ class Job:
                 log.info("fenced", frames=outbox.frames)
                 # Taken for dead, we were not killed by this request: nobody shall think so.
                 asked = Claim.INQUIRE_ALIVE if runner.attempts else Claim.INQUIRE
-                now = await ledger.acquire(
+                now = await sessions.acquire(
                     self.delivery, request.session, request.name, claim=asked
                 )
                 left = {
@@ -374,13 +380,15 @@ class Job:
             ):
                 log.info("handed_over", frames=outbox.frames, outcome=outcome.value)
                 blameless = outcome is not PublishOutcome.ENGINE_FAILED and runner.attempts > 0
-                await ledger.release(request.session, acquired.epoch, blameless=blameless)
+                await sessions.release(request.session, acquired.epoch, blameless=blameless)
                 return _Left.HAND_BACK
 
     async def _abandon(self, session: str) -> None:
         """No answer can be given there: let others not wait for it."""
         context, delivery = self._context, self.delivery
-        await context.ledger.abandon(session, delivery.entry, delivery.model, context.name)
+        await context.sessions.abandon(session, delivery.entry, delivery.model, context.name)
 
     async def _bury(self, request: str, reason: Reason, error: str) -> None:
-        await self._context.ledger.bury_letter(self.delivery, self.session, request, reason, error)
+        await self._context.queues.add_dead_letter(
+            self.delivery, self.session, request, reason, error
+        )

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import structlog
 
 from voicefleet.worker.intake.job import Job
-from voicefleet.worker.store.ledger import Ledger
+from voicefleet.worker.store.queues import QueueStore
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -21,8 +21,8 @@ class PendingReconciler:
     - A request that waits here while its entry is in another's name is that worker's.
     """
 
-    def __init__(self, ledger: Ledger, models: Iterable[str]) -> None:
-        self._ledger = ledger
+    def __init__(self, queues: QueueStore, models: Iterable[str]) -> None:
+        self._queues = queues
         self._models = tuple(models)
         self._stray: dict[str, set[str]] = {}
         self._foreign: dict[str, set[Job]] = {}
@@ -38,18 +38,18 @@ class PendingReconciler:
         for job in jobs:
             held[job.delivery.model][job.delivery.entry] = job
         for model, mine in held.items():
-            pending = await self._ledger.pending(model)
+            pending = await self._queues.pending(model)
             if pending is None:
                 continue
             stray = pending - mine.keys()
             lasting = stray & self._stray.get(model, set())
             if lasting:
                 log.warning("stranded_requests", model=model, count=len(lasting))
-                await self._ledger.hand_back(model, lasting)
+                await self._queues.hand_back(model, lasting)
             self._stray[model] = stray - lasting
             waiting = {a for entry, a in mine.items() if entry not in pending and a.is_waiting}
             for job in waiting & self._foreign.get(model, set()):
                 # Off the queue altogether, it is the server that forgot: it goes on here.
-                if await self._ledger.is_queued(model, job.delivery.entry):
+                if await self._queues.is_queued(model, job.delivery.entry):
                     job.dismiss()
             self._foreign[model] = waiting

@@ -14,7 +14,7 @@ from voicefleet.wire.connect import Address, Topology
 from voicefleet.wire.link import Link, LinkClosedError, Reply, ReplyError
 from voicefleet.worker.context import WorkerContext
 from voicefleet.worker.store.lease_states import Claim
-from voicefleet.worker.store.ledger import Delivery
+from voicefleet.worker.store.queues import Delivery
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -86,7 +86,7 @@ class QueueReader:
         except ReplyError as error:
             self._warn("queue_refused", str(error))
             if str(error).startswith("NOGROUP"):
-                await self._context.ledger.create_group(self._model)
+                await self._context.queues.create_group(self._model)
         self._close()
         await anyio.sleep(RETRY_S)
         return None
@@ -139,11 +139,11 @@ class QueueReader:
         self._link = link = await self._topology.open_link(owner)
         self._bell = await self._topology.open_link(owner)
         self._client_id = cast(int, await link.call("CLIENT", "ID"))
-        ledger = self._context.ledger
-        stranded = (await ledger.pending(self._model) or set()) - self._mine()
+        queues = self._context.queues
+        stranded = (await queues.pending(self._model) or set()) - self._mine()
         if stranded:
             log.info("stranded_requests", model=self._model, count=len(stranded))
-            await ledger.hand_back(self._model, stranded)
+            await queues.hand_back(self._model, stranded)
         return link
 
     def _warn(self, event: str, error: str) -> None:

@@ -20,7 +20,8 @@ from voicefleet.worker.engines.protocol import CannotSpeakError
 from voicefleet.worker.models.pool import LoadedModel
 from voicefleet.worker.publish.outbox import Opening, Outbox, PublishOutcome, Retention
 from voicefleet.worker.store.lease_states import Standing
-from voicefleet.worker.store.ledger import Acquired, Delivery
+from voicefleet.worker.store.queues import Delivery
+from voicefleet.worker.store.scripts.session import Acquired
 from voicefleet.worker.synthesis.prepared_turn import prepare
 from voicefleet.worker.synthesis.turn import Trail, Turn
 from voicefleet.worker.text.feed import TextFeed
@@ -68,14 +69,14 @@ class TurnRunner:
         self.outbox = Outbox(
             Opening(
                 session=request.session,
-                keys=tuple(context.ledger.session_keys(request.session)),
+                keys=context.sessions.keys(request.session),
                 text_key=text_key,
                 request=request.name,
                 epoch=acquired.epoch,
                 turn=acquired.turn,
                 last=acquired.last,
                 added_ms=delivery.added_ms,
-                heard=heard,
+                last_delivered=heard,
             ),
             config.lead_ms if request.lead_ms is None else request.lead_ms,
             Retention(config.audio_ttl_s, config.audio_window_s, config.resend_window_s),
@@ -157,7 +158,7 @@ class TurnRunner:
             named = self._view.unresolved
             if named is not None:
                 session = self._request.session
-                if await self._context.ledger.is_added_later(self._delivery, session, named):
+                if await self._context.queues.is_added_later(self._delivery, session, named):
                     self._view.cover(named)
             await changed.wait()
 
@@ -167,13 +168,13 @@ class TurnRunner:
         if self._acquired.standing is Standing.CRASH_SUSPECTED:
             await anyio.sleep(random.uniform(*SUSPECT_WAIT_S))  # noqa: S311
             self.attempts = 1
-            await self._context.ledger.begin_attempt(self._request.session, self._acquired.epoch)
+            await self._context.sessions.begin_attempt(self._request.session, self._acquired.epoch)
 
     async def _note_survival(self) -> None:
         """Tell when the turn has made all that may be made: paused, say, it is heard no further."""
         if self._acquired.standing is not Standing.NEW:
             await self.outbox.filled.wait()
-            await self._context.ledger.survived(self._request.session, self._acquired.epoch)
+            await self._context.sessions.survived(self._request.session, self._acquired.epoch)
 
     async def _speak(self) -> None:
         await self._begin_attempt()
@@ -230,7 +231,7 @@ class TurnRunner:
         if request.stream:
             key = self._context.keys.text(request.session, request.name)
             mark = partial(
-                self._context.ledger.mark_text, key, request.session, self._acquired.epoch
+                self._context.sessions.mark_text, key, request.session, self._acquired.epoch
             )
             async with stream_text(self._context.watch, key, feed, self._text_log, mark):
                 yield

@@ -6,7 +6,8 @@ import anyio
 import structlog
 
 from voicefleet.worker.control.key_watch import RECONCILE_S
-from voicefleet.worker.store.ledger import Delivery, Lease, Ledger
+from voicefleet.worker.store.queues import Delivery, QueueStore
+from voicefleet.worker.store.sessions import Lease, SessionStore
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -18,13 +19,17 @@ class PlaceInLine:
     """The place of one waiting request; its holder says what it reads of the lease.
 
     Args:
-        ledger: The session's keys.
+        queues: The models' queues.
+        sessions: The sessions' keys.
         delivery: The request that waits.
         session: Its session.
     """
 
-    def __init__(self, ledger: Ledger, delivery: Delivery, session: str) -> None:
-        self._ledger = ledger
+    def __init__(
+        self, queues: QueueStore, sessions: SessionStore, delivery: Delivery, session: str
+    ) -> None:
+        self._queues = queues
+        self._sessions = sessions
         self._delivery = delivery
         self._session = session
         self.was_seen = False
@@ -48,18 +53,18 @@ class PlaceInLine:
             found.insert(0, (lease.model, lease.entry, lease.owner))
             sign: tuple[object, ...] = (
                 lease.epoch,
-                await self._ledger.updated_ms(self._session),
+                await self._sessions.updated_ms(self._session),
             )
         else:
             sign = tuple(ahead[:1])
         if not (found and self._is_stuck_behind(*sign)):
             return
-        gone = [one for one in found if not await self._ledger.is_queued(*one[:2])]
+        gone = [one for one in found if not await self._queues.is_queued(*one[:2])]
         if found[0] not in gone:
             return
         for model, entry, owner in gone:
             log.warning("turn_lost", entry=entry, owner=owner)
-            await self._ledger.abandon(self._session, entry, model, owner)
+            await self._sessions.abandon(self._session, entry, model, owner)
         await anyio.sleep(RECONCILE_S)  # those who live come back before one is next
 
     def _is_stuck_behind(self, *ahead: object) -> bool:

@@ -340,5 +340,5 @@ class _Speech:
     def stop(self, error: Exception | None = None) -> None:
         """Speak no further; the consumer gets no other frame, but ``error`` where there is one."""
         self.turn.stop()
-        self.queue.cut(error)
+        self.queue.end_now(error)
         self.scope.cancel()

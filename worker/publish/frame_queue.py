@@ -1,4 +1,4 @@
-"""The adapter's way out for frames: a queue with one consumer, in place of a worker's outbox."""
+"""Frames for one consumer in this process: the local adapter's counterpart of the outbox."""
 
 import time
 from collections import deque
@@ -11,11 +11,11 @@ from voicefleet.worker.publish.pacing import Pacer, TickClock
 from voicefleet.worker.synthesis.turn import TurnFrame
 
 MADE_AHEAD_FRAMES: Final = 100
-"""So many frames wait for the consumer before the engine does: 2 s, or the lead if it is more."""
+"""How many frames may wait for the consumer, unless the lead is more: 2 s of audio."""
 
 
 class FrameQueue:
-    """A ``FrameSink`` with one consumer, which gets the frames at the pace of the lead."""
+    """A ``FrameSink`` whose consumer gets frames at most ``lead_ms`` ahead of real time."""
 
     def __init__(self, lead_ms: int) -> None:
         self._pacer = Pacer(lead_ms)
@@ -28,7 +28,7 @@ class FrameQueue:
         self._changed = anyio.Event()
 
     async def put(self, frames: Sequence[TurnFrame]) -> None:
-        """Wait for room and take the frames; dropped where nothing is taken any more."""
+        """Wait for room and add the frames; drop them after ``close``."""
         while not self._closed and len(self._frames) >= self._capacity:
             await self._changed.wait()
         if not self._closed:
@@ -36,28 +36,32 @@ class FrameQueue:
             self._notify()
 
     def pause(self) -> None:
-        """Give no frame out until ``resume``."""
+        """Give out no frame until ``resume``."""
         self._paused = True
 
     def resume(self) -> None:
-        """Go on with the next frame."""
+        """Continue with the next frame."""
         self._paused = False
         self._notify()
 
     def close(self, error: Exception | None = None) -> None:
-        """Take no more; what is there is still given out, then ``error`` is raised."""
+        """Take no more frames. ``get`` gives out those that wait, then raises ``error``."""
         if not self._closed:
             self._closed, self._error = True, error
             self._notify()
 
-    def cut(self, error: Exception | None = None) -> None:
-        """Take no more, give no more, whatever was to come."""
+    def end_now(self, error: Exception | None = None) -> None:
+        """Take no more frames and drop those that wait."""
         self._closed, self._error = True, error
         self._frames.clear()
         self._notify()
 
     async def get(self) -> TurnFrame | None:
-        """The next frame, when it may leave; ``None`` after the last one."""
+        """Wait for the next frame and return it when it is due; ``None`` after the last one.
+
+        Raises:
+            Exception: The ``error`` of ``close`` or ``end_now``.
+        """
         while True:
             tick = self._ticks.tick()
             room = self._pacer.due(tick)

@@ -1,8 +1,8 @@
-"""One turn's way out: what has been made, what has left, what the server has confirmed.
+"""The entries of one turn: which were made, which were sent, which the server has confirmed.
 
-Entries are numbered without a gap from the moment they enter. The publisher asks each tick what
-may leave (``collect``) and reports what the server said (``confirm``). Sending again is harmless,
-so every doubt is settled by stepping the cursor back.
+Entries are numbered without a gap when they are put. Each tick the publisher asks what may be sent
+(``collect``) and reports what the server replied (``confirm``). Sending an entry twice is harmless,
+so after a lost reply or a refusal everything unconfirmed is sent again.
 """
 
 import time
@@ -15,20 +15,22 @@ import msgspec
 
 from voicefleet.schemas.audio import FRAMES_PER_S, Reason
 from voicefleet.schemas.records import SessionState
-from voicefleet.wire.link import Argument, Command
+from voicefleet.wire.link import Argument
 from voicefleet.worker.publish.pacing import Pacer
 from voicefleet.worker.publish.retention import Retention, Window
-from voicefleet.worker.store import scripts
 from voicefleet.worker.store.clock import ServerClock
+from voicefleet.worker.store.scripts.script import SessionKeys
+from voicefleet.worker.store.scripts.session import FENCED, FORGOTTEN, Append, Finish
 from voicefleet.worker.synthesis.turn import TurnFrame
 
 FREE_RUN_FRAMES = 100
-"""Frames made ahead of publishing where the lead sets no limit."""
+"""How many frames a turn may be ahead of publishing where its lead sets no limit."""
 
 READ_AHEAD_FRAMES = 25
-"""Frames made ahead of publishing however small the lead is: engines work in bursts."""
+"""How many frames it may be ahead at least, whatever its lead: engines work in bursts."""
 
 HOUSEKEEPING_S = 1.0
+"""How often the TTL of the session's keys is renewed, its stream trimmed, its record updated."""
 
 
 class PublishOutcome(Enum):
@@ -49,27 +51,28 @@ class PublishOutcome(Enum):
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a turn's publishing begins: its fence, its place, and what is there already.
+    """Where a turn's publishing begins: its lease, and what its stream holds already.
 
-    ``keys`` are KEYS of the session scripts; ``last`` is the last entry published: -1 before the
-    start entry, 0 after it. ``heard`` is the last one that left before the server forgot some.
+    ``last`` is the number of the last entry in the stream: -1 before the start entry, 0 after it.
+    ``last_delivered`` is the last one that was in the stream before the server forgot some: a
+    reader may have it. ``added_ms`` is when the request was added: unix ms in server time.
     """
 
     session: str
-    keys: tuple[str, ...]
+    keys: SessionKeys
     text_key: str | None
     request: str
     epoch: str
     turn: int
     last: int
     added_ms: int
-    heard: int = -1
+    last_delivered: int = -1
 
 
 class _InFlight(msgspec.Struct, frozen=True):
-    """A batch on its way: entries before number ``until``, and perhaps the end after them.
+    """A batch without a reply yet: entries before number ``until``, and the end if ``ends``.
 
-    ``record`` is what it says of the session.
+    ``record`` holds the changes that it makes to the session's record.
     """
 
     until: int
@@ -78,9 +81,11 @@ class _InFlight(msgspec.Struct, frozen=True):
 
 
 class Outbox:
-    """The entries of one turn. Its producer is the turn, its consumer the publisher.
+    """The entries of one turn: the turn puts them, the publisher collects and confirms them.
 
-    ``filled`` is set when the turn is ahead as far as it may be for the first time.
+    ``filled`` is set when the turn is first as far ahead of publishing as it may be.
+    ``request_flush`` asks the publisher to collect now, without waiting for the next tick.
+    ``first_audio_ms`` is the time from the request to its first frame.
     """
 
     def __init__(
@@ -93,11 +98,13 @@ class Outbox:
         self._clock = clock
         self._pacer = Pacer(lead_ms)
         self._lead = self._pacer.lead_frames or FREE_RUN_FRAMES
-        # Entries from number ``_base`` on, as stream fields. Those before ``_known`` were on the
-        # server once; those before ``_doubted`` may have been, for an answer was lost; those before
-        # ``_fresh`` have left, and are kept a while. ``_cursor`` is the next to send, again or not.
+        # Entry numbers. ``_entries`` holds those from ``_base`` on, as stream fields; ``_cursor``
+        # is the next to send, for the first time or again. Those before ``_sent`` were sent once.
+        # Those before ``_maybe_written`` may be in the stream, for a reply was lost. Those before
+        # ``_written`` were confirmed once, though the server may have lost them since.
         self._entries: deque[Sequence[Argument]] = deque()
-        self._base = self._cursor = self._fresh = self._doubted = self._known = opening.last + 1
+        self._base = self._cursor = self._sent = opening.last + 1
+        self._maybe_written = self._written = opening.last + 1
         self._confirmed = opening.last
         self._resume: deque[tuple[int, bytes]] = deque()
         self._record: dict[str, Argument] = {}
@@ -106,9 +113,9 @@ class Outbox:
         self._in_flight: _InFlight | None = None
         self._wanted = False
         self._paused = False
-        self._is_cut = False
+        self._ends_now = False
         self._end: tuple[Reason, str] | None = None
-        self._end_when_paid: tuple[Reason, str] | None = None
+        self._end_after_replay: tuple[Reason, str] | None = None
         self._outcome: PublishOutcome | None = None
         self.filled = anyio.Event()
         self._space = anyio.Event()
@@ -118,21 +125,21 @@ class Outbox:
 
     @property
     def frames(self) -> int:
-        """Number of the last frame that has left."""
-        return max(self._fresh - 1, 0)
+        """The number of the last frame that was sent."""
+        return max(self._sent - 1, 0)
 
     @property
     def ending(self) -> bool:
-        """Whether nothing more will be taken: the end is decided, or publishing is over."""
+        """Whether ``put`` ignores frames: the turn's end is decided, or publishing has stopped."""
         return self._end is not None or self._outcome is not None
 
     @property
     def must_replay(self) -> bool:
-        """Whether frames that were heard are to be made again: a listener misses an end below."""
-        return self._outcome is None and self._next <= self.opening.heard
+        """Whether frames are missing that a reader may have: an end below them is never read."""
+        return self._outcome is None and self._next <= self.opening.last_delivered
 
     def start(self, fields: Mapping[str, str]) -> None:
-        """Open the turn with its start entry, unless an earlier owner did or its end is decided."""
+        """Put the start entry, unless an earlier owner published it or the end is decided."""
         if self.ending:
             return
         self._record["voice"] = fields["voice"]
@@ -140,11 +147,11 @@ class Outbox:
             flat: list[Argument] = ["event", "start"]
             for name, value in fields.items():
                 flat += [name, value]
-            # No request_flush: it leaves with the first frames, or at the next tick.
+            # Without ``request_flush``: it is sent with the first frames, or at the next tick.
             self._entries.append(flat)
 
     async def put(self, frames: Sequence[TurnFrame]) -> None:
-        """Add frames in order; waits while the turn is ahead by its lead. Ignored after the end."""
+        """Put the next frames; wait while the turn is too far ahead. Ignored after the end."""
         while not self.ending and self._unsent >= self._capacity:
             self.filled.set()
             self._space = anyio.Event()
@@ -158,66 +165,66 @@ class Outbox:
                 self._entries.append(("pcm", frame.pcm, "text", frame.text))
             else:
                 self._entries.append(("pcm", frame.pcm))
-        if self._end_when_paid is not None and not self.must_replay:
-            self.end_now(*self._end_when_paid)
+        if self._end_after_replay is not None and not self.must_replay:
+            self.end_now(*self._end_after_replay)
         if not self._paused and self._pacer.has_room:
             self.request_flush()
 
     def pause(self) -> None:
-        """No further frame leaves, from now on."""
-        if not self._paused and self._outcome is None and self._end_when_paid is None:
+        """Send no further frame until ``resume``."""
+        if not self._paused and self._outcome is None and self._end_after_replay is None:
             self._paused = True
             self._note("paused")
 
     def resume(self) -> None:
-        """Go on with the very next frame."""
+        """Continue with the next frame."""
         if self._paused:
             self._paused = False
             self._note("speaking")
 
     def _note(self, state: SessionState) -> None:
-        """Put the state into the session's record, without waiting for its next update."""
+        """Write the state into the session's record now, not at its next update."""
         updated_ms = self._clock.now_ms()
         self._record |= {"state": state, "frames": self.frames, "updated_ms": updated_ms}
         self.request_flush()
 
     def close(self, reason: Reason, error: str = "") -> None:
-        """End the turn when all its frames have left."""
+        """End the turn after its last frame."""
         if not self.ending:
             self._end = (reason, error)
             self.request_flush()
 
     def end_now(self, reason: Reason, error: str = "") -> bool:
-        """End the turn now: frames that have not left never will, but those that the turn ``owes``.
+        """End the turn now. Frames that were not sent are dropped, once nothing ``must_replay``.
 
-        Returns whether this is how it ends; ``False`` when an end is decided and on its way.
+        Returns whether this is how the turn ends; ``False`` when another end was already sent.
         """
         if self._outcome is not None or (self._in_flight is not None and self._in_flight.ends):
             return False
         if self.must_replay:
             self.resume()
-            self._end_when_paid = (reason, error)
+            self._end_after_replay = (reason, error)
             return True
         self._end = (reason, error)
-        self._is_cut = True
+        self._ends_now = True
         self._drop_unsent()
         self._space.set()
         self.request_flush()
         return True
 
     def _drop_unsent(self) -> None:
-        while self._next > max(self._fresh, self.opening.heard + 1):
+        while self._next > max(self._sent, self.opening.last_delivered + 1):
             self._entries.pop()
 
     def settle(self, outcome: PublishOutcome) -> None:
-        """Publish nothing more."""
+        """Stop publishing."""
         if self._outcome is None:
             self._outcome = outcome
             self._space.set()
             self._settled.set()
 
     async def settled(self) -> PublishOutcome:
-        """Wait for the end of publishing."""
+        """Wait until publishing has stopped, and say why."""
         await self._settled.wait()
         assert self._outcome is not None
         return self._outcome
@@ -225,81 +232,84 @@ class Outbox:
     # The publisher's side.
 
     def close_lane(self) -> None:
-        """Nobody collects any more: free the frames, which ``request_flush`` keeps in a cycle."""
+        """Break the reference cycle through ``request_flush``, so that the frames are freed."""
         self.request_flush = _nothing
 
-    def collect(self, tick: int) -> list[Command]:
-        """What may leave at this tick: an append, the end, both, or nothing."""
+    def collect(self, tick: int) -> list[Append | Finish]:
+        """Make the calls to send at this tick: an append, the end, both, or none.
+
+        None as well while the last batch has no reply: ``confirm`` then asks for another.
+        """
         if self._outcome is not None:
             return []
         if self._in_flight is not None:
             self._wanted = True
             return []
-        until = self._until(tick)
+        until, after_last = self._until(tick), self._next
         now = time.monotonic()
         housekeeping = now >= self._housekeeping_at
-        commands: list[Command] = []
+        calls: list[Append | Finish] = []
         record: dict[str, Argument] = {}
         if until > self._cursor or self._record or housekeeping:
-            commands.append(self._append(until, now, housekeeping=housekeeping))
+            calls.append(self._append(until, now, housekeeping=housekeeping))
             record, self._record = self._record, {}
-        ends = self._end is not None and until == self._next
+        ends = self._end is not None and until == after_last
         if ends:
-            commands.append(self._finish(until, now))
-        if not commands:
-            return commands
-        if until > self._fresh:
-            self._pacer.published(until - max(self._fresh, 1), tick)
-            self._fresh = until
-            if self._unsent < self._capacity:
+            calls.append(self._finish(until, now))
+        if not calls:
+            return calls
+        if until > self._sent:
+            self._pacer.published(until - max(self._sent, 1), tick)
+            self._sent = until
+            if after_last - until < self._capacity:
                 self._space.set()
         self._cursor = until
         self._in_flight = _InFlight(until, ends, record)
-        return commands
+        return calls
 
     def confirm(self, replies: Sequence[int]) -> bool:
-        """Take in what the server said to what was collected, in order.
+        """Take the replies to the calls that were collected, in their order.
 
-        Returns whether there is something to collect that did not leave meanwhile.
+        Returns whether to collect again at once.
         """
         sent, self._in_flight = self._in_flight, None
         assert sent is not None
         wanted, self._wanted = self._wanted, False
         last = replies[-1]
-        if min(replies) == -2:
+        if min(replies) == FENCED:
             self.settle(PublishOutcome.FENCED)
-        elif min(replies) == -3:
+        elif min(replies) == FORGOTTEN:
             self.settle(PublishOutcome.FORGOTTEN)
         elif sent.ends and last >= self._end_number:
             self.settle(PublishOutcome.ENDED)
         elif last >= sent.until - 1:
             self._confirmed = sent.until - 1
-            self._known = max(self._known, sent.until)
+            self._written = max(self._written, sent.until)
             while self._resume and self._resume[0][0] < sent.until:
                 self._resume.popleft()
             self._forget_old()
         elif last + 1 < self._base:
             self.settle(PublishOutcome.FORGOTTEN)
         else:
-            # The server forgot a tail, in a failover say: send again what it lacks.
+            # The server lost the newest entries, in a failover for instance: send them again.
             self._confirmed = last
             self._cursor = last + 1
             return True
         return wanted
 
     def unanswered(self) -> None:
-        """Nobody knows what became of what was collected: it is sent again."""
-        self._doubted = self._fresh
+        """Send everything unconfirmed again: the reply was lost, so the server may have it."""
+        self._maybe_written = self._sent
         self._step_back()
 
     def refused(self) -> None:
-        """The server took nothing of what was collected: what is new in it has not left."""
-        left = max(self._known, self._doubted)
-        self._pacer.taken_back(self._fresh - max(left, 1))
-        self._fresh = left
-        if left <= 1:
+        """Send the batch again later: the server wrote nothing of it, so no reader has it."""
+        sent = max(self._written, self._maybe_written)
+        self._pacer.taken_back(self._sent - max(sent, 1))
+        self._sent = sent
+        if sent <= 1:
             self.first_audio_ms = None
-        if self._is_cut:
+        if self._ends_now:
             self._drop_unsent()
         self._step_back()
 
@@ -321,7 +331,7 @@ class Outbox:
 
     @property
     def _unsent(self) -> int:
-        return self._next - self._fresh
+        return self._next - self._sent
 
     @property
     def _end_number(self) -> int:
@@ -329,64 +339,72 @@ class Outbox:
         return max(self._next, 1)
 
     def _until(self, tick: int) -> int:
-        """The number before which entries may stand on the server now.
+        """The number before which entries may be in the stream now.
 
-        Of a paused turn that is what a listener may know already, and the start: a frame that was
-        sent and never written leaves no more, until the turn goes on or is cut behind it.
+        While the turn is paused: entries that a reader may have already, and the start entry. A
+        frame that was sent and never written has to wait until the turn continues or ends.
         """
-        if self._paused and not self._is_cut:
-            return max(self._known, min(self._next, 1))
-        room = self._pacer.due(tick)
-        start = 1 if self._fresh == 0 and self._unsent else 0  # takes no time to play
-        frames = self._unsent - start
-        return self._fresh + start + (frames if room is None else min(room, frames))
+        if self._paused and not self._ends_now:
+            return max(self._written, min(self._next, 1))
+        room, unsent = self._pacer.due(tick), self._unsent
+        start = 1 if self._sent == 0 and unsent else 0  # takes no time to play
+        frames = unsent - start
+        return self._sent + start + (frames if room is None else min(room, frames))
 
-    def _append(self, until: int, now: float, *, housekeeping: bool) -> Command:
-        opening = self.opening
-        ttl: Argument = ""
-        keep: Argument = ""
+    def _append(self, until: int, now: float, *, housekeeping: bool) -> Append:
+        opening, entries, base = self.opening, self._entries, self._base
+        ttl_ms: int | None = None
+        keep_entries: int | None = None
         if housekeeping:
             self._housekeeping_at = now + HOUSEKEEPING_S
-            ttl = int(self._retention.audio_ttl_s * 1000)
-            keep = self._window.entries(until, now)
+            ttl_ms = int(self._retention.audio_ttl_s * 1000)
+            keep_entries = self._window.entries(until, now)
             self._record |= {"frames": max(until - 1, 0), "updated_ms": self._clock.now_ms()}
         if self.first_audio_ms is None and self._cursor <= 1 < until:
             self.first_audio_ms = float(max(0, self._clock.now_ms() - opening.added_ms))
             self._record["first_audio_ms"] = int(self.first_audio_ms)
-        left = [point for number, point in self._resume if number < until]
-        resume = left[-1] if left else b""
-        args: list[Argument] = [opening.epoch, opening.turn, self._cursor, ttl, keep, resume]
-        args.append(2 * len(self._record))
-        for name, value in self._record.items():
-            args += (name, value)
-        for index in range(self._cursor - self._base, until - self._base):
-            entry = self._entries[index]
-            args.append(len(entry))
-            args += entry
-        return scripts.APPEND.command(opening.keys, args)
+        resume = b""
+        for number, point in self._resume:
+            if number < until:
+                resume = point
+        return Append(
+            keys=opening.keys,
+            epoch=opening.epoch,
+            turn=opening.turn,
+            first=self._cursor,
+            ttl_ms=ttl_ms,
+            keep_entries=keep_entries,
+            resume=resume,
+            record=self._record,
+            entries=[entries[number - base] for number in range(self._cursor, until)],
+        )
 
-    def _finish(self, until: int, now: float) -> Command:
+    def _finish(self, until: int, now: float) -> Finish:
         opening = self.opening
         assert self._end is not None
         reason, error = self._end
         number = self._end_number
-        args: list[Argument] = [
-            opening.epoch,
-            opening.turn,
-            number,
-            int(self._retention.audio_ttl_s * 1000),
-            "0" if opening.text_key is None else "1",
-            self._window.entries(until, now),
-            *("event", "end", "request", opening.request, "reason", reason, "frames", number - 1),
-        ]
+        end: dict[str, Argument] = {
+            "event": "end",
+            "request": opening.request,
+            "reason": reason,
+            "frames": number - 1,
+        }
         if error:
-            args += ["error", error]
-        args += ["t", self._clock.now_ms()]
-        # KEYS are of one slot and number: without a text stream, name a key that is not touched.
-        return scripts.FINISH.command([*opening.keys, opening.text_key or opening.keys[0]], args)
+            end["error"] = error
+        return Finish(
+            keys=opening.keys,
+            text=opening.text_key,
+            epoch=opening.epoch,
+            turn=opening.turn,
+            number=number,
+            ttl_ms=int(self._retention.audio_ttl_s * 1000),
+            keep_entries=self._window.entries(until, now),
+            end=end | {"t": self._clock.now_ms()},
+        )
 
     def _forget_old(self) -> None:
-        """Let go of what the server will not forget any more."""
+        """Drop entries that were confirmed too long ago for a failover to lose them."""
         oldest = self._confirmed + 1 - int(self._retention.resend_window_s * FRAMES_PER_S)
         while self._base < oldest:
             self._entries.popleft()
@@ -394,4 +412,4 @@ class Outbox:
 
 
 def _nothing() -> None:
-    """No publisher to request_flush yet."""
+    """Stand in for ``request_flush`` where no publisher collects."""

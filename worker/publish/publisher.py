@@ -19,7 +19,7 @@ from voicefleet.wire.connect import Address, Topology
 from voicefleet.wire.link import Command, Link, LinkClosedError, Reply, ReplyError
 from voicefleet.worker.publish.outbox import Outbox, PublishOutcome
 from voicefleet.worker.publish.pacing import TickClock
-from voicefleet.worker.store import scripts
+from voicefleet.worker.store.scripts.session import Append, Finish
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -86,7 +86,7 @@ class _Lane:
             wanted = outbox.collect(tick)
             if wanted:
                 senders.append((outbox, len(wanted)))
-                commands += wanted
+                commands += [call.command() for call in wanted]
         if commands:
             self._batches += 1
             if self._oldest_unanswered is None:
@@ -164,7 +164,7 @@ class Publisher:
     def _place(self, outbox: Outbox) -> None:
         if self._tasks is None:
             raise RuntimeError("the publisher is not running")
-        address = self._topology.owner(outbox.opening.keys[1])
+        address = self._topology.owner(outbox.opening.keys.audio)
         lane = self._lanes.get(address)
         if lane is None:
             timeout_s = self._topology.endpoint.timeout_s
@@ -179,8 +179,8 @@ class Publisher:
         while True:
             try:
                 link = await self._topology.open_link(lane.address, on_lost=lane.wake)
-                for script in (scripts.APPEND, scripts.FINISH):
-                    await link.call("SCRIPT", "LOAD", script.source)
+                for kind in (Append, Finish):
+                    await link.call("SCRIPT", "LOAD", kind.script.source)
                 lost = False
                 await lane.serve(link)
             except (LinkClosedError, ReplyError) as error:
@@ -193,6 +193,6 @@ class Publisher:
             except LinkClosedError:
                 continue
             for outbox in list(lane.outboxes):
-                if self._topology.owner(outbox.opening.keys[1]) != lane.address:
+                if self._topology.owner(outbox.opening.keys.audio) != lane.address:
                     lane.outboxes.discard(outbox)
                     self._place(outbox)

@@ -1,7 +1,7 @@
-"""One model's backlog: requests that wait for a slot, as calls in one worker's name.
+"""One model's backlog: its requests that wait for a slot.
 
-They are in the name of a pseudo consumer: ``backlog`` (they came while no slot was free) or
-``orphans`` (they were given up, or their worker died). ``backlog.lua`` says who is served first.
+A pseudo consumer of the group holds them: ``backlog`` those that came while no slot was free,
+``orphans`` those that were handed back, or whose worker died. ``backlog.lua`` says which is next.
 """
 
 from collections.abc import Collection, Sequence
@@ -9,19 +9,16 @@ from typing import cast
 
 from voicefleet.schemas.fields import paired
 from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
-from voicefleet.wire.link import Argument, Reply, ReplyError
+from voicefleet.wire.link import ReplyError
 from voicefleet.wire.router import Router
-from voicefleet.worker.store import scripts
 from voicefleet.worker.store.lease_states import Claim
-from voicefleet.worker.store.ledger import Delivery
-from voicefleet.worker.store.scripts import Script
-
-MOST_LISTED = 10_000
-"""So many requests of a backlog are looked after; those behind them wait unseen."""
+from voicefleet.worker.store.queues import MAX_PENDING, Delivery
+from voicefleet.worker.store.scripts.queue import Adopt, Keep, Park, Promote, Take
+from voicefleet.worker.store.scripts.script import BacklogKeys
 
 
 class Backlog:
-    """Calls on the backlog of one model. They wait out a server that is away."""
+    """The backlog of one model, as one worker uses it. Waits and raises as ``QueueStore``."""
 
     def __init__(self, router: Router, keys: Keys, model: str, worker: str) -> None:
         self._router = router
@@ -29,20 +26,19 @@ class Backlog:
         self._worker = worker
         self._queue = keys.requests(model)
         self._keeper = keys.keeper(model)
-        own = (keys.requests, keys.wake, keys.backlog, keys.books, keys.ranks)
-        self._keys = [key(model) for key in own]
+        self._keys = BacklogKeys.of(keys, model)
 
     async def keep(self, ttl_ms: int) -> bool:
-        """Become the backlog's keeper for ``ttl_ms``, or stay it; whether we are it."""
-        keys = [self._keeper]
-        return await scripts.KEEP(self._router, keys, self._worker, ttl_ms) == 1
+        """Become the backlog's keeper for ``ttl_ms``, or stay it. Returns whether we are."""
+        call = Keep(keeper=self._keeper, worker=self._worker, ttl_ms=ttl_ms)
+        return await call.run(self._router)
 
     async def leave(self) -> None:
-        """Stop being its keeper."""
+        """Stop being the backlog's keeper."""
         await self.keep(0)
 
     async def read(self, most: int) -> list[Delivery]:
-        """Take what is on the queue and was not delivered to anybody yet, without waiting."""
+        """Take up to ``most`` requests that no worker had yet, without waiting for any."""
         try:
             reply = await self._router.call(
                 self._queue,
@@ -50,7 +46,7 @@ class Backlog:
                 *("STREAMS", self._queue, ">"),
             )
         except ReplyError:
-            return []  # the queue is gone, or something else is in its place
+            return []  # the queue is gone, or a key of another type is in its place
         if reply is None:
             return []
         (entries,) = cast(dict[bytes, list[tuple[bytes, list[bytes]]]], reply).values()
@@ -59,27 +55,33 @@ class Backlog:
     async def park(self, entries: Sequence[str]) -> None:
         """Let requests of ours wait for any worker's slot."""
         if entries:
-            await self._run(scripts.PARK, *entries)
+            call = Park(keys=self._keys, worker=self._worker, entries=entries)
+            await call.run_on_queue(self._router)
 
     async def promote(self, entry: str) -> None:
-        """The session of a parked request is in conversation: those come first."""
-        await self._run(scripts.PROMOTE, entry)
+        """Put a parked request before its tenant's others: its session is in conversation."""
+        call = Promote(keys=self._keys, worker=self._worker, entry=entry)
+        await call.run_on_queue(self._router)
 
     async def take(self) -> Delivery | None:
-        """The next request that waits for a slot: one that was given up, or the backlog's."""
-        return self._delivery(await self._run(scripts.TAKE))
+        """Take the next request that waits for a slot: one handed back, or the backlog's."""
+        call = Take(keys=self._keys, worker=self._worker)
+        taken = await call.run_on_queue(self._router)
+        return taken and Delivery(self._model, *taken)
 
     async def adopt(self, entry: str) -> Delivery | None:
-        """Take this request, whoever is next; ``None``: it does not wait for a slot any more."""
-        return self._delivery(await self._run(scripts.ADOPT, entry))
+        """Take this request, whichever is next; ``None``: it no longer waits for a slot."""
+        call = Adopt(keys=self._keys, worker=self._worker, entry=entry)
+        taken = await call.run_on_queue(self._router)
+        return taken and Delivery(self._model, *taken)
 
     async def listed(self) -> dict[str, Claim] | None:
-        """Entries that wait for a slot, and how each is to be claimed; ``None``: no queue."""
+        """Entries that wait for a slot, with their claims; ``None``: there is no queue."""
         found: dict[str, Claim] = {}
         for consumer, claim in ((BACKLOG, Claim.FRESH), (ORPHANS, Claim.TAKE_OVER)):
             try:
                 reply = await self._router.call(
-                    *(self._queue, "XPENDING", self._queue, GROUP, "-", "+", MOST_LISTED, consumer)
+                    *(self._queue, "XPENDING", self._queue, GROUP, "-", "+", MAX_PENDING, consumer)
                 )
             except ReplyError:
                 return None
@@ -87,7 +89,7 @@ class Backlog:
         return found
 
     async def look_up(self, entries: Collection[tuple[str, Claim]]) -> list[Delivery]:
-        """Read requests where they stand on the queue; those that are gone are left out."""
+        """Read requests on the queue; those that are gone are left out."""
         if not entries:
             return []
         reads = [("XRANGE", self._queue, entry, entry) for entry, _ in entries]
@@ -98,13 +100,3 @@ class Backlog:
                 ((_, flat),) = cast(list[tuple[bytes, list[bytes]]], reply)
                 found.append(Delivery(self._model, entry, paired(flat), claim))
         return found
-
-    def _delivery(self, reply: Reply) -> Delivery | None:
-        if not reply:
-            return None
-        claim, entry, fields = cast(tuple[bytes, bytes, list[bytes]], reply)
-        return Delivery(self._model, entry.decode(), paired(fields), Claim(claim.decode()))
-
-    async def _run(self, script: Script, *args: Argument) -> Reply:
-        shared = (GROUP, ORPHANS, BACKLOG, self._worker)
-        return await script.on_queue(self._router, self._keys, *shared, *args)

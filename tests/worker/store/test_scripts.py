@@ -1,28 +1,55 @@
 """Each server-side script's contract, on every server at hand. Their headers say what it is."""
 
 import secrets
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Any, TypeVar
 
 import anyio
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
-from voicefleet.worker.store import scripts
 from voicefleet.worker.store.lease_states import Claim, Standing
-from voicefleet.worker.store.scripts import Script
+from voicefleet.worker.store.scripts.queue import (
+    UNANSWERED,
+    Adopt,
+    Earlier,
+    Keep,
+    Later,
+    Orphan,
+    Park,
+    Promote,
+    Settle,
+    Take,
+)
+from voicefleet.worker.store.scripts.script import BacklogKeys, Call, OrderKeys, SessionKeys
+from voicefleet.worker.store.scripts.session import (
+    FENCED,
+    FORGOTTEN,
+    Abandon,
+    Acquire,
+    Append,
+    Attempt,
+    Enqueue,
+    Finish,
+    Mark,
+    Release,
+)
+from voicefleet.worker.store.scripts.worker import Beat, Depart
 
 pytestmark = [pytest.mark.anyio, pytest.mark.matrix]
 
+T = TypeVar("T")
 TTL_MS = 60_000
 MODEL = "tone-test"
 CONVERSATION_MS = 30_000
-FENCED, GONE = -2, -3
 
 
-async def run(redis: Any, script: Script, keys: list[str], *args: object) -> Any:
-    return await redis.eval(script.source, len(keys), *keys, *args)
+async def run(redis: Any, call: Call[T]) -> T:
+    keys, args = call.key_list(), call.argv()
+    return call.decode(await redis.eval(call.script.source, len(keys), *keys, *args))
 
 
 class Session:
@@ -31,11 +58,9 @@ class Session:
     def __init__(self, redis: Redis, prefix: str) -> None:
         self.redis: Any = redis
         keys = Keys(prefix)
-        self.lease, self.audio = keys.lease("s"), keys.audio("s")
-        self.state, self.spoken = keys.session("s"), keys.spoken("s")
+        self.keys = SessionKeys.of(keys, "s")
+        self.lease, self.audio, self.state, self.spoken, self.refused = self.keys
         self.text, self.control = keys.text("s", "r"), keys.control("s")
-        self.refused = keys.refused("s")
-        self.keys = [self.lease, self.audio, self.state, self.spoken, self.refused]
 
     async def acquire(
         self,
@@ -49,22 +74,24 @@ class Session:
         last_epoch: str = "",
         ticket: str = "",
     ) -> tuple[str, ...]:
-        reply: Any = await run(
-            self.redis,
-            scripts.ACQUIRE,
-            self.keys,
-            claim,
-            request,
-            entry,
-            model,
-            worker,
-            TTL_MS,
-            least,
-            last_epoch,
-            ticket or secrets.token_hex(4),
-            *earlier,
+        call = Acquire(
+            keys=self.keys,
+            claim=claim,
+            request=request,
+            entry=entry,
+            model=model,
+            worker=worker,
+            ttl_ms=TTL_MS,
+            least_turn=least,
+            last_epoch=last_epoch,
+            ticket=ticket or secrets.token_hex(4),
+            earlier=earlier,
         )
-        return tuple(part.decode() if isinstance(part, bytes) else str(part) for part in reply)
+        got = await run(self.redis, call)
+        if not got.epoch:
+            return (got.standing,)
+        numbers = (str(number) for number in (got.turn, got.last, got.attempts))
+        return (got.standing, got.epoch, *numbers, got.resume.decode())
 
     async def epoch(self, request: str = "r1", **options: Any) -> str:
         """Acquire a new turn and return its epoch."""
@@ -78,32 +105,37 @@ class Session:
         n: int,
         *entries: tuple[str, ...],
         turn: int = 1,
-        keep: int | str = "",
+        keep: int | None = None,
         resume: bytes = b"",
-        record: tuple[str, ...] = (),
-    ) -> Any:
-        args: list[Any] = [epoch, turn, n, TTL_MS, keep, resume, len(record), *record]
-        for entry in entries:
-            args += [len(entry), *entry]
-        return await run(self.redis, scripts.APPEND, self.keys, *args)
+        record: Mapping[str, str] | None = None,
+    ) -> int:
+        call = Append(
+            keys=self.keys,
+            epoch=epoch,
+            turn=turn,
+            first=n,
+            ttl_ms=TTL_MS,
+            keep_entries=keep,
+            resume=resume,
+            record=record or {},
+            entries=entries,
+        )
+        return await run(self.redis, call)
 
     async def finish(
         self, epoch: str, n: int, *, turn: int = 1, text: bool = False, reason: str = "completed"
-    ) -> Any:
-        fields = ["event", "end", "request", "r1", "reason", reason, "frames", n - 1]
-        keys = [*self.keys, self.text if text else self.lease]
-        return await run(
-            self.redis,
-            scripts.FINISH,
-            keys,
-            epoch,
-            turn,
-            n,
-            TTL_MS,
-            "1" if text else "0",
-            1000,
-            *fields,
+    ) -> int:
+        call = Finish(
+            keys=self.keys,
+            text=self.text if text else None,
+            epoch=epoch,
+            turn=turn,
+            number=n,
+            ttl_ms=TTL_MS,
+            keep_entries=1000,
+            end={"event": "end", "request": "r1", "reason": reason, "frames": n - 1},
         )
+        return await run(self.redis, call)
 
     async def enqueue(
         self,
@@ -113,7 +145,7 @@ class Session:
         interrupt: bool = False,
         model: str = MODEL,
         most: int = 64,
-        queue: Sequence[str] = (),
+        queue: OrderKeys | None = None,
         earlier: Sequence[str] = (),
     ) -> str:
         """The place it gets."""
@@ -126,25 +158,37 @@ class Session:
         interrupt: bool = False,
         model: str = MODEL,
         most: int = 64,
-        queue: Sequence[str] = (),
+        queue: OrderKeys | None = None,
         earlier: Sequence[str] = (),
     ) -> tuple[str, bool, bool]:
         """Its place, whether it interrupts, whether the session is in conversation."""
-        flag = "1" if interrupt else "0"
-        keys = [self.lease, self.state, self.spoken, self.refused, *queue]
-        args = (request, entry, model, flag, TTL_MS, most, CONVERSATION_MS, *earlier)
-        reply: Any = await run(self.redis, scripts.ENQUEUE, keys, *args)
-        return reply[0].decode(), reply[1] == b"1", reply[2] == b"1"
+        call = Enqueue(
+            lease=self.lease,
+            session=self.state,
+            spoken=self.spoken,
+            refused=self.refused,
+            queue=queue,
+            request=request,
+            entry=entry,
+            model=model,
+            interrupts=interrupt,
+            ttl_ms=TTL_MS,
+            most=most,
+            conversation_ms=CONVERSATION_MS,
+            earlier=earlier,
+        )
+        got = await run(self.redis, call)
+        return got.standing, got.interrupts, got.talks
 
-    async def release(self, epoch: str, *, blameless: bool = True) -> Any:
-        flag = "1" if blameless else "0"
-        return await run(self.redis, scripts.RELEASE, [self.lease], epoch, flag)
+    async def release(self, epoch: str, *, blameless: bool = True) -> bool:
+        return await run(self.redis, Release(lease=self.lease, epoch=epoch, blameless=blameless))
 
-    async def attempt(self, epoch: str, begins: str) -> Any:
-        return await run(self.redis, scripts.ATTEMPT, [self.lease], epoch, begins)
+    async def attempt(self, epoch: str, *, begins: bool) -> bool:
+        return await run(self.redis, Attempt(lease=self.lease, epoch=epoch, begins=begins))
 
-    async def abandon(self, entry: str = "1-0", worker: str = "w1") -> Any:
-        return await run(self.redis, scripts.ABANDON, [self.lease], entry, MODEL, worker)
+    async def abandon(self, entry: str = "1-0", worker: str = "w1") -> bool:
+        call = Abandon(lease=self.lease, entry=entry, model=MODEL, owner=worker)
+        return await run(self.redis, call)
 
     async def stream(self) -> list[tuple[str, dict[str, str]]]:
         return [
@@ -229,7 +273,7 @@ class TestAcquire:
             status, epoch, _, _, attempts, _ = await session.acquire(claim=Claim.TAKE_OVER)
             assert (status, attempts) == (Standing.CRASH_SUSPECTED, str(tried))
             await session.append(epoch, 0, start())  # opens the turn, and is not heard
-            assert await session.attempt(epoch, "1") == 1
+            assert await session.attempt(epoch, begins=True) == 1
         epoch = (await session.acquire(claim=Claim.TAKE_OVER))[1]
         await session.append(epoch, 1, pcm(1))
         assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "1"
@@ -246,7 +290,7 @@ class TestAcquire:
         await session.epoch(worker="w1")
         for _ in range(5):
             epoch = (await session.acquire(claim=Claim.TAKE_OVER, worker="w2"))[1]
-            await session.attempt(epoch, "1")
+            await session.attempt(epoch, begins=True)
             assert await session.acquire(claim=Claim.INQUIRE_ALIVE, worker="w1") == (
                 Standing.HELD_ELSEWHERE,
             )
@@ -256,10 +300,10 @@ class TestAcquire:
         await session.epoch()
         for _ in range(5):
             epoch = (await session.acquire(claim=Claim.TAKE_OVER))[1]
-            assert await session.attempt(epoch, "1") == 1
-            assert await session.attempt(epoch, "0") == 1
+            assert await session.attempt(epoch, begins=True) == 1
+            assert await session.attempt(epoch, begins=False) == 1
         assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "0"
-        assert await session.attempt(epoch, "1") == 0, "another's by now"
+        assert await session.attempt(epoch, begins=True) == 0, "another's by now"
 
     async def test_taken(self, session: Session) -> None:
         await session.epoch(worker="w1")
@@ -443,7 +487,7 @@ class TestAcquireAgain:
         before = await session.redis.dump(session.lease)
         ours = await session.epoch("r1", worker="w2", claim=Claim.TAKE_OVER)
         await session.redis.restore(session.lease, 0, before, replace=True)
-        assert await session.append(ours, 0, start()) == GONE
+        assert await session.append(ours, 0, start()) == FORGOTTEN
         again = {"claim": Claim.REGAIN, "least": 1, "last_epoch": ours}
         assert (await session.acquire("r1", worker="w2", **again))[0] == Standing.TAKEN_OVER
 
@@ -497,7 +541,7 @@ class TestAppend:
     async def test_a_forgotten_lease_says_so(self, session: Session) -> None:
         epoch = await session.epoch()
         await session.redis.delete(session.lease)
-        assert await session.append(epoch, 0, start()) == GONE
+        assert await session.append(epoch, 0, start()) == FORGOTTEN
         assert not await session.redis.exists(session.audio)
 
     async def test_keeps_keys_and_window_and_record(self, session: Session) -> None:
@@ -508,7 +552,7 @@ class TestAppend:
         for at in range(0, 999, 111):
             entries = [start(), *frames[:111]] if at == 0 else frames[at : at + 111]
             await session.append(epoch, at + (at > 0), *entries)
-        record = ("frames", "999", "state", "paused")
+        record = {"frames": "999", "state": "paused"}
         assert await session.append(epoch, 1000, keep=300, record=record, resume=b"[x]") == 999
         assert 300 <= await session.redis.xlen(session.audio) < 600
         state = await session.hash(session.state)
@@ -522,7 +566,7 @@ class TestAppend:
     ) -> None:
         epoch = await session.epoch()
         await session.redis.set(session.state, "debris", ex=60)
-        assert await session.append(epoch, 0, start(), record=("state", "paused")) == 0
+        assert await session.append(epoch, 0, start(), record={"state": "paused"}) == 0
 
 
 class TestFinish:
@@ -564,7 +608,7 @@ class TestFinish:
         await session.epoch(claim=Claim.TAKE_OVER, worker="w2")
         assert await session.finish(old, 1) == FENCED
         await session.redis.delete(session.lease)
-        assert await session.finish(old, 1) == GONE
+        assert await session.finish(old, 1) == FORGOTTEN
         assert not await session.redis.exists(session.audio)
 
     @pytest.mark.parametrize("written", [True, False])
@@ -623,8 +667,8 @@ class TestRelease:
 async def test_debris_in_the_leases_place_is_no_lease(session: Session) -> None:
     epoch = await session.epoch()
     await session.redis.set(session.lease, "debris", ex=60)
-    assert await session.append(epoch, 0, start()) == GONE
-    assert await session.finish(epoch, 1) == GONE
+    assert await session.append(epoch, 0, start()) == FORGOTTEN
+    assert await session.finish(epoch, 1) == FORGOTTEN
     assert await session.release(epoch) == 0
     assert await session.abandon() == 0
     assert await session.ids() == []
@@ -724,14 +768,10 @@ class Queue:
     def __init__(self, redis: Redis, prefix: str) -> None:
         self.redis: Any = redis
         self.prefix = prefix
-        keys = Keys(prefix)
-        self.key, self.wake, self.order = keys.requests(MODEL), keys.wake(MODEL), keys.order(MODEL)
-        self.backlog, self.books, self.ranks = (
-            keys.backlog(MODEL),
-            keys.books(MODEL),
-            keys.ranks(MODEL),
-        )
-        self.keys = [self.key, self.wake, self.backlog, self.books, self.ranks]
+        self.keys = BacklogKeys.of(Keys(prefix), MODEL)
+        self.key, self.wake, self.backlog, self.books, self.ranks = self.keys
+        self.order_keys = OrderKeys.of(Keys(prefix), MODEL)
+        self.order = self.order_keys.order
 
     async def add(
         self, session: str, request: str | None = None, count: int = 1, **fields: object
@@ -747,16 +787,16 @@ class Queue:
         found = await self.redis.xpending_range(self.key, GROUP, "-", "+", 1000, worker)
         return [item["message_id"].decode() for item in found]
 
-    async def orphan(self, owner: str, *entries: str) -> Any:
-        keys = [self.key, self.wake]
-        return await run(self.redis, scripts.ORPHAN, keys, GROUP, ORPHANS, owner, *entries)
+    async def orphan(self, owner: str, *entries: str) -> int:
+        call = Orphan(requests=self.key, wake=self.wake, owner=owner, entries=entries)
+        return await run(self.redis, call)
 
     async def take(self, worker: str) -> str | None:
-        reply: Any = await run(self.redis, scripts.TAKE, self.keys, GROUP, ORPHANS, BACKLOG, worker)
-        return reply[1].decode() if reply else None
+        taken = await run(self.redis, Take(keys=self.keys, worker=worker))
+        return taken and taken[0]
 
-    async def park(self, worker: str, *entries: str) -> Any:
-        return await self._on_backlog(scripts.PARK, worker, *entries)
+    async def park(self, worker: str, *entries: str) -> int:
+        return await run(self.redis, Park(keys=self.keys, worker=worker, entries=entries))
 
     async def parked(
         self, session: str, request: str | None = None, count: int = 1, **fields: object
@@ -767,29 +807,33 @@ class Queue:
         assert await self.park("parker", *entries) == count
         return entries
 
-    async def promote(self, entry: str) -> Any:
-        return await self._on_backlog(scripts.PROMOTE, "parker", entry)
+    async def promote(self, entry: str) -> int:
+        return await run(self.redis, Promote(keys=self.keys, worker="parker", entry=entry))
 
     async def adopt(self, worker: str, entry: str) -> tuple[str, str] | None:
         """The claim and the entry."""
-        reply: Any = await self._on_backlog(scripts.ADOPT, worker, entry)
-        return (reply[0].decode(), reply[1].decode()) if reply else None
+        taken = await run(self.redis, Adopt(keys=self.keys, worker=worker, entry=entry))
+        return taken and (taken[2], taken[0])
 
-    async def _on_backlog(self, script: Script, worker: str, *args: str) -> Any:
-        return await run(self.redis, script, self.keys, GROUP, ORPHANS, BACKLOG, worker, *args)
-
-    async def settle(self, entry: str, *answered_in: str, request: str = "r1") -> Any:
-        keys = [self.key, self.order, *answered_in]
-        return await run(self.redis, scripts.SETTLE, keys, GROUP, entry, MODEL, request)
+    async def settle(self, entry: str, *answered_in: str) -> int:
+        lease, spoken = answered_in or (None, None)
+        call = Settle(
+            queue=self.order_keys,
+            lease=lease,
+            spoken=spoken,
+            entry=entry,
+            model=MODEL,
+            request="r1",
+        )
+        return await run(self.redis, call)
 
     async def earlier(self, entry: str, session: str) -> set[str]:
-        keys = [self.key, self.order]
-        names: Any = await run(self.redis, scripts.EARLIER, keys, entry, session)
-        return {name.decode() for name in names}
+        call = Earlier(queue=self.order_keys, entry=entry, session=session)
+        return set(await run(self.redis, call))
 
-    async def later(self, entry: str, session: str, request: str) -> Any:
-        keys = [self.key, self.order]
-        return await run(self.redis, scripts.LATER, keys, entry, session, request)
+    async def later(self, entry: str, session: str, request: str) -> bool:
+        call = Later(queue=self.order_keys, entry=entry, session=session, request=request)
+        return await run(self.redis, call)
 
     async def deliveries(self, entry: str) -> int:
         (found,) = await self.redis.xpending_range(self.key, GROUP, entry, entry, 1)
@@ -880,11 +924,11 @@ async def test_settle_waits_for_an_end_that_a_failover_forgot(
     await queue.deliver("w1")
     epoch = await session.epoch("r1", entry=entry)
     answered_in = (session.lease, session.spoken)
-    assert await queue.settle(entry, *answered_in) == -1
+    assert await queue.settle(entry, *answered_in) == UNANSWERED
     await session.finish(epoch, 1)
     forgotten = {key: await session.redis.dump(key) for key in answered_in}
     await session.redis.delete(*answered_in)
-    assert await queue.settle(entry, *answered_in) == -1
+    assert await queue.settle(entry, *answered_in) == UNANSWERED
     assert await queue.pending("w1") == [entry]
     for key, value in forgotten.items():
         await session.redis.restore(key, 60_000, value)
@@ -987,11 +1031,9 @@ class TestBacklog:
 
     async def test_says_whether_it_was_anybodys_before(self, queue: Queue) -> None:
         (entry,) = await queue.parked("s")
-        for claim in (b"fresh", b"take_over"):
-            reply: Any = await run(
-                queue.redis, scripts.TAKE, queue.keys, GROUP, ORPHANS, BACKLOG, "w1"
-            )
-            assert reply == [claim, entry.encode(), [b"session", b"s", b"text", b"x"]]
+        for claim in (Claim.FRESH, Claim.TAKE_OVER):
+            taken = await run(queue.redis, Take(keys=queue.keys, worker="w1"))
+            assert taken == (entry, {b"session": b"s", b"text": b"x"}, claim)
             await queue.orphan("w1", entry)
 
     async def test_whoever_is_idle_is_woken(self, queue: Queue) -> None:
@@ -1080,8 +1122,8 @@ class TestBacklog:
 async def test_one_worker_keeps_a_backlog(queue: Queue) -> None:
     key = Keys(queue.prefix).keeper(MODEL)
 
-    async def keep(worker: str, ttl_ms: int = 60_000) -> Any:
-        return await run(queue.redis, scripts.KEEP, [key], worker, ttl_ms)
+    async def keep(worker: str, ttl_ms: int = 60_000) -> bool:
+        return await run(queue.redis, Keep(keeper=key, worker=worker, ttl_ms=ttl_ms))
 
     assert [await keep("w1"), await keep("w2"), await keep("w1")] == [1, 0, 1]
     assert await queue.redis.pttl(key) > 0
@@ -1157,7 +1199,6 @@ class TestRefused:
     async def test_those_on_their_way_count_too(self, session: Session, queue: Queue) -> None:
         """Whoever is faster: the first of them may wait, the last may not."""
         entries = [(await queue.add("s", f"r{n}"))[0] for n in range(1, 5)]
-        keys = (queue.key, queue.order)
         await session.epoch("r1", entry=entries[0])
         for n, place in {
             4: Standing.SESSION_FULL,
@@ -1165,7 +1206,7 @@ class TestRefused:
             2: Standing.WAITING,
         }.items():
             entry = entries[n - 1]
-            assert await session.enqueue(f"r{n}", entry, most=2, queue=keys) == place
+            assert await session.enqueue(f"r{n}", entry, most=2, queue=queue.order_keys) == place
 
     async def test_those_on_another_server_count_by_their_names(self, session: Session) -> None:
         await session.epoch("r1", entry="1-0")
@@ -1188,8 +1229,15 @@ class TestMark:
     """What the owner decides about a turn's text."""
 
     async def mark(self, session: Session, epoch: str, after: str, entry: str) -> Any:
-        keys = [session.lease, session.text]
-        return await run(session.redis, scripts.MARK, keys, epoch, after, entry, "settle", "1")
+        call = Mark(
+            lease=session.lease,
+            text=session.text,
+            epoch=epoch,
+            after=after,
+            entry=entry,
+            fields={"settle": "1"},
+        )
+        return await run(session.redis, call)
 
     async def texts(self, session: Session) -> list[tuple[bytes, dict[bytes, bytes]]]:
         return await session.redis.xrange(session.text)
@@ -1255,11 +1303,20 @@ class TestBeat:
 
     async def beat(
         self, redis: Redis, key: str, instance: str, *fields: str, living_ms: int = 60_000
-    ) -> Any:
-        return await run(redis, scripts.BEAT, [key], instance, 1500, living_ms, 0, *fields)
+    ) -> int | None:
+        call = Beat(
+            record=key,
+            instance=instance,
+            ttl_ms=1500,
+            living_ms=living_ms,
+            merges=False,
+            fields=dict(zip(fields[::2], fields[1::2], strict=True)),
+        )
+        return await run(redis, call)
 
     async def test_says_the_servers_time(self, redis: Any, key: str) -> None:
-        now_ms = int(await self.beat(redis, key, "a", "state", "ready"))
+        now_ms = await self.beat(redis, key, "a", "state", "ready")
+        assert now_ms is not None
         seconds, micros = await redis.time()
         assert abs(seconds * 1000 + micros / 1000 - now_ms) < 10_000
         record = await redis.hgetall(key)
@@ -1292,10 +1349,10 @@ class TestBeat:
 
     async def test_who_departs_takes_only_his_own(self, redis: Any, key: str) -> None:
         await self.beat(redis, key, "a", "state", "ready")
-        assert await run(redis, scripts.DEPART, [key], "b") == 0
+        assert await run(redis, Depart(record=key, instance="b")) == 0
         assert await redis.exists(key)
-        assert await run(redis, scripts.DEPART, [key], "a") == 1
-        assert await run(redis, scripts.DEPART, [key], "a") == 0
+        assert await run(redis, Depart(record=key, instance="a")) == 1
+        assert await run(redis, Depart(record=key, instance="a")) == 0
         assert await self.beat(redis, key, "b", "state", "ready")
 
 
@@ -1306,13 +1363,37 @@ async def test_a_server_that_forgot_the_scripts_learns_them_again(
     assert (await session.acquire())[0] == Standing.NEW
 
 
-async def test_every_script_says_what_its_keys_and_arguments_are() -> None:
-    for script in vars(scripts).values():
-        if isinstance(script, Script):
-            header = script.source.partition("\nlocal")[0]
-            assert header.startswith("-- "), script.name
-            assert "-- KEYS  " in script.source, script.name
-            assert "-- ARGV  " in script.source, script.name
+def calls(kind: type[Call[Any]] = Call) -> Iterator[type[Call[Any]]]:
+    """Every kind of call that has a script."""
+    for one in kind.__subclasses__():
+        if hasattr(one, "script"):
+            yield one
+        yield from calls(one)
+
+
+def value_of(field: msgspec.structs.FieldInfo) -> Any:
+    """A value for a field of a call that says its name."""
+    for group in (SessionKeys, OrderKeys, BacklogKeys):
+        if field.type in (group, group | None):
+            return group(*group._fields)
+    kind = str(field.type)
+    if "Mapping" in kind:
+        return {f"{field.name}...": ""}
+    if "Sequence[collections" in kind:
+        return [[f"{field.name}..."]]
+    return [f"{field.name}..."] if "Sequence" in kind else field.name
+
+
+@pytest.mark.parametrize("kind", list(calls()), ids=lambda kind: kind.__name__)
+async def test_a_scripts_header_names_the_fields_of_its_call(kind: type[Call[Any]]) -> None:
+    folder = resources.files("voicefleet.worker.store").joinpath("lua")
+    source = folder.joinpath(f"{kind.script.name}.lua").read_text()
+    header = source[source.index("-- KEYS  ") : source.index("\n-- Returns")]
+    keys, argv = header.removeprefix("-- KEYS  ").split("\n-- ARGV  ")
+    call = kind(**{field.name: value_of(field) for field in msgspec.structs.fields(kind)})
+    assert keys.split(", ") == list(call.key_list())
+    names = [arg for arg in call.argv() if isinstance(arg, str) and arg]
+    assert argv.replace("\n--      ", "").split(", ") == names
 
 
 class TestConversation:

@@ -1,7 +1,10 @@
 -- Give up an owner's turn that will never end, or its place among those that wait.
 --
 -- KEYS  lease
--- ARGV  entry, model, owner ("": given up before)
+-- ARGV  entry, model, owner
+-- Returns 1 when the turn was given up.
+--
+-- owner is the worker that holds the lease; empty where it gave the turn up before.
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return 0 end
 redis.call('HDEL', KEYS[1], 'w:' .. ARGV[1] .. ':' .. ARGV[2])
 local held = redis.call('HMGET', KEYS[1], 'active', 'entry', 'model', 'owner')

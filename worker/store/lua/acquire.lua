@@ -1,25 +1,27 @@
 -- Take the session's lease for one request, if it is that request's turn.
 --
--- The lease's epoch is the fence: whoever holds the newest one may append, nobody else. Epochs are
--- server microseconds, so that they grow even after the server has forgotten the last one.
+-- KEYS  lease, audio, session, spoken, refused, requests, order
+-- ARGV  claim, request, entry, model, worker, ttl_ms, least_turn, last_epoch, ticket, earlier...
+-- Returns {standing}, and where the lease is granted {standing, epoch, turn, last, attempts, resume}.
 --
--- KEYS  lease, audio, session, spoken, refused, and the queue and its order where they are on the same server
--- ARGV  claim ("fresh": a turn nobody speaks yet, or ourselves; "take_over": from an owner that is dead or gave it
---       up; "regain": our own turn, after the server forgot some of it; "inquire": a turn that was ours, of which
---       we ask who has it now and take nothing; "inquire_alive": the same, and our attempt did not kill us),
---       request, entry, model, worker, ttl_ms, least turn, our last epoch ("": none), ticket (this call's own:
---       the same call, sent again because its reply was lost, changes nothing),
---       names of requests that stand before, where the queue is elsewhere...
--- Returns {standing, epoch, turn, last, attempts, resume}; the standing is "new", "taken_over", "crash_suspected" (as
--- "taken_over", but its last owner died before any frame of it was heard: the attempt is not counted yet),
--- "held_elsewhere" (another worker speaks this entry), "waiting" (another turn comes first) or "already_answered" (so
--- was its name).
+-- The lease's epoch is the fence: whoever holds the newest one may append, nobody else. Epochs are server
+-- microseconds, so that they grow even after the server has forgotten the last one.
+--
+-- requests, order: the request's queue, only where it is on this server. Otherwise earlier names the session's requests
+-- that stand before this one in its queue.
+-- claim: "fresh": nobody has held the lease for this request, or this worker does. "take_over": its owner is dead or
+-- gave it up. "regain": this worker held it until the server forgot it. "inquire": this worker lost it; say who has it
+-- and take nothing. "inquire_alive": the same, and the attempt that it began did not kill it.
+-- ticket: this call's own. The same call, sent again because its reply was lost, changes nothing.
+-- standing: "new", "taken_over", "crash_suspected" (as "taken_over", but the last owner died before it published any
+-- frame: the attempt is not counted yet), "held_elsewhere" (another worker holds the lease for this entry), "waiting"
+-- (another turn comes first) or "already_answered" (a request of this name).
 local lease, audio, session, spoken, refused = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local claim, request, entry, model, worker = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local asks = claim == 'inquire' or claim == 'inquire_alive'
 local ttl, least, last_epoch, ticket = ARGV[6], tonumber(ARGV[7]), whole(ARGV[8]), ARGV[9]
 
--- These keys are ours alone: one of another type is debris.
+-- Only the fleet writes these keys: delete one of another type.
 for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset', [refused] = 'list'}) do
   local found = redis.call('TYPE', key).ok
   if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
@@ -29,7 +31,7 @@ local now = redis.call('TIME')
 local now_ms = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))
 local waiter = 'w:' .. entry .. ':' .. model
 
--- The stream itself says what was published last; nothing else can disagree with it.
+-- What was published last is read from the stream itself, so that nothing can disagree with it.
 local last_turn, last, ended = 0, -1, true
 local tail = newest(audio)
 if tail then
@@ -65,8 +67,8 @@ end
 
 if held[1] == '1' then
   if held[2] == entry and held[3] == model then
-    -- What we hold without knowing it, we took in a call whose reply was lost; a lease older than our last one
-    -- is what a failover left of the time before us.
+    -- A lease in our name was granted by a call whose reply was lost. One older than our last epoch is what a failover
+    -- brought back.
     local ours = held[9] == worker or whole(held[5]) <= last_epoch
     if claim == 'inquire_alive' and whole(held[6]) > 0 then redis.call('HINCRBY', lease, 'attempts', -1) end
     if asks or (claim ~= 'take_over' and not ours) then return {'held_elsewhere'} end
@@ -74,13 +76,13 @@ if held[1] == '1' then
     local attempts = whole(held[6])
     if held[10] == ticket then return {held[11], held[5], turn, last, attempts, held[8] or ''} end
     if claim ~= 'take_over' then return speak('taken_over', turn, last, attempts, held[8]) end
-    -- A turn of which another frame was heard since its last owner took it is no poison.
+    -- The last owner published a frame: the request did not kill it.
     if last > whole(held[7]) then return speak('taken_over', turn, last, 1, held[8]) end
-    -- One that was given up in good order failed alone, if it failed.
+    -- The last owner gave the turn up in good order: count the attempt, suspect no crash.
     if not held[9] then return speak('taken_over', turn, last, attempts + 1, held[8]) end
     return speak('crash_suspected', turn, last, attempts, held[8])
   end
-  -- Asked for again while it is spoken, it waits for the end: should that be lost, it is who goes on.
+  -- A second request of the name that is being spoken waits for its end: should the turn be lost, it continues it.
   if held[12] ~= request and redis.call('ZSCORE', spoken, request) then
     leave(lease, session, waiter)
     return {'already_answered'}
@@ -88,7 +90,7 @@ if held[1] == '1' then
   return {'waiting'}
 end
 
--- A lease that was lost (expired, or forgotten in a failover) leaves a turn without an end behind.
+-- A lost lease (expired, or forgotten in a failover) leaves a turn without an end in the stream.
 local unended = nil
 if not ended then
   unended = ''
@@ -110,8 +112,8 @@ if spoken_as and (claim ~= 'regain' or spoken_as < last_turn or (spoken_as == la
 end
 if asks then return {'waiting'} end
 
--- What stands before this request in its queue and was not spoken yet may still be on its way here; one
--- whose lease alone was lost goes on as soon as its owner notices.
+-- Requests before this one in its queue that were not spoken yet may not have reached their session yet; one that
+-- only lost its lease continues as soon as its owner notices.
 local earlier = {unpack(ARGV, 10)}
 if KEYS[6] and redis.call('TYPE', KEYS[6]).ok == 'stream' then
   earlier = names_before(KEYS[6], KEYS[7], entry, string.match(audio, '{(.*)}'))
@@ -125,7 +127,7 @@ local fields = redis.call('HGETALL', lease)
 for i = 1, #fields, 2 do
   local other, queue = string.match(fields[i], '^w:(%d+%-%d+):(.+)$')
   if other and fields[i] ~= waiter and (is_before(other, entry) or (other == entry and queue < model)) then
-    -- The place of one that was answered meanwhile is nobody's.
+    -- Remove the place of one that was answered meanwhile.
     if not redis.call('ZSCORE', spoken, string.sub(fields[i + 1], 2)) then return {'waiting'} end
     redis.call('HDEL', lease, fields[i])
   end

@@ -1,7 +1,8 @@
--- Take one request that waits for a slot, out of its turn: it needs none, or has one.
+-- Take one request that waits for a slot, whichever is next.
 --
--- KEYS and ARGV as ``backlog``, and then: entry
--- Returns as ``take``.
+-- KEYS  requests, wake, backlog, books, ranks
+-- ARGV  group, orphans, parked, worker, entry
+-- Returns as take.lua.
 local item = withdraw(ARGV[5])
 if item then return {'fresh', item[1], item[2]} end
 item = pass(ARGV[5], ORPHANS, WORKER)

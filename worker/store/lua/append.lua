@@ -1,11 +1,14 @@
 -- Append entries to the turn that holds the lease: fenced, idempotent, without a gap.
 --
--- Entries that are there already are skipped, so that sending again is harmless; a gap is refused.
---
 -- KEYS  lease, audio, session, spoken, refused
--- ARGV  epoch, turn, n of the first entry, ttl_ms or "", count of entries to keep or "", resume point or "",
---       count of session fields, session fields..., then for each entry: count of fields, fields...
--- Returns the turn's last n (-1: none), -2 when a later owner holds the lease, -3 when the server has forgotten ours.
+-- ARGV  epoch, turn, first, ttl_ms, keep_entries, resume, record..., entries...
+-- Returns the turn's last entry number (-1: none), -2 when a later owner holds the lease, -3 when the server has
+-- forgotten ours.
+--
+-- Entries that are there already are skipped, so that sending them again is harmless; a gap is refused.
+--
+-- first is the number of the first entry. ttl_ms and keep_entries are empty when it is not time for them, resume when
+-- there is no new point. The count of the record's fields and values comes before them, and so for each entry.
 
 local standing = fence(KEYS[1], ARGV[1])
 if standing < 0 then return standing end
@@ -33,7 +36,7 @@ end
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'resume', ARGV[6]) end
 if fields > 0 then
   local noted = redis.pcall('HSET', KEYS[3], unpack(ARGV, 8, 7 + fields))
-  -- The session record is for reading: debris in its place does not silence the voice.
+  -- The record is only for reading: a key of another type in its place does not stop the turn.
   if type(noted) == 'table' and not string.find(noted.err, 'WRONGTYPE', 1, true) then return noted end
 end
 if ARGV[5] ~= '' then redis.call('XTRIM', KEYS[2], 'MAXLEN', '~', ARGV[5]) end

@@ -1,8 +1,10 @@
--- Count what an owner does with a turn that killed the one before it, or seems to have.
+-- Count another attempt at a turn whose last owner seems to have died of it, or forget all attempts.
 --
 -- KEYS  lease
--- ARGV  epoch, "1": another attempt begins; "0": it was survived, those so far count no more
+-- ARGV  epoch, begins
 -- Returns 1 when the lease is ours.
+--
+-- begins: "1": another attempt begins. "0": it has made all the audio that it may make now, so none so far counts.
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' or redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
 if ARGV[2] == '1' then
   redis.call('HINCRBY', KEYS[1], 'attempts', 1)

@@ -1,22 +1,24 @@
--- Shared by scripts that serve the backlog: requests that came while no slot was free.
+-- Shared by the scripts of the backlog: requests that came while no slot was free.
 --
--- They are parked in the group's pending list, in the name of a pseudo consumer, and served by start-time fair
--- queueing: a request's tag is one more than its tenant's last one, or than the tag served last, and the lowest
--- goes first. So tenants take turns however much one of them asks for, and one that comes late is next. The tenant
--- is what stands before the first ':' of the session. When it is a tenant's turn, its requests are served in
--- the order of their ranks: those whose session is in conversation first. All but the pending list can be lost and is
--- made anew from it.
+-- The pending list of the group holds them, in the name of a pseudo consumer. They are served by start-time fair
+-- queueing: a request's tag is one more than the highest of its tenant's last tag and the tag served last, and the
+-- lowest tag is next. So tenants take turns however much one of them asks for, and one that comes late is soon next.
+-- The tenant is what stands before the first ':' of the session. A tenant's own requests are served in the order of their
+-- ranks: those whose session is in conversation first. All keys but the pending list can be lost: they are rebuilt from
+-- it.
 --
--- KEYS  requests, wake, backlog (entry -> tag), books (tenant -> last tag, and the tag served last),
---       ranks (members "<tenant> <0: in conversation, else 1> <entry, in digits of one width>", all of score 0,
---       which is the order of their names)
--- ARGV  group, orphans, parked, worker
+-- KEYS  requests, wake,
+--       backlog (entry -> tag),
+--       books (tenant -> its last tag, and the tag served last),
+--       ranks (members "<tenant> <0: in conversation, else 1> <entry, in digits of one width>", all with score 0,
+--       so that they are in the order of their names)
+-- ARGV  group, orphans, parked (the pseudo consumer), worker
 local QUEUE, WAKE, BACKLOG, BOOKS, RANKS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local GROUP, ORPHANS, PARKED, WORKER = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local BOOKS_TTL = 3600000
 local CHUNK = 256
 
--- These keys are ours alone: one of another type is debris.
+-- Only the fleet writes these keys: delete one of another type.
 for key, kind in pairs({[BACKLOG] = 'zset', [BOOKS] = 'hash', [RANKS] = 'zset'}) do
   local found = redis.call('TYPE', key).ok
   if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
@@ -26,7 +28,7 @@ local function keep_books()
   for _, key in ipairs({BACKLOG, BOOKS, RANKS}) do redis.call('PEXPIRE', key, BOOKS_TTL) end
 end
 
--- The request of an entry, or nothing: somebody has deleted it.
+-- The request of an entry, or nothing where it was deleted.
 local function item_of(entry)
   return redis.call('XRANGE', QUEUE, entry, entry)[1]
 end
@@ -56,7 +58,7 @@ local function enlist(item)
   redis.call('ZADD', RANKS, 0, rank(item, 1))
 end
 
--- Give a request that is in one name to another's. Returns it, or nothing: somebody else has it, or it is gone.
+-- Give a request from one consumer to another. Returns it, or nothing where another has it or it is gone.
 local function pass(entry, from, to)
   if #redis.call('XPENDING', QUEUE, GROUP, entry, entry, 1, from) == 0 then return nil end
   return redis.call('XCLAIM', QUEUE, GROUP, to, 0, entry)[1]

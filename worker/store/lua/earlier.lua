@@ -1,4 +1,4 @@
--- The requests of the same session that stand before this one in its queue.
+-- List the requests of the same session that stand before this one in its queue.
 --
 -- KEYS  requests, order
 -- ARGV  entry, session

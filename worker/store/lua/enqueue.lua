@@ -1,11 +1,13 @@
 -- Let a request wait for its session.
 --
--- KEYS  lease, session, spoken, refused, and the queue and its order where they are on the same server
--- ARGV  request, entry, model, "1" when it interrupts, ttl_ms, how many may wait, conversation_ms,
---       names of requests that stand before, where the queue is elsewhere...
--- Returns {standing, "1" when it interrupts what is before it, "1" when the session is in conversation}; the standing is
--- "waiting", "already_answered" (so was its name), "session_full" (too many wait: it will be answered so) or
--- "held_elsewhere" (another worker speaks this entry).
+-- KEYS  lease, session, spoken, refused, requests, order
+-- ARGV  request, entry, model, interrupts, ttl_ms, most, conversation_ms, earlier...
+-- Returns {standing, "1" when it interrupts the requests before it, "1" when the session is in conversation}.
+--
+-- requests, order and earlier: as in acquire.lua. most: so many may wait in the session. conversation_ms: a session
+-- that spoke within this time is in conversation.
+-- standing: "waiting", "already_answered" (a request of this name), "session_full" (too many wait: the rejection is
+-- kept and published in its order) or "held_elsewhere" (another worker holds the lease for this entry).
 local lease, session, spoken, refused = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local request, entry, model, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[6])
 for key, kind in pairs({[lease] = 'hash', [session] = 'hash', [spoken] = 'zset', [refused] = 'list'}) do
@@ -26,8 +28,8 @@ if redis.call('ZSCORE', spoken, request) and not is_spoken then
   return {'already_answered', '0', '0'}
 end
 
--- Those before it wait here already, or are still on their way from the queue: where it stands does not depend on
--- who is faster.
+-- Requests before it wait here already, or are still in the queue. Both count, so that its place does not depend on
+-- which worker is faster.
 local before, listed, interrupts = 0, {}, ARGV[4] == '1' and not is_spoken
 local fields = redis.call('HGETALL', lease)
 for i = 1, #fields, 2 do
@@ -36,7 +38,7 @@ for i = 1, #fields, 2 do
     local name = string.sub(fields[i + 1], 2)
     before = before + 1
     listed[name] = true
-    -- Asked for a second time, it has interrupted already: not itself, nor what was added since.
+    -- A second request of the same name has interrupted already: neither the first nor what was added since.
     if name == request then interrupts = false end
   end
 end

@@ -1,4 +1,4 @@
--- Shared: numbers, stream ids in their order, and the newest entry of a session's stream.
+-- Shared: numbers, the order of stream ids, the newest entry of a session's stream.
 
 -- A whole number as one of ours is written; 0 for anything else.
 local function whole(value)
@@ -16,8 +16,8 @@ local function is_before(one, other)
   return ms < other_ms or (ms == other_ms and seq < other_seq)
 end
 
--- The newest entry of a session's stream. The key is the fleet's alone: one of another type in its place is debris:
--- what it replaced is forgotten, and the owner of the turn makes up for that.
+-- The newest entry of a session's stream. Only the fleet writes this key: one of another type in its place is deleted,
+-- and the turn's owner publishes again what was lost.
 local function newest(audio)
   local found = redis.pcall('XREVRANGE', audio, '+', '-', 'COUNT', 1)
   if found.err then

@@ -1,5 +1,5 @@
--- Shared: the fence. Epochs only grow, so that one lower than ours, or none, is what a server has that has forgotten ours:
--- after a failover, say. Debris in the lease's place is no lease.
+-- Shared: the fence. Epochs only grow, so a lower one than ours, or none, means that the server has forgotten ours,
+-- after a failover for instance. A key of another type in the lease's place counts as none.
 local function fence(lease, ours)
   local epoch = redis.call('TYPE', lease).ok == 'hash' and redis.call('HGET', lease, 'epoch')
   if epoch == ours then return 0 end

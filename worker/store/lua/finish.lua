@@ -1,10 +1,11 @@
--- End the turn that holds the lease: its end entry and the session's new state, as one.
+-- End the turn that holds the lease: its end entry and the session's new state, in one step.
 --
 -- KEYS  lease, audio, session, spoken, refused, text
--- ARGV  epoch, turn, n of the end entry, ttl_ms, "1" when the turn has a text stream, count of entries to
---       keep, end fields...
--- Returns n when the end stands, the turn's last n when entries before it are missing, -2 when a later owner holds the
--- lease, -3 when the server has forgotten ours.
+-- ARGV  epoch, turn, number, ttl_ms, keep_entries, end...
+-- Returns number when the end stands, the turn's last entry number when entries before it are missing, -2 when a later
+-- owner holds the lease, -3 when the server has forgotten ours.
+--
+-- text: only where the turn has a text stream. number is the end entry's.
 local standing = fence(KEYS[1], ARGV[1])
 if standing < 0 then return standing end
 
@@ -15,10 +16,10 @@ if tail then
   if of == turn then last = tonumber(at) end
 end
 if last >= n then return n end
--- A turn that ends unspoken has no start: its end is n = 1.
+-- A turn that ends unspoken has no start entry: its end is number 1.
 if last ~= n - 1 and not (n == 1 and last == -1) then return last end
 
-redis.call('XADD', KEYS[2], turn .. '-' .. n, unpack(ARGV, 7, #ARGV))
+redis.call('XADD', KEYS[2], turn .. '-' .. n, unpack(ARGV, 6))
 redis.call('HSET', KEYS[1], 'active', '0')
 redis.call('HDEL', KEYS[1], 'resume', 'owner')
 
@@ -31,15 +32,15 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
 end
 if n > 1 then redis.call('HSET', KEYS[1], 'spoke_ms', now_ms) end
 redis.pcall('HSET', KEYS[3], 'state', waiter and 'queued' or 'idle', 'frames', n - 1, 'updated_ms', now_ms)
-if ARGV[5] == '1' then
-  -- An empty one takes its place: what a client still writes must not make a key that stays for ever.
+if KEYS[6] then
+  -- Leave an empty stream with a TTL: what a client still writes must not create a key without one.
   redis.call('DEL', KEYS[6])
   redis.call('XADD', KEYS[6], 'MAXLEN', 0, '*', 'end', '1')
   redis.call('PEXPIRE', KEYS[6], ARGV[4])
 end
 local last_turn = answer_refused(KEYS[5], KEYS[2], KEYS[4], tonumber(turn), waiter, now_ms)
 if last_turn > tonumber(turn) then redis.call('HSET', KEYS[1], 'turn', last_turn) end
--- Turns may be too short for any other time to trim.
-redis.call('XTRIM', KEYS[2], 'MAXLEN', '~', ARGV[6])
+-- Trim here too: a short turn may see no other time for it.
+redis.call('XTRIM', KEYS[2], 'MAXLEN', '~', ARGV[5])
 for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], ARGV[4]) end
 return n

@@ -1,8 +1,10 @@
 -- Become the backlog's keeper, or stay it, or stop being it.
 --
 -- KEYS  keeper
--- ARGV  worker, ttl_ms (0: stop)
+-- ARGV  worker, ttl_ms
 -- Returns 1 when the worker is the keeper now.
+--
+-- ttl_ms: 0: stop.
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'string' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 local keeper = redis.call('GET', KEYS[1])

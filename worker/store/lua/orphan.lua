@@ -1,19 +1,21 @@
 -- Hand requests back: any worker with a free slot may take them, and idle ones are woken.
 --
 -- KEYS  requests, wake
--- ARGV  group, orphans, owner, entries... (none: all that the owner holds, and the owner is removed)
+-- ARGV  group, orphans, owner, entries...
 -- Returns how many were handed back.
+--
+-- entries: none: all that the owner has, and the owner is removed from the group.
 local group, orphans, owner = ARGV[1], ARGV[2], ARGV[3]
 local moved = 0
 
 local function move(ids)
-  -- JUSTID: handing back is no delivery.
+  -- With JUSTID, so that handing back does not count as a delivery.
   moved = moved + #redis.call('XCLAIM', KEYS[1], group, orphans, 0, unpack(ids))
 end
 
 if #ARGV > 3 then
   local ids = {unpack(ARGV, 4)}
-  -- Only what is still the owner's: another worker may have taken it meanwhile.
+  -- Only those that are still the owner's: another worker may have taken one meanwhile.
   local mine = {}
   for _, id in ipairs(ids) do
     local found = redis.call('XPENDING', KEYS[1], group, id, id, 1, owner)

@@ -1,6 +1,7 @@
--- Park requests of ours: they wait for any worker's slot.
+-- Park requests of the worker's: they wait for any worker's slot.
 --
--- KEYS and ARGV as ``backlog``, and then: entries...
+-- KEYS  requests, wake, backlog, books, ranks
+-- ARGV  group, orphans, parked, worker, entries...
 -- Returns how many were parked.
 local parked = 0
 for i = 5, #ARGV do

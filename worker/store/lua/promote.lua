@@ -1,6 +1,7 @@
--- The session of a parked request is in conversation: it comes first when it is its tenant's turn.
+-- Put a parked request before its tenant's others: its session is in conversation.
 --
--- KEYS and ARGV as ``backlog``, and then: entry
+-- KEYS  requests, wake, backlog, books, ranks
+-- ARGV  group, orphans, parked, worker, entry
 -- Returns 1 when it is parked.
 local item = redis.call('ZSCORE', BACKLOG, ARGV[5]) and item_of(ARGV[5])
 if not item then return 0 end

@@ -1,9 +1,8 @@
 -- Shared by scripts that look into a queue: which requests of a session are unfinished, and in which order.
 --
--- Finished entries are deleted, so what stands in the stream is unfinished. A sorted set beside it says whose each
--- entry is: members "<session> <entry> <name>", all of score 0, which is the order of their names. Each entry is
--- read for it once, by the first script that looks so far; "!<entry>" says how far that was. Where the set is lost
--- it is made anew.
+-- Finished entries are deleted, so what is in the stream is unfinished. A sorted set beside it says whose each entry
+-- is: members "<session> <entry> <name>", all with score 0, so that they are in the order of their names. Each entry is
+-- read once, by the first script that looks so far; the member "!<entry>" says how far that was. A lost set is rebuilt.
 local ORDER_TTL = 3600000
 local PAGE = 256
 
@@ -14,7 +13,7 @@ local function whose(item)
     if fields[i] == 'session' then session = fields[i + 1] end
     if fields[i] == 'request' then name = fields[i + 1] end
   end
-  -- An invalid name is none: that turn goes by its entry's id.
+  -- A request with an invalid name has its entry's id as its name.
   if not string.match(name, '^[%w_.:-]+$') or #name > 128 then name = item[1] end
   if session and (not string.match(session, '^[%w_.:-]+$') or #session > 128) then session = nil end
   return session, name
@@ -54,7 +53,7 @@ local function unfinished(queue, order, session)
     if #redis.call('XRANGE', queue, entry, entry) > 0 then
       found[#found + 1] = {entry, name}
     else
-      redis.call('ZREM', order, member)  -- deleted by other hands than ours
+      redis.call('ZREM', order, member)  -- deleted by others than the fleet
     end
   end
   return found

@@ -1,9 +1,9 @@
--- Shared: requests refused because too many wait in their session. They wait for their answer in a list, "<entry> <name>
--- <error>" each, in the order of their entries, and nobody waits with them: whoever moves the session on answers them in
--- that order.
+-- Shared: requests refused because too many wait in their session. A list holds them until they are answered,
+-- "<entry> <name> <error>" each, in the order of their entries. No worker waits with them: whoever moves the session on
+-- publishes their ends in that order.
 local MOST_REFUSED = 1000
 
--- Add one in its place: workers find out about them in any order.
+-- Insert one in the order of entries: workers find them in any order.
 local function refuse(refused, entry, name, problem)
   if redis.call('LLEN', refused) >= MOST_REFUSED then return end
   local line, at = entry .. ' ' .. name .. ' ' .. problem, -1

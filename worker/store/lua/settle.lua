@@ -1,8 +1,10 @@
--- A request is done: off the pending list and off the queue, as one.
+-- Take a request that is done off the queue and off the pending list.
 --
--- KEYS  requests, order, and the session's lease and spoken where they are to be asked whether it was answered
+-- KEYS  requests, order, lease, spoken
 -- ARGV  group, entry, model, request
--- Returns 1 when it was there, 0 when it was not, -1 when it was not answered: a failover has forgotten that.
+-- Returns 1 when it was there, 0 when it was not, -1 when it was not answered, or a failover has forgotten the answer.
+--
+-- lease, spoken: the session's, only where the answer is to be checked.
 if KEYS[3] then
   local held = redis.call('HMGET', KEYS[3], 'active', 'entry', 'model')
   if held[1] == '1' and held[2] == ARGV[2] and held[3] == ARGV[3] then return -1 end

@@ -1,11 +1,12 @@
--- Take the next request for a free slot: one that was given up first, then the backlog's.
+-- Take the next request for a free slot: one that was handed back first, then the backlog's.
 --
--- KEYS and ARGV as ``backlog``
--- Returns {"take_over" (an owner had it before) or "fresh", entry, fields}, or nothing.
+-- KEYS  requests, wake, backlog, books, ranks
+-- ARGV  group, orphans, parked, worker
+-- Returns {claim, entry, fields} or nothing; the claim is "take_over" (an owner had it before) or "fresh".
 while true do
   local pending = redis.call('XPENDING', QUEUE, GROUP, '-', '+', 1, ORPHANS)[1]
   if not pending then break end
-  -- One that somebody has deleted from the queue is taken off the list instead.
+  -- XCLAIM returns nothing for an entry that was deleted from the queue, and takes it off the list.
   local item = redis.call('XCLAIM', QUEUE, GROUP, WORKER, 0, pending[1])[1]
   if item then return {'take_over', item[1], item[2]} end
 end
@@ -28,7 +29,7 @@ while true do
     for _, key in ipairs({BOOKS, RANKS}) do redis.call('DEL', key) end
     return {}
   end
-  -- It is this one's tenant's turn: whichever of the tenant's is next has it, and leaves its own.
+  -- It is this tenant's turn: its best-ranked request is served, and the other gets that one's tag.
   local entry, tag = first[1], first[2]
   local item = item_of(entry)
   local tenant = item and tenant_of(item)

@@ -23,9 +23,10 @@ from bench.resp import Connection, pack
 from bench.testbed import TONE, Testbed, testbed
 from voicefleet.schemas.request import Request, TextPiece
 from voicefleet.worker.audio.chain import AudioChain
-from voicefleet.worker.config.sections import AudioConfig, ToneConfig
+from voicefleet.worker.config.sections import AudioConfig
 from voicefleet.worker.engines.protocol import TurnSpec
 from voicefleet.worker.engines.tone.engine import ToneEngine
+from voicefleet.worker.engines.tone.family import ToneConfig
 from voicefleet.worker.models.loaded_model import Resident
 from voicefleet.worker.text.feed import TextFeed
 from voicefleet.worker.voicepacks import voicepack

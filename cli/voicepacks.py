@@ -61,6 +61,7 @@ def list_(*, directory: Directory = "", as_json: Json = False) -> None:
 def check(*, directory: Directory = "", as_json: Json = False) -> int:
     """Check whether each can be loaded, and print why not; exit status 1 where one cannot."""
     require("worker")
+    from voicefleet.worker.engines import registry  # noqa: PLC0415
     from voicefleet.worker.voicepacks import voicepack  # noqa: PLC0415
 
     folder = voicepack.default_directory(directory)
@@ -68,7 +69,7 @@ def check(*, directory: Directory = "", as_json: Json = False) -> int:
     for path in voicepack.folders(Path(folder)):
         try:
             pack = voicepack.read(path)
-            findings = voicepack.check(pack)
+            findings = registry.check(pack)
             name = pack.model_id
             there = voicepack.is_fetched(pack)
         except voicepack.VoicepackError as error:

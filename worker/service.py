@@ -25,11 +25,11 @@ from voicefleet.worker.context import WorkerContext
 from voicefleet.worker.control.key_watch import KeyWatch
 from voicefleet.worker.drain import Drain, obeying_signals
 from voicefleet.worker.engines.protocol import EngineInfo
+from voicefleet.worker.engines.registry import slots_of
 from voicefleet.worker.heartbeat import Heartbeat
 from voicefleet.worker.intake.intake import Intake
 from voicefleet.worker.intake.pending_reconciler import PendingReconciler
 from voicefleet.worker.loop_monitor import LoopMonitor
-from voicefleet.worker.models.engine_registry import slots_of
 from voicefleet.worker.models.pool import ModelPool
 from voicefleet.worker.models.slots import Slots
 from voicefleet.worker.publish.publisher import Publisher

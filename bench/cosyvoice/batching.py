@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from bench.cosyvoice.operations import Operations, count
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import budget
 from voicefleet.worker.engines.cosyvoice2.devices import DTYPES
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
 from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
 from voicefleet.worker.engines.cosyvoice2.lm import sampling

@@ -25,7 +25,7 @@ from bench.cosyvoice.operations import Operations, Tally, counted_synchronisatio
 from bench.cosyvoice.packs import PackName, pack_of
 from bench.cosyvoice.plan import ALONE, EnginePlan, Part
 from bench.report import Figure, Report, figure
-from voicefleet.worker.config.sections import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.hosting.cores import factory_of
 from voicefleet.worker.engines.protocol import EngineError
 from voicefleet.worker.voicepacks.voicepack import Voicepack

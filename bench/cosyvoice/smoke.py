@@ -29,8 +29,8 @@ from bench.cosyvoice.load import Closed
 from bench.cosyvoice.operations import count
 from bench.cosyvoice.packs import pack_of
 from bench.cosyvoice.trace import device_events
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import devices
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 
 PACKAGES: Final = (
     *("torch", "triton", "numpy", "transformers", "tokenizers", "safetensors", "onnx"),

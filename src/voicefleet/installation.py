@@ -40,15 +40,15 @@ def missing(*extras: str) -> list[str]:
     return [extra for extra in extras if not all(map(find_spec, _MODULES[extra]))]
 
 
-def install(*extras: str) -> str:
-    """The pip command that adds extras to this installation, from where voicefleet came."""
+def install(*extras: str, package: str = "voicefleet") -> str:
+    """The pip command that adds extras to an installed package, from where that came."""
     wanted = ",".join(extras)
     try:
-        direct_url = distribution("voicefleet").read_text("direct_url.json")
+        direct_url = distribution(package).read_text("direct_url.json")
     except PackageNotFoundError:  # run from its source tree
-        return f"pip install '.[{wanted}]' in voicefleet's source tree"
+        return f"pip install '.[{wanted}]' in {package}'s source tree"
     if direct_url is None:
-        return f"pip install 'voicefleet[{wanted}]'"
+        return f"pip install '{package}[{wanted}]'"
     origin = msgspec.json.decode(direct_url, type=_Origin)
     if origin.dir_info is not None:
         editable = "-e " if origin.dir_info.editable else ""
@@ -58,7 +58,7 @@ def install(*extras: str) -> str:
         source = f"{origin.vcs_info.vcs}+{source}"
         if origin.vcs_info.requested_revision:
             source += f"@{origin.vcs_info.requested_revision}"
-    return f"pip install 'voicefleet[{wanted}] @ {source}'"
+    return f"pip install '{package}[{wanted}] @ {source}'"
 
 
 def shipped(folder: str) -> Path:

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from tests.harness.fleet import HANG_S, Orchestrator, serving
 from voicefleet.schemas.keys import GROUP
-from voicefleet.worker.config.sections import ToneConfig
+from voicefleet.worker.engines.tone.family import ToneConfig
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.harness.fleet import Orchestrator, serving
 from voicefleet.schemas.audio import Frame
-from voicefleet.worker.config.sections import ToneConfig
+from voicefleet.worker.engines.tone.family import ToneConfig
 
 pytestmark = pytest.mark.anyio
 

@@ -20,13 +20,9 @@ from voicefleet.schemas.audio import AudioEntry, End, Frame, Start
 from voicefleet.schemas.keys import BACKLOG, GROUP, Keys
 from voicefleet.wire.connect import connect
 from voicefleet.wire.endpoint import RedisConfig, resolve
-from voicefleet.worker.config.sections import (
-    Config,
-    EngineConfig,
-    ModelManagerConfig,
-    ToneConfig,
-    WorkerConfig,
-)
+from voicefleet.worker.config.sections import Config, ModelManagerConfig, WorkerConfig
+from voicefleet.worker.engines.registry import EngineConfig
+from voicefleet.worker.engines.tone.family import ToneConfig
 from voicefleet.worker.service import Service
 
 HANG_S = 60.0

@@ -28,9 +28,9 @@ from verify.chaos.standalone import Standalone
 from verify.chaos.workers import Workers, WorkerSpec
 from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
-from voicefleet.worker.config.sections import EngineConfig
 from voicefleet.worker.engines.protocol import EngineError, Samples, Segment, TurnSpec
 from voicefleet.worker.engines.tone.engine import RATE, ToneEngine
+from voicefleet.worker.engines.tone.family import ToneConfig
 from voicefleet.worker.voicepacks import voicepack
 
 pytestmark = pytest.mark.anyio
@@ -77,7 +77,7 @@ class TestSaboteur:
 
     @pytest.fixture
     async def engine(self, packs: Path) -> SaboteurEngine:
-        engine = SaboteurEngine(voicepack.read(packs / "saboteur/test"), EngineConfig())
+        engine = SaboteurEngine(voicepack.read(packs / "saboteur/test"), ToneConfig())
         await engine.load()
         return engine
 
@@ -90,7 +90,7 @@ class TestSaboteur:
         return np.concatenate(made)
 
     async def test_it_speaks_as_the_tone_does(self, engine: SaboteurEngine, packs: Path) -> None:
-        tone = ToneEngine(voicepack.read(packs / "tone/test"), EngineConfig().tone)
+        tone = ToneEngine(voicepack.read(packs / "tone/test"), ToneConfig())
         await tone.load()
         assert np.array_equal(
             await self.speak(engine, self.TEXT), await self.speak(tone, self.TEXT)
@@ -108,7 +108,7 @@ class TestSaboteur:
         for seed in (1, 2):
             with pytest.raises(EngineError, match="faltered"):
                 await self.speak(engine, text, seed)
-        tone = ToneEngine(voicepack.read(packs / "tone/test"), EngineConfig().tone)
+        tone = ToneEngine(voicepack.read(packs / "tone/test"), ToneConfig())
         await tone.load()
         assert np.array_equal(await self.speak(engine, text), await self.speak(tone, text))
 

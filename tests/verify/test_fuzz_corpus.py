@@ -15,7 +15,6 @@ from structlog.testing import capture_logs
 from voicefleet.wire.endpoint import BadUrlError, parse
 from voicefleet.wire.link import Link, LinkClosedError
 from voicefleet.worker.config.loading import ConfigError, load
-from voicefleet.worker.config.sections import PiperConfig
 from voicefleet.worker.control.session_watch import Directive, SessionWatch
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
@@ -25,6 +24,7 @@ from voicefleet.worker.engines.hosting.messages import Alive, Audio, Logged, Pro
 from voicefleet.worker.engines.hosting.process import EngineProcess
 from voicefleet.worker.engines.hosting.remote import RemoteCore
 from voicefleet.worker.engines.piper.engine import PiperEngine
+from voicefleet.worker.engines.piper.family import PiperConfig
 from voicefleet.worker.engines.protocol import (
     EngineError,
     EngineInfo,

@@ -15,20 +15,20 @@ import os
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import anyio
 import numpy as np
 
-from voicefleet.worker.config.sections import EngineConfig
 from voicefleet.worker.engines.protocol import Chunk, EngineError, EngineInfo, Segment, TurnSpec
+from voicefleet.worker.engines.tone import family as tone
 from voicefleet.worker.engines.tone.engine import RATE, ToneEngine
-from voicefleet.worker.models import engine_registry
+from voicefleet.worker.engines.tone.family import ToneConfig
 from voicefleet.worker.voicepacks import voicepack
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
-FAMILY: Final = "saboteur"
 MODEL: Final = "saboteur-test"
 TONE: Final = Path("tone/test")
 SLOTS: Final = 8
@@ -43,8 +43,8 @@ _CUT: Final = 10 * RATE // 50
 class SaboteurEngine:
     """Speaks as the tone engine, unless the first word says otherwise."""
 
-    def __init__(self, pack: Voicepack, config: EngineConfig) -> None:
-        self._tone = ToneEngine(pack, config.tone)
+    def __init__(self, pack: Voicepack, config: ToneConfig) -> None:
+        self._tone = ToneEngine(pack, config)
         self._tried: set[tuple[str, int]] = set()
 
     @property
@@ -119,16 +119,11 @@ def write_voicepacks(directory: Path, source: Path) -> None:
     """Write the run's voicepacks: the tone's own, copied from ``source``, and the saboteur's."""
     metadata = (source / TONE / voicepack.METADATA).read_text(encoding="utf-8")
     shutil.copytree(source / TONE, directory / TONE)
-    folder = directory / FAMILY / "test"
+    folder = directory / FAMILY.name / "test"
     folder.mkdir(parents=True)
-    ours = metadata.replace("family: tone", f"family: {FAMILY}").replace("tone-test", MODEL)
+    ours = metadata.replace("family: tone", f"family: {FAMILY.name}").replace("tone-test", MODEL)
     (folder / voicepack.METADATA).write_text(ours, encoding="utf-8")
 
 
-def register() -> None:
-    """Let this process's worker know the family. Call it before the worker's modules are loaded."""
-    slots_of = engine_registry.slots_of
-    engine_registry._FACTORIES[FAMILY] = SaboteurEngine  # pyright: ignore[reportPrivateUsage]
-    engine_registry.slots_of = lambda pack, config: (
-        SLOTS if pack.family == FAMILY else slots_of(pack, config)
-    )
+FAMILY: Final = replace(tone.FAMILY, name="saboteur", engine=SaboteurEngine, slots=lambda _: SLOTS)
+"""What ``plugin/saboteur-0.dist-info`` names: to a worker this is another package's engine."""

@@ -1,11 +1,10 @@
-"""``python -m verify.chaos.worker ...``: ``voicefleet worker ...`` that knows the saboteur."""
+"""``python -m verify.chaos.worker ...``: ``voicefleet worker ...`` with the saboteur installed."""
 
 import sys
+from pathlib import Path
 
-from verify.chaos import sabotage
+from voicefleet.cli import main
 
 if __name__ == "__main__":
-    sabotage.register()
-    from voicefleet.cli import main  # after what it is to know
-
+    sys.path.append(str(Path(__file__).with_name("plugin")))
     sys.exit(main(["worker", *sys.argv[1:]]))

@@ -13,8 +13,8 @@ import onnx
 from tests.harness import tiny_vits
 from verify.fuzz.mutators import NUMBERS, spoil, spoil_tree
 from verify.fuzz.target import Target, ensure
-from voicefleet.worker.config.sections import PiperConfig
 from voicefleet.worker.engines.piper.engine import PiperEngine
+from voicefleet.worker.engines.piper.family import PiperConfig
 from voicefleet.worker.engines.protocol import EngineError, Segment, TurnSpec
 from voicefleet.worker.voicepacks.voicepack import Source, Voicepack
 

@@ -13,6 +13,7 @@ from verify.fuzz.mutators import BROKEN_UTF8, NUMBERS, spoil, spoil_tree
 from verify.fuzz.target import Target, ensure
 from voicefleet.wire.endpoint import BadUrlError, parse
 from voicefleet.worker.config.loading import KEYS, ConfigError, load, variable
+from voicefleet.worker.engines import registry
 from voicefleet.worker.voicepacks import voicepack as packs
 from voicefleet.worker.voicepacks.voicepack import METADATA, VoicepackError, is_inside
 
@@ -127,7 +128,7 @@ def _pack(scratch: Path) -> tuple[Path, list[bytes], Callable[[], object]]:
                 pack.file(role)
             except VoicepackError:
                 continue
-        packs.check(pack)
+        registry.check(pack)
 
     return folder / METADATA, seeds, read
 

@@ -26,26 +26,13 @@ from msgspec import inspect
 from voicefleet.schemas.fields import MODEL, excerpt
 from voicefleet.schemas.keys import BACKLOG, ORPHANS
 from voicefleet.wire.endpoint import BadUrlError, parse
-from voicefleet.worker.config import plain_yaml
-from voicefleet.worker.config.plain_yaml import PlainLoader
-from voicefleet.worker.config.sections import Config, CosyVoice2Config
+from voicefleet.worker import plain_yaml
+from voicefleet.worker.config.sections import Config
+from voicefleet.worker.engines import registry
+from voicefleet.worker.plain_yaml import PlainLoader
 
 ENVIRONMENT_PREFIX: Final = "VOICEFLEET_"
 TEST_PREFIX: Final = "VOICEFLEET_TEST_"
-
-SECRETS: Final = frozenset({"redis.url", "redis.password", "redis.sentinel_password"})
-"""Keys whose values no error shows."""
-
-PATHS: Final = frozenset(
-    {
-        "model_manager.voicepacks_dir",
-        "redis.password_file",
-        "redis.tls_ca_file",
-        "redis.tls_cert_file",
-        "redis.tls_key_file",
-    }
-)
-"""Keys that name a file or a directory."""
 
 # A Kubernetes service called voicefleet-redis puts VOICEFLEET_REDIS_PORT=tcp://... into every pod.
 _SERVICE_LINK: Final = re.compile(
@@ -128,6 +115,28 @@ def _leaves(section: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[s
 
 KEYS: Final[Mapping[str, Any]] = dict(_leaves(Config))
 """Every key with the type of its value: ``worker.models.slots``, ``engine.tone.rtf``, ..."""
+
+
+def _marked(mark: str) -> Iterator[str]:
+    """The keys whose types say so (``worker.section``)."""
+    for key, kind in KEYS.items():
+        info = inspect.type_info(kind)
+        if isinstance(info, inspect.Metadata) and info.extra and mark in info.extra:
+            yield key
+
+
+SECRETS: Final = frozenset(
+    ("redis.url", "redis.password", "redis.sentinel_password", *_marked("secret"))
+)
+"""Keys whose values no error shows."""
+
+PATHS: Final = frozenset(
+    (
+        *("redis.password_file", "redis.tls_ca_file", "redis.tls_cert_file", "redis.tls_key_file"),
+        *_marked("path"),
+    )
+)
+"""Keys that name a file or a directory."""
 
 _SECTIONS: Final = frozenset(
     key[:at] for key in KEYS for at, character in enumerate(key) if character == "."
@@ -245,6 +254,8 @@ def _checked(key: str, value: object, source: str, base: Path, *, strict: bool =
 def _allowed(kind: inspect.Type) -> str:
     """The values a type allows, in words."""
     match kind:
+        case inspect.Metadata():
+            return _allowed(kind.type)
         case inspect.BoolType():
             return "true or false"
         case inspect.IntType():
@@ -271,6 +282,10 @@ def _limits(kind: inspect.IntType | inspect.FloatType) -> str:
 
 def _unknown(source: str, name: str, known: Iterable[str]) -> ConfigError:
     names = sorted(known)
+    for family, problem in registry.BROKEN.items():
+        section = f"engine.{family}"
+        if f"{name}.".startswith(f"{section}.") or name.startswith(f"{variable(section)}_"):
+            return ConfigError(source, section, problem)
     last = name.rpartition(".")[2]
     elsewhere = [key for key in names if key.endswith(f".{last}")]
     near = difflib.get_close_matches(name, elsewhere or names, n=1, cutoff=0.0)
@@ -304,12 +319,7 @@ def _with_implied(config: Config) -> Config:
 
 def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     """Values that are allowed one by one but not together: the key, and what is wrong."""
-    worker, manager, redis, piper = (
-        config.worker,
-        config.model_manager,
-        config.redis,
-        config.engine.piper,
-    )
+    worker, manager, redis = config.worker, config.model_manager, config.redis
     if not _WORKER_NAME.fullmatch(worker.name):
         yield "worker.name", "is not up to 128 characters of A-Z a-z 0-9 _ . : @ -"
     if worker.name in (ORPHANS, BACKLOG):
@@ -344,50 +354,12 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
             f"is not above dead_after_ms={worker.dead_after_ms}: "
             "a turn could not be taken over in time",
         )
-    if piper.first_chars > piper.max_chars:
-        yield "engine.piper.first_chars", f"is more than max_chars={piper.max_chars}"
-    for key, problem in _cosyvoice2_contradictions(config.engine.cosyvoice2):
-        yield f"engine.cosyvoice2.{key}", problem
+    for name, family in registry.FAMILIES.items():
+        for key, problem in family.contradictions(getattr(config.engine, name)):
+            yield f"engine.{name}.{key}", problem
     try:
         parse(redis.url)
     except BadUrlError as error:
         yield "redis.url", str(error)
     if redis.tls_key_file and not redis.tls_cert_file:
         yield "redis.tls_key_file", "needs redis.tls_cert_file beside it"
-
-
-def _cosyvoice2_contradictions(config: CosyVoice2Config) -> Iterator[tuple[str, str]]:
-    if config.first_chars > config.max_chars:
-        yield "first_chars", f"is more than max_chars={config.max_chars}"
-    if config.slots > config.max_slots:
-        yield "slots", f"{config.slots} is more than max_slots={config.max_slots}"
-    if config.device == "cpu":
-        if config.cuda_graphs == "on":
-            yield "cuda_graphs", "needs a GPU, but device is cpu"
-        if config.dtype == "fp16":
-            yield "dtype", "fp16 needs a GPU, but device is cpu"
-        if config.compile:
-            yield "compile", "needs CUDA graphs, but device is cpu"
-        if config.llm_backend == "vllm":
-            yield "llm_backend", "vllm needs a GPU, but device is cpu"
-        if config.estimator_backend == "tensorrt":
-            yield "estimator_backend", "tensorrt needs a GPU, but device is cpu"
-    if config.upstream_exact and config.estimator_backend != "native":
-        yield "upstream_exact", "needs estimator_backend=native: its last pass is not streamed"
-    if config.upstream_exact and config.llm_backend != "native":
-        yield "upstream_exact", "needs llm_backend=native"
-    if config.text_streaming and config.llm_backend != "native":
-        yield "text_streaming", "needs llm_backend=native"
-    defaults = CosyVoice2Config()
-    if config.implementation == "upstream":
-        ours = ("first_chunk_tokens", "flow_cache_mb", "flow_batch", "cuda_graphs", "compile",
-                "llm_backend", "estimator_backend", "text_streaming", "upstream_exact")  # fmt: skip
-        for key in ours:
-            if getattr(config, key) != getattr(defaults, key):
-                yield key, "needs implementation=native"
-        if config.dtype == "bf16":
-            yield "dtype", "bf16 needs implementation=native"
-    else:
-        for key in ("load_jit", "load_trt", "load_vllm"):
-            if getattr(config, key):
-                yield key, "needs implementation=upstream"

@@ -39,8 +39,8 @@ from anyio.lowlevel import checkpoint
 from voicefleet.schemas.control import Level
 from voicefleet.schemas.request import Request, TextPiece
 from voicefleet.worker.config.sections import Config
-from voicefleet.worker.models import engine_registry
-from voicefleet.worker.models.engine_registry import EngineFactory, UnknownModelError
+from voicefleet.worker.engines import registry
+from voicefleet.worker.engines.registry import EngineFactory, UnknownModelError
 from voicefleet.worker.models.loaded_model import LoadedModel
 from voicefleet.worker.models.pool import ModelPool
 from voicefleet.worker.publish.frame_queue import FrameQueue
@@ -76,7 +76,7 @@ class VoiceAdapter:
         config: Config,
         model_id: str | None = None,
         *,
-        build: EngineFactory = engine_registry.build,
+        build: EngineFactory = registry.build,
     ) -> None:
         manager = config.model_manager
         named = (model_id, manager.default_model_id, *config.worker.models)

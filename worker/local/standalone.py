@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 import anyio
 
 from voicefleet.worker.config.sections import Config
+from voicefleet.worker.engines import registry
 from voicefleet.worker.engines.protocol import Engine
-from voicefleet.worker.models import engine_registry
-from voicefleet.worker.models.engine_registry import UnknownModelError
+from voicefleet.worker.engines.registry import UnknownModelError
 from voicefleet.worker.models.loaded_model import LoadedModel
 from voicefleet.worker.voicepacks import voicepack
 from voicefleet.worker.voicepacks.voicepack import Voicepack
@@ -44,7 +44,7 @@ async def loaded(
         EngineLoadError: It could not be loaded.
         UnknownModelError: No engine speaks such models.
     """
-    build = engine_registry.build_in_process if in_process else engine_registry.build
+    build = registry.build_in_process if in_process else registry.build
     engine = build(pack, config.engine)
     try:
         await engine.load()

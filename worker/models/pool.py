@@ -16,10 +16,10 @@ import structlog
 from anyio import TASK_STATUS_IGNORED, CancelScope, CapacityLimiter, Event
 from anyio.abc import TaskGroup, TaskStatus
 
-from voicefleet.worker.config.sections import AudioConfig, EngineConfig, ModelManagerConfig
+from voicefleet.worker.config.sections import AudioConfig, ModelManagerConfig
+from voicefleet.worker.engines import registry
 from voicefleet.worker.engines.protocol import EngineError, EngineInfo, EngineLoadError
-from voicefleet.worker.models import engine_registry
-from voicefleet.worker.models.engine_registry import EngineFactory, UnknownModelError
+from voicefleet.worker.engines.registry import EngineConfig, EngineFactory, UnknownModelError
 from voicefleet.worker.models.loaded_model import LoadedModel
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
@@ -77,7 +77,7 @@ class ModelPool:
         packs: Mapping[str, Voicepack],
         models: Sequence[str],
         *,
-        build: EngineFactory = engine_registry.build,
+        build: EngineFactory = registry.build,
     ) -> None:
         self._config = config
         self._engines = engines

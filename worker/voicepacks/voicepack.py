@@ -16,8 +16,8 @@ from msgspec import Meta
 
 from voicefleet import installation
 from voicefleet.schemas.fields import excerpt
-from voicefleet.worker.config import plain_yaml
-from voicefleet.worker.config.plain_yaml import PlainLoader
+from voicefleet.worker import plain_yaml
+from voicefleet.worker.plain_yaml import PlainLoader
 
 METADATA = "metadata.yaml"
 
@@ -197,8 +197,8 @@ def folders(directory: Path) -> list[Path]:
     return sorted(path.parent for path in directory.glob(f"*/*/{METADATA}"))
 
 
-def check(pack: Voicepack) -> list[str]:
-    """What stands in the way of loading this pack; empty where nothing does."""
+def missing(pack: Voicepack) -> list[str]:
+    """Which of the files that the metadata names are not there, and what to do about it."""
     if not is_fetched(pack):
         return [f"{pack.model_id}: not fetched: run `voicefleet voicepacks fetch {pack.model_id}`"]
     findings: list[str] = []
@@ -207,17 +207,9 @@ def check(pack: Voicepack) -> list[str]:
             pack.file(role)
         except VoicepackError as error:
             findings.append(str(error))
-    if not findings and "config" in pack.source.files:
-        findings += _check_rate(pack, pack.file("config"))
     for name, prompt in pack.prompts.items():
         if not (pack.directory / prompt.audio).is_file():
             findings.append(f"{pack.model_id}: there is no recording for the prompt {name!r}")
-    if pack.family == "cosyvoice2":
-        from voicefleet.worker.engines.cosyvoice2.pack import (  # noqa: PLC0415 packs know no engine
-            check as pack_check,
-        )
-
-        findings += pack_check.check(pack.directory, pack.native_rate)
     return findings
 
 
@@ -308,26 +300,3 @@ def _package_root(package: str, model_id: str) -> Path:
         raise VoicepackError(
             f"{model_id}: the package {package!r} is not installed: pip install {package}"
         ) from None
-
-
-def _check_rate(pack: Voicepack, config: Path) -> list[str]:
-    """Compare the promised rate with what the model's own JSON says, where it says it."""
-    rate = _declared_rate(config)
-    if rate is None or rate == pack.native_rate:
-        return []
-    return [f"{pack.model_id}: native_rate is {pack.native_rate} Hz, but {config} says {rate} Hz"]
-
-
-class _Audio(msgspec.Struct, frozen=True):
-    sample_rate: int | None = None
-
-
-class _ModelConfig(msgspec.Struct, frozen=True):
-    audio: _Audio = _Audio()
-
-
-def _declared_rate(config: Path) -> int | None:
-    try:
-        return msgspec.json.decode(config.read_bytes(), type=_ModelConfig).audio.sample_rate
-    except (OSError, msgspec.DecodeError):
-        return None

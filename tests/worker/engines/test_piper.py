@@ -17,7 +17,6 @@ from anyio import to_thread
 from msgspec.structs import replace
 
 from tests.harness import ROOT
-from voicefleet.worker.config.sections import PiperConfig
 from voicefleet.worker.engines.piper.edges import AUDIBLE
 from voicefleet.worker.engines.piper.engine import (
     CHUNK_S,
@@ -25,6 +24,7 @@ from voicefleet.worker.engines.piper.engine import (
     LARGEST_WINDOW_S,
     PiperEngine,
 )
+from voicefleet.worker.engines.piper.family import PiperConfig
 from voicefleet.worker.engines.piper.inference_pool import InferencePool
 from voicefleet.worker.engines.protocol import (
     CannotSpeakError,

@@ -8,7 +8,6 @@ import pytest
 
 from tests.harness import ROOT
 from voicefleet.worker.audio.loudness import gain_for, integrated_loudness
-from voicefleet.worker.config.sections import ToneConfig
 from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     Chunk,
@@ -18,6 +17,7 @@ from voicefleet.worker.engines.protocol import (
     TurnSpec,
 )
 from voicefleet.worker.engines.tone.engine import RATE, ToneEngine
+from voicefleet.worker.engines.tone.family import ToneConfig
 from voicefleet.worker.voicepacks import voicepack
 
 pytestmark = pytest.mark.anyio

@@ -14,13 +14,7 @@ from redis.asyncio import Redis
 
 from tests.harness.fleet import ROOT, Orchestrator, serving
 from voicefleet.schemas.request import InvalidRequest
-from voicefleet.worker.config.sections import (
-    AudioConfig,
-    Config,
-    EngineConfig,
-    ModelManagerConfig,
-    WorkerConfig,
-)
+from voicefleet.worker.config.sections import AudioConfig, Config, ModelManagerConfig, WorkerConfig
 from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     Chunk,
@@ -31,9 +25,9 @@ from voicefleet.worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
+from voicefleet.worker.engines.registry import EngineConfig, UnknownModelError
 from voicefleet.worker.local import adapter
 from voicefleet.worker.local.adapter import AdapterError, VoiceAdapter
-from voicefleet.worker.models.engine_registry import UnknownModelError
 from voicefleet.worker.publish.frame_queue import MADE_AHEAD_FRAMES
 from voicefleet.worker.synthesis.turn import TurnState
 from voicefleet.worker.voicepacks.voicepack import Voicepack

@@ -10,7 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from tests.harness import ROOT
-from voicefleet.worker.config.sections import AudioConfig, EngineConfig, ModelManagerConfig
+from voicefleet.worker.config.sections import AudioConfig, ModelManagerConfig
+from voicefleet.worker.engines import registry
 from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     Chunk,
@@ -21,8 +22,7 @@ from voicefleet.worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from voicefleet.worker.models import engine_registry
-from voicefleet.worker.models.engine_registry import UnknownModelError
+from voicefleet.worker.engines.registry import EngineConfig, UnknownModelError
 from voicefleet.worker.models.pool import ModelPool
 from voicefleet.worker.voicepacks import voicepack
 from voicefleet.worker.voicepacks.voicepack import Voicepack
@@ -431,7 +431,7 @@ async def test_unknown_models_are_errors(fleet: Fleet) -> None:
 async def test_a_family_without_an_engine_is_refused() -> None:
     pack = replace(TONE, family="viola", model_id="viola-x")
     with pytest.raises(UnknownModelError, match=r"cosyvoice2-\*, piper-\*, tone-\*"):
-        engine_registry.build(pack, EngineConfig())
+        registry.build(pack, EngineConfig())
     pool = ModelPool(
         ModelManagerConfig(), EngineConfig(), AudioConfig(), {"viola-x": pack}, ["viola-x"]
     )

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from tests.harness import ROOT
+from voicefleet.worker.engines import registry
 from voicefleet.worker.voicepacks import voicepack
 from voicefleet.worker.voicepacks.voicepack import VoicepackError
 
@@ -33,7 +34,7 @@ def write(root: Path, folder: str = "piper/x", **changes: object) -> Path:
 def test_shipped_packs_are_sound() -> None:
     packs = voicepack.discover(SHIPPED)
     assert {"tone-test", "piper-en-joe"} <= packs.keys()
-    assert voicepack.check(packs["tone-test"]) == []
+    assert registry.check(packs["tone-test"]) == []
 
 
 def test_a_pack_that_is_not_fetched_is_listed() -> None:
@@ -41,7 +42,7 @@ def test_a_pack_that_is_not_fetched_is_listed() -> None:
     assert not pack.synthetic and pack.native_rate == 24000 and pack.licence == "Apache-2.0"
     assert pack.targets is not None and pack.targets.first_audio_ms == 150
     if not voicepack.is_fetched(pack):
-        assert voicepack.check(pack) == [
+        assert registry.check(pack) == [
             "cosyvoice2-en-base: not fetched: run `voicefleet voicepacks fetch cosyvoice2-en-base`"
         ]
 
@@ -53,7 +54,7 @@ def test_a_pack_that_is_fetched_in_part(tmp_path: Path) -> None:
     (folder / "llm.pt").touch()
     pack = voicepack.read(folder)
     assert voicepack.is_fetched(pack)
-    findings = voicepack.check(pack)
+    findings = registry.check(pack)
     assert f"there is no {folder / 'flow.pt'}" in findings
     assert f"there is no {folder / 'cosyvoice2.yaml'}" in findings
     assert f"there is no {folder / 'llm.pt'}" not in findings
@@ -66,7 +67,7 @@ def test_a_valid_pack_is_read(tmp_path: Path) -> None:
     pack = voicepack.discover(tmp_path)["piper-x"]
     assert pack.directory == folder
     assert pack.file("model") == folder / "x.onnx"
-    assert voicepack.check(pack) == []
+    assert registry.check(pack) == []
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 def test_check_finds_what_is_missing(tmp_path: Path) -> None:
     folder = write(tmp_path, prompts={"anna": {"audio": "anna.wav"}})
     (folder / "x.onnx").touch()
-    findings = voicepack.check(voicepack.read(folder))
+    findings = registry.check(voicepack.read(folder))
     assert len(findings) == 2
     assert "x.onnx.json" in findings[0]
     assert "'anna'" in findings[1]
@@ -146,7 +147,7 @@ def test_check_finds_another_rate(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "x.onnx").touch()
     (folder / "x.onnx.json").write_text('{"audio": {"sample_rate": 16000}}')
-    (finding,) = voicepack.check(voicepack.read(folder))
+    (finding,) = registry.check(voicepack.read(folder))
     assert "22050 Hz" in finding
     assert "16000 Hz" in finding
 
@@ -154,7 +155,7 @@ def test_check_finds_another_rate(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_with_its_remedy(tmp_path: Path) -> None:
     source = {"package": "no-such-voice-package", "files": {"model": "x.onnx"}}
     pack = voicepack.read(write(tmp_path, source=source))
-    (finding,) = voicepack.check(pack)
+    (finding,) = registry.check(pack)
     assert "pip install no-such-voice-package" in finding
     with pytest.raises(VoicepackError, match="names no 'config'"):
         pack.file("config")

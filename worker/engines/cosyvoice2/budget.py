@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from voicefleet.worker.config.sections import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.flow.blocks import page_bytes, state_bytes
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import Hyperparameters
 from voicefleet.worker.engines.cosyvoice2.lm.qwen2 import KVCache

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import torch
 
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceError, CosyVoiceOOMError
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.lm.decoding import MAX_MULTI_STEP
 from voicefleet.worker.engines.cosyvoice2.loading import load
 from voicefleet.worker.engines.cosyvoice2.model_runner import ModelRunner

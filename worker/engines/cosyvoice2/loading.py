@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import budget, devices
 from voicefleet.worker.engines.cosyvoice2.backends import (
     requirements,
@@ -20,6 +19,7 @@ from voicefleet.worker.engines.cosyvoice2.backends.recomputing import (
 )
 from voicefleet.worker.engines.cosyvoice2.budget import Budget
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
 from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
 from voicefleet.worker.engines.cosyvoice2.lm.decoding import Decoder

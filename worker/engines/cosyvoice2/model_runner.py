@@ -10,11 +10,11 @@ import structlog
 import torch
 from torch import Tensor
 
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import budget
 from voicefleet.worker.engines.cosyvoice2.attention import AttentionRecorder
 from voicefleet.worker.engines.cosyvoice2.backends.interfaces import TokenSource
 from voicefleet.worker.engines.cosyvoice2.budget import MIB, Budget, Speed
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import Hyperparameters
 from voicefleet.worker.engines.cosyvoice2.lm import sampling
 from voicefleet.worker.engines.cosyvoice2.lm.interleave import Interleave, Kind

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import structlog
 import torch
 
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import budget
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceError
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.text.frontend import TextFrontend
 from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
 from voicefleet.worker.engines.cosyvoice2.utterances import (

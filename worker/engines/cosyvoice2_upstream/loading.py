@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.voices.speaker import Conditioning
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
 from voicefleet.worker.engines.cosyvoice2_upstream import patches

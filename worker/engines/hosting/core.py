@@ -28,8 +28,10 @@ class Core(Protocol):
     consumed it makes no more. That is all that bounds the audio on its way.
     """
 
-    timings: Mapping[str, float]
-    """Milliseconds by phase, of load and warm-up."""
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Milliseconds by phase, of load and warm-up."""
+        ...
 
     @property
     def info(self) -> EngineInfo:

@@ -21,7 +21,7 @@ class HostedEngine:
 
     Args:
         pack: The model.
-        core: What runs in the child: a name of ``worker.engines.hosting.cores``.
+        core: What runs in the child: a family, or ``module:attribute`` (``hosting.cores``).
         config: The core's section of the configuration.
         synthesis_timeout_s: A loaded child that gives no sign of life for so long hangs; it is
             killed, its turns fail and can be tried again.

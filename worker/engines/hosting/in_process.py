@@ -8,8 +8,7 @@ import anyio
 import msgspec
 from anyio.lowlevel import checkpoint
 
-from voicefleet.worker.engines.hosting.core import Core
-from voicefleet.worker.engines.hosting.cores import factory_of
+from voicefleet.worker.engines.hosting.core import Core, CoreFactory
 from voicefleet.worker.engines.hosting.messages import Audio, Event, Failed, Spoken
 from voicefleet.worker.engines.protocol import Chunk, EngineError, EngineInfo, Segment, TurnSpec
 from voicefleet.worker.voicepacks.voicepack import Voicepack
@@ -22,10 +21,10 @@ class InProcessEngine:
     """
 
     def __init__(
-        self, pack: Voicepack, core: str, config: msgspec.Struct | Mapping[str, Any]
+        self, pack: Voicepack, factory: CoreFactory, config: msgspec.Struct | Mapping[str, Any]
     ) -> None:
         self._pack = pack
-        self._name = core
+        self._factory = factory
         self._config = config
         self._events = deque[Event]()
         self._core: Core | None = None
@@ -42,7 +41,7 @@ class InProcessEngine:
 
     async def load(self) -> None:
         """Load the model here. Raises ``EngineLoadError``."""
-        core = factory_of(self._name)(self._pack, self._config, self._events.append)
+        core = self._factory(self._pack, self._config, self._events.append)
         core.load()
         self._core = core
 

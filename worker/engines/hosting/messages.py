@@ -37,7 +37,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Start(Message, frozen=True):
-    """Load the engine ``core`` names (``worker.engines.hosting.cores``) with a voicepack."""
+    """Load a voicepack with the core that ``core`` names (``hosting.cores``)."""
 
     core: str
     directory: str

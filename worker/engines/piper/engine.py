@@ -15,9 +15,9 @@ import numpy as np
 from anyio import to_thread
 
 from voicefleet.installation import install
-from voicefleet.worker.config.sections import PiperConfig
 from voicefleet.worker.engines import memory
 from voicefleet.worker.engines.piper.edges import SentenceEdges, pause_after
+from voicefleet.worker.engines.piper.family import PiperConfig
 from voicefleet.worker.engines.piper.inference_pool import InferencePool, Interrupt
 from voicefleet.worker.engines.protocol import (
     CannotSpeakError,

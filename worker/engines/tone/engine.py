@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import anyio
 import numpy as np
 
-from voicefleet.worker.config.sections import ToneConfig
 from voicefleet.worker.engines.protocol import (
     CannotSpeakError,
     Chunk,
@@ -24,6 +23,7 @@ from voicefleet.worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
+from voicefleet.worker.engines.tone.family import ToneConfig
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 RATE = 24_000

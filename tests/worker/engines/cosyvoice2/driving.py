@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.core import CosyVoice2Core
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.hosting.messages import Audio, Failed, Spoken
 from voicefleet.worker.engines.protocol import Mark, Segment, TurnSpec
 from voicefleet.worker.voicepacks import voicepack

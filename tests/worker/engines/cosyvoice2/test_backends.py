@@ -22,7 +22,6 @@ import msgspec
 
 from tests.worker.engines.cosyvoice2.driving import SENTENCES, Driver, segments
 from tests.worker.engines.cosyvoice2.flow_cases import case, load, random_flow, relative, speak
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import loading
 from voicefleet.worker.engines.cosyvoice2.backends import (
     compiling,
@@ -40,6 +39,7 @@ from voicefleet.worker.engines.cosyvoice2.errors import (
     CosyVoiceInitializationError,
     CosyVoiceSynthesisError,
 )
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
 from voicefleet.worker.engines.cosyvoice2.flow.context import full_context
 from voicefleet.worker.engines.cosyvoice2.graphs import Graphs

@@ -18,6 +18,7 @@ import numpy as np
 from tests.harness.fleet import ROOT
 from voicefleet.cli import main
 from voicefleet.installation import install
+from voicefleet.worker.engines import registry
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY
 from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, layout, model_yaml, random_pack
 from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
@@ -39,7 +40,7 @@ def load(pack: Path) -> checkpoint.Model:
 
 def test_it_is_a_voicepack_and_says_what_it_is(pack: Path) -> None:
     found = voicepack.discover(pack.parents[1])["cosyvoice2-tiny"]
-    assert voicepack.check(found) == []
+    assert registry.check(found) == []
     assert found.synthetic and "random-weights" in found.tags
     assert "random" in found.licence and "Random weights" in found.description
     assert found.memory_mb > 10
@@ -55,14 +56,14 @@ def test_check_names_what_is_missing_or_wrong(pack: Path, tmp_path: Path) -> Non
     (folder / "CosyVoice-BlankEN/merges.txt").unlink()
     yaml = folder / "cosyvoice2.yaml"
     yaml.write_text(yaml.read_text().replace("euler", "heun"))
-    findings = voicepack.check(voicepack.read(folder))
+    findings = registry.check(voicepack.read(folder))
     assert [finding.rsplit("/", 1)[-1].split(" ")[0] for finding in findings] == [
         "hift.pt",
         "merges.txt",
         "cosyvoice2.yaml:",
     ]
     yaml.unlink()
-    assert len(voicepack.check(voicepack.read(folder))) == 3
+    assert len(registry.check(voicepack.read(folder))) == 3
 
 
 def test_equal_seeds_give_equal_packs(pack: Path, tmp_path: Path) -> None:

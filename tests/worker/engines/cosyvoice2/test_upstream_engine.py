@@ -17,8 +17,8 @@ torch = pytest.importorskip("torch", reason="needs the cosyvoice extra (torch)")
 pytest.importorskip("cosyvoice", reason="needs upstream's package (the parity group)")
 
 from tests.worker.engines.cosyvoice2.driving import SENTENCES, Driver, segments
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.voices.speaker import Conditioning, condition
 from voicefleet.worker.engines.cosyvoice2_upstream import core as core_module
 from voicefleet.worker.engines.cosyvoice2_upstream import loading, package, patches
@@ -430,7 +430,7 @@ class Finder(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 
 from voicefleet.worker import voicepacks
-from voicefleet.worker.config import CosyVoice2Config
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2_upstream.core import build
 
 core = build(voicepack.read(Path(sys.argv[1])), CosyVoice2Config(), print)

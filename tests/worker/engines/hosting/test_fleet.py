@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -11,9 +12,10 @@ import pytest
 
 from tests.harness import hosted_core
 from tests.harness.fleet import HANG_S, Orchestrator, serving
-from voicefleet.worker.config.sections import EngineConfig
+from voicefleet.worker.engines import registry
 from voicefleet.worker.engines.hosting.engine import HostedEngine
-from voicefleet.worker.models import engine_registry
+from voicefleet.worker.engines.tone import family as tone
+from voicefleet.worker.engines.tone.family import ToneConfig
 from voicefleet.worker.service import Service
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
@@ -35,10 +37,10 @@ async def hosting(
 ) -> AsyncGenerator[Service]:
     """A worker whose tone models are spoken in child processes."""
 
-    def build(pack: Voicepack, _: EngineConfig) -> HostedEngine:
+    def engine(pack: Voicepack, _: ToneConfig) -> HostedEngine:
         return HostedEngine(pack, hosted_core.NAME, core or {}, synthesis_timeout_s=1.0)
 
-    monkeypatch.setitem(engine_registry._FACTORIES, "tone", build)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setitem(registry.FAMILIES, "tone", replace(tone.FAMILY, engine=engine))
     async with serving(redis_url, prefix, **options) as service:
         yield service
 

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -23,8 +24,10 @@ from hypothesis import strategies as st
 from tests.harness import ROOT, hosted_core
 from tests.harness.hosted_core import BLOCK, expected
 from voicefleet.worker import logs
-from voicefleet.worker.config.sections import CosyVoice2Config, EngineConfig, LoggingConfig
-from voicefleet.worker.engines.hosting.cores import config_of
+from voicefleet.worker.config.sections import LoggingConfig
+from voicefleet.worker.engines import registry
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
+from voicefleet.worker.engines.hosting.cores import config_of, factory_of
 from voicefleet.worker.engines.hosting.engine import HostedEngine
 from voicefleet.worker.engines.hosting.in_process import InProcessEngine
 from voicefleet.worker.engines.hosting.messages import (
@@ -53,7 +56,7 @@ from voicefleet.worker.engines.protocol import (
     Segment,
     TurnSpec,
 )
-from voicefleet.worker.models import engine_registry
+from voicefleet.worker.engines.registry import EngineConfig
 from voicefleet.worker.voicepacks import voicepack
 
 pytestmark = pytest.mark.anyio
@@ -448,7 +451,7 @@ async def test_20_loads_and_unloads_leave_no_process_no_file_and_no_task() -> No
 async def test_the_child_dies_with_its_worker() -> None:
     program = f"""
         import asyncio, time
-        from tests.test_hosting import make, segments, SPEC
+        from tests.worker.engines.hosting.test_hosting import make, segments, SPEC
 
         async def main():
             engine = make()
@@ -498,7 +501,7 @@ async def test_log_lines_of_the_child_are_the_workers() -> None:
 
 
 async def test_in_this_process_a_core_speaks_the_same() -> None:
-    engine = InProcessEngine(PACK, hosted_core.NAME, {})
+    engine = InProcessEngine(PACK, hosted_core.build, {})
     await engine.load()
     await engine.warm_up("Hm.")
     assert engine.timings == {"load": 1.0, "warm_up": 3.0}
@@ -534,18 +537,23 @@ def test_messages_arrive_in_whatever_pieces(cuts: list[int], samples: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    ("implementation", "core"), [("native", "cosyvoice2"), ("upstream", "cosyvoice2-upstream")]
+    ("implementation", "folder"), [("native", "cosyvoice2"), ("upstream", "cosyvoice2_upstream")]
 )
-def test_the_family_cosyvoice2_is_spoken_in_a_child(implementation: Any, core: str) -> None:
+def test_the_family_cosyvoice2_is_spoken_in_a_child(
+    implementation: Any, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     voicepack = msgspec.structs.replace(PACK, family="cosyvoice2", model_id="cosyvoice2-x")
     section = CosyVoice2Config(implementation=implementation, slots=7)
-    engine = engine_registry.build(voicepack, EngineConfig(cosyvoice2=section))
+    engine = registry.build(voicepack, EngineConfig(cosyvoice2=section))
     assert isinstance(engine, HostedEngine)
     start = engine._start  # pyright: ignore[reportPrivateUsage]
-    assert start.core == core
+    assert start.core == "cosyvoice2"
     assert config_of(start.core, start.config) == section
-    assert engine_registry.slots_of(voicepack, EngineConfig(cosyvoice2=section)) == 7
-    assert engine_registry.slots_of(voicepack, EngineConfig()) == 1, "the one that has it loaded"
+    module = f"voicefleet.worker.engines.{folder}.core"
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(build=lambda *_: folder))
+    assert factory_of(start.core)(voicepack, section, id) == folder
+    assert registry.slots_of(voicepack, EngineConfig(cosyvoice2=section)) == 7
+    assert registry.slots_of(voicepack, EngineConfig()) == 1, "the one that has it loaded"
 
 
 async def test_slots_and_memory_may_change() -> None:

@@ -8,13 +8,13 @@ import pytest
 
 from tests.harness import ROOT, hosted_core
 from voicefleet.cli import main
-from voicefleet.worker.config.sections import Config, EngineConfig, ModelManagerConfig, WorkerConfig
+from voicefleet.worker.config.sections import Config, ModelManagerConfig, WorkerConfig
+from voicefleet.worker.engines import registry
 from voicefleet.worker.engines.hosting.engine import HostedEngine
 from voicefleet.worker.engines.hosting.in_process import InProcessEngine
 from voicefleet.worker.engines.protocol import Engine
+from voicefleet.worker.engines.registry import EngineConfig, UnknownModelError
 from voicefleet.worker.local.one_shot import one_shot
-from voicefleet.worker.models import engine_registry
-from voicefleet.worker.models.engine_registry import UnknownModelError
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 TONE = str(ROOT / "configs" / "tone.yaml")
@@ -60,10 +60,10 @@ async def test_in_a_child_and_in_process_it_is_the_same(monkeypatch: pytest.Monk
         return HostedEngine(pack, hosted_core.NAME, {})
 
     def here(pack: Voicepack, _: EngineConfig) -> Engine:
-        return InProcessEngine(pack, hosted_core.NAME, {})
+        return InProcessEngine(pack, hosted_core.build, {})
 
-    monkeypatch.setattr(engine_registry, "build", child)
-    monkeypatch.setattr(engine_registry, "build_in_process", here)
+    monkeypatch.setattr(registry, "build", child)
+    monkeypatch.setattr(registry, "build_in_process", here)
     one = await one_shot(config("tone-test"), TEXT)
     other = await one_shot(config("tone-test"), TEXT, in_process=True)
     assert np.array_equal(one.samples, other.samples)

@@ -6,8 +6,8 @@ from types import ModuleType
 
 import torch
 
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 
 VLLM = (0, 11)
 """The first version that has the V1 engine only, which upstream's documentation names."""

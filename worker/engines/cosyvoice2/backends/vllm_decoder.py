@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voicefleet.worker.config.sections import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2 import budget
 from voicefleet.worker.engines.cosyvoice2.backends import requirements, vllm_model
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
+from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.lm.language_model import CONTROL_TOKENS, LanguageModel
 from voicefleet.worker.engines.cosyvoice2.lm.qwen2 import KVCache
 

@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from voicefleet.schemas.fields import excerpt
-from voicefleet.worker.config.plain_yaml import PlainLoader
+from voicefleet.worker.plain_yaml import PlainLoader
 
 Value: TypeAlias = Any
 """A scalar, a list, a dict, or one of the two below."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from voicefleet.worker.config import plain_yaml
+from voicefleet.worker import plain_yaml
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import (
     EncoderSizes,

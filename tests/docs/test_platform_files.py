@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.harness import ROOT
+from tests.harness.servers import matrix
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TARGETS = set(re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -26,13 +27,17 @@ def jobs() -> dict[str, Any]:
     return load(".github/workflows/ci.yml")["jobs"]
 
 
-def test_ci_runs_targets_that_exist(jobs: dict[str, Any]) -> None:
+def test_ci_runs_targets_that_exist(jobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     targets = {target for command in commands for target in re.findall(r"make ([\w-]+)", command)}
     assert "make ${{ matrix.target }}" in commands
     targets |= set(jobs["check"]["strategy"]["matrix"]["target"])
     assert {"test", "lint", "types", "test-engine", "test-long", "demo"} <= targets <= TARGETS
-    assert re.findall(r"--backend (\w+)", "\n".join(commands)) == ["external"]
+    (backend,) = re.findall(r"--backend (\w+)", "\n".join(commands))
+    (step,) = (step for step in jobs["test"]["steps"] if "env" in step)
+    for name, value in step["env"].items():
+        monkeypatch.setenv(name, value)
+    assert backend in matrix()
 
 
 def test_ci_covers_each_python_and_server_that_is_promised(jobs: dict[str, Any]) -> None:

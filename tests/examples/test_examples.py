@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import from_url
 
 from tests.harness import ROOT
-from tests.harness.fleet import HANG_S, Orchestrator, worker_process
+from tests.harness.fleet import Orchestrator, worker_process
 from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas import FRAME_MS
 
@@ -97,7 +97,7 @@ async def test_resume_reader_continues_where_it_was_killed(
         process = await anyio.open_process(
             command, stdout=None, stderr=None, cwd=tmp_path, env=examples.environ()
         )
-        with anyio.fail_after(HANG_S):
+        with anyio.fail_after(60):
             while not position.exists() or int(position.read_text().split()[0][2:]) < frame:
                 assert process.returncode is None
                 await anyio.sleep(0.005)

@@ -14,7 +14,7 @@ from bench.plan import Plan
 from bench.report import Figure, Report, percentile_figures
 from bench.steady_state import SteadyState, observe
 from bench.testbed import TONE, testbed
-from voicefleet.schemas.audio import FRAME_MS
+from voicefleet.schemas.audio import FRAME_MS, FRAMES_PER_S
 from voicefleet.worker.config.sections import WorkerConfig
 
 MODEL: Final = "tone-test"
@@ -39,7 +39,7 @@ def run(plan: Plan) -> Report:
                 "p95": found.p95,
                 "p99": found.p99,
                 "max": found.max,
-                "expected_frames": sessions * state.seconds * 1000 / FRAME_MS,
+                "expected_frames": sessions * state.seconds * FRAMES_PER_S,
                 "frames": state.frame_count,
                 "worker_share": state.worker_share,
                 "server_share": state.server_share,

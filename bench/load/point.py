@@ -14,7 +14,7 @@ from bench.load.crowd import crowd
 from bench.load.fleet import MODEL, Fleet, fleet, server_info
 from bench.load.hearing import Hearing, hearing
 from bench.percentiles import Percentiles
-from voicefleet.schemas.audio import FRAME_MS
+from voicefleet.schemas.audio import FRAME_MS, FRAMES_PER_S
 from voicefleet.schemas.keys import Keys
 
 PROBES_PER_S: Final = 8
@@ -120,7 +120,7 @@ def measure(workers: int, sessions: int, seconds: float) -> Point:
         sessions=sessions,
         seconds=elapsed,
         heard=hearing(arrivals, begin, end),
-        expected_frames=sessions * elapsed * 1000 / FRAME_MS,
+        expected_frames=sessions * elapsed * FRAMES_PER_S,
         first_frame=Percentiles.of(_waits(answers)),
         loop_lag=Percentiles.of(lags),
         worker_shares=worker_shares,

@@ -40,15 +40,18 @@ def test_all_keys_of_a_session_share_its_slot(prefix: str, session: str, request
         keys.session(session),
         keys.lease(session),
         keys.spoken(session),
+        keys.refused(session),
     ]
     assert {slot(key) for key in of_session} == {slot(session)}
     assert len(set(of_session)) == len(of_session)
 
 
 @given(prefixes, models)
-def test_the_wake_key_shares_the_slot_of_its_request_stream(prefix: str, model: str) -> None:
+def test_all_keys_of_a_queue_share_the_slot_of_its_stream(prefix: str, model: str) -> None:
     keys = Keys(prefix)
-    assert slot(keys.wake(model)) == slot(keys.requests(model))
+    beside = (keys.wake, keys.order, keys.backlog, keys.books, keys.ranks, keys.keeper)
+    assert {slot(key(model)) for key in beside} == {slot(keys.requests(model))}
+    assert len({key(model) for key in beside}) == len(beside)
 
 
 @given(prefixes, sessions, sessions, models)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voicefleet.schemas import FieldError, ModelRecord, SessionRecord, WorkerRecord
+from voicefleet.schemas import DeadLetter, FieldError, ModelRecord, SessionRecord, WorkerRecord
 from voicefleet.schemas.records import decode, encode
 
 names = st.from_regex(r"[A-Za-z0-9_.@:\-]{1,20}", fullmatch=True)
@@ -33,6 +33,10 @@ models = st.builds(
     modes=lists, capabilities=lists, native_rate=counts, sample_rates=st.lists(counts).map(tuple),
     synthetic=st.booleans(),
 )  # fmt: skip
+letters = st.builds(
+    DeadLetter, model=names, entry=names, session=st.none() | names, request=names,
+    reason=st.sampled_from(["rejected", "failed"]), error=names, worker=names,
+)  # fmt: skip
 
 WORKER = WorkerRecord(
     state="ready",
@@ -54,8 +58,10 @@ def raw(hash_fields: dict[str, str]) -> dict[bytes, bytes]:
     return {name.encode(): value.encode() for name, value in hash_fields.items()}
 
 
-@given(sessions | workers | models)
-def test_a_record_is_read_back(record: SessionRecord | WorkerRecord | ModelRecord) -> None:
+@given(sessions | workers | models | letters)
+def test_a_record_is_read_back(
+    record: SessionRecord | WorkerRecord | ModelRecord | DeadLetter,
+) -> None:
     encoded = encode(record)
     again = decode(type(record), raw(encoded))
     for name in record.__struct_fields__:

@@ -19,7 +19,7 @@ from tests.harness import ROOT
 pytest.importorskip("build")
 pytest.importorskip("hatchling")
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.alone, pytest.mark.timeout(300)]
 
 PACKAGES = ("schemas", "wire", "producer", "worker", "cli")
 ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VOICEFLEET_"))}

@@ -42,9 +42,9 @@ class FakeWorker:
     async def take(self, model: str = MODEL) -> Request:
         """The next request, gone from the queue."""
         key = self.keys.requests(model)
-        reply = await self.redis.execute_command(
-            "XREAD", "BLOCK", 20_000, "COUNT", 1, "STREAMS", key, "0"
-        )
+        asked = ("XREAD", "BLOCK", 1000, "COUNT", 1, "STREAMS", key, "0")
+        while not (reply := await self.redis.execute_command(*asked)):
+            pass  # a command line takes seconds to start on a machine that others load
         ((_, ((entry, fields),)),) = reply
         await self.redis.xdel(key, entry)
         return Request.decode(entry.decode(), fields)

@@ -18,7 +18,7 @@ from torch import Tensor
 from voicefleet.schemas.fields import excerpt
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.pack import layout
-from voicefleet.worker.engines.cosyvoice2.pack.tensors import is_plain
+from voicefleet.worker.engines.cosyvoice2.tensors import is_plain
 from voicefleet.worker.engines.cosyvoice2.vocoder.weight_norm import fold_weight_norm
 
 UNUSED: Final = re.compile(

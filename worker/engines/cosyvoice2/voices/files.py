@@ -172,7 +172,7 @@ def sft_speakers(path: Path) -> dict[str, Voice]:
 def _speaker(name: str, entry: Mapping[str, Any]) -> Voice:
     import torch  # noqa: PLC0415  (only this file needs it)
 
-    from voicefleet.worker.engines.cosyvoice2.pack.tensors import is_plain  # noqa: PLC0415
+    from voicefleet.worker.engines.cosyvoice2.tensors import is_plain  # noqa: PLC0415
 
     def array(field: str, dtype: type[np.generic]) -> NDArray[Any]:
         """Upstream's tensors have a batch of one in front; an old embedding may have none."""

@@ -227,7 +227,7 @@ class _Child(EngineProcess):
 
 async def _taken(data: bytes) -> None:
     core: Any = RemoteCore("m", 5.0)
-    child = core._process = _Child(core._take, core._lose)
+    child = core._process = _Child(core._on_report, core._mark_lost)
     turns: list[RemoteTurn] = [core.open(TurnSpec(voice="a", seed=0)) for _ in range(3)]
     child.data_received(data)
     child.connection_lost(None)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceOOMError
-from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer, CacheFullError
-from voicefleet.worker.engines.cosyvoice2.flow.cache import StepInputs
+from voicefleet.worker.engines.cosyvoice2.flow.block_manager import CacheFullError
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
+from voicefleet.worker.engines.cosyvoice2.flow.step_inputs import StepInputs
 from voicefleet.worker.engines.cosyvoice2.flow.utterance import Block, FlowPrompt, Rendering
 from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes

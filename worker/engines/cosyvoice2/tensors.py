@@ -1,14 +1,14 @@
-"""What a tensor of a stranger's file has to be before anything is computed with it."""
+"""Checks tensors of untrusted files before anything is computed with them."""
 
 import torch
 from torch import Tensor
 
 
 def is_plain(tensor: object) -> bool:
-    """Whether it is a dense tensor in memory that holds each of its values once.
+    """Whether ``tensor`` is a dense CPU tensor that stores each of its values.
 
-    A view that repeats its storage (``expand``) is as small on disk as one value, and as large as
-    it claims to be once anything is computed with it.
+    An expanded view stores one value on disk, and takes its full size in memory as soon as anything
+    is computed with it.
     """
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
         return False

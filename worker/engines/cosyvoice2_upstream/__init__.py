@@ -1,1 +1,1 @@
-"""The official CosyVoice 2 package behind our protocol: what our own engine is measured against."""
+"""The official CosyVoice 2 package as an engine: the baseline of our own engine's benchmarks."""

@@ -1,7 +1,7 @@
-"""Upstream's CosyVoice 2 as a core: the baseline that every benchmark is held against.
+"""Upstream's CosyVoice 2 as a core, to compare our own engine with.
 
-Upstream's own ``tts`` makes the audio, streamed, each turn in a thread as upstream's server has it.
-Texts, voices and modes are read as our own engine reads them, so that both get the same tokens.
+Upstream's ``tts`` makes the audio, streaming, with one thread for each turn as in its own server.
+Our frontend reads texts, voices and modes, so that both engines get the same tokens.
 """
 
 import hashlib
@@ -59,20 +59,20 @@ from voicefleet.worker.engines.protocol import (
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 STEP_S = 0.01
-"""A step waits so long for audio, and commands for a step."""
+"""The longest that a step waits for audio, and that commands wait for a step."""
 
 CLOSE_S = 5.0
 
 DRY_RUN = -1
-"""The turn of warm-up, which nobody hears."""
+"""The turn number of the warm-up, whose audio is discarded."""
 
 log = structlog.get_logger()
 
 
 class CosyVoice2UpstreamCore:
-    """Upstream on one device. See ``worker.engines.hosting.core.Core``.
+    """Upstream on one device. Implements ``hosting.core.Core``, which documents the methods.
 
-    ``patched`` names what of upstream was patched (``mending``), for benchmarks to state.
+    ``patched`` names the defects of upstream that were patched (see ``patches``), for reports.
     """
 
     def __init__(self, pack: Voicepack, config: CosyVoice2Config, emit: Emit) -> None:
@@ -91,7 +91,7 @@ class CosyVoice2UpstreamCore:
 
     @property
     def info(self) -> EngineInfo:
-        """What the model can do. Raises ``EngineError`` while it is not loaded."""
+        """Capabilities and limits. Raises ``EngineError`` while the model is not loaded."""
         upstream, pack = self._loaded, self._pack
         modes = {mode for voice in self._voices.values() for mode in modes_of(voice)}
         return EngineInfo(
@@ -101,7 +101,7 @@ class CosyVoice2UpstreamCore:
             default_voice=pack.default_voice or next(iter(self._voices)),
             languages=pack.languages,
             modes=tuple(m for m in (ZERO_SHOT, CROSS_LINGUAL, INSTRUCT, SFT) if m in modes),
-            # This core hands upstream whole segments.
+            # This core passes whole segments to upstream.
             capabilities=tuple(c for c in pack.capabilities if c != "text-streaming"),
             limits=SegmentLimits(self._config.first_chars, self._config.max_chars),
             device=str(upstream.device),
@@ -111,7 +111,7 @@ class CosyVoice2UpstreamCore:
         )
 
     def load(self) -> None:
-        """Bring the model into memory. Raises ``CosyVoiceInitializationError``."""
+        """Load the model. Raises ``CosyVoiceInitializationError``."""
         upstream = load(self._pack, self._config, self._timed)
         self._frontend = TextFrontend(TextTokenizer(self._pack.directory / "CosyVoice-BlankEN"))
         self._voices = catalogue.voices(self._pack)
@@ -119,7 +119,7 @@ class CosyVoice2UpstreamCore:
         log.info("upstream_patched", patches=list(upstream.patched))
 
     def warm_up(self, text: str) -> None:
-        """Speak ``text`` to nobody. Raises ``CosyVoiceError`` where that fails."""
+        """Speak ``text`` unheard. Raises ``CosyVoiceError`` if that fails."""
         device = self._loaded.device
         before = 0
         if device.type == "cuda":
@@ -132,7 +132,7 @@ class CosyVoice2UpstreamCore:
             self._session_mb = round((most - before) / budget.MIB, 1)
 
     def open(self, turn: int, spec: TurnSpec) -> None:
-        """A turn begins. Raises ``CannotSpeakError``, ``EngineError``."""
+        """Begin a turn. Raises ``CannotSpeakError``, ``EngineError``."""
         upstream = self._loaded
         if len(self._turns) >= self._slots:
             raise EngineError(f"all {len(self._turns)} places are taken")
@@ -142,7 +142,7 @@ class CosyVoice2UpstreamCore:
         self._turns[turn] = TurnThread(turn, ahead, self._take)
 
     def push(self, turn: int, segment: Segment) -> None:
-        """The turn's next segment."""
+        """Take the turn's next segment."""
         thread, marks = self._turns[turn], (Mark(0, segment),)
         texts = [text for text in self._texts.utterances(segment.text) if text]
         pause = round(PAUSE_S * self._loaded.rate)
@@ -155,24 +155,24 @@ class CosyVoice2UpstreamCore:
             marks = ()
 
     def end(self, turn: int) -> None:
-        """No further segment comes."""
+        """Take note that no further segment comes."""
         self._turns[turn].push(None)
 
     def consumed(self, turn: int, samples: int) -> None:
-        """So many samples have been taken, in all."""
+        """Record how many samples of the turn have been consumed in total."""
         if turn in self._turns:
             self._turns[turn].consumed(samples)
 
     def cancel(self, turn: int) -> None:
-        """End the turn: what upstream is at, a token or a chunk, is its last."""
+        """End the turn after upstream's current token or chunk."""
         thread = self._turns.pop(turn, None)
         self._turn_settings.pop(turn, None)
         if thread is not None:
             thread.cancel()
 
     def step(self) -> bool:
-        """Hand on what the turns made. ``False``: nothing comes before the next command."""
-        # Looked at first: what a thread reports, it reports before it stops being busy.
+        """Send what the turns have made. ``False``: nothing comes before the next command."""
+        # Checked first: a thread reports before it stops being busy.
         busy = any(thread.busy for thread in self._turns.values())
         try:
             thread, report = self._reports.get(timeout=STEP_S) if busy else self._reports.get(False)
@@ -188,7 +188,7 @@ class CosyVoice2UpstreamCore:
         return True
 
     def close(self) -> None:
-        """Forget the model."""
+        """Drop the model."""
         threads = list(self._turns.values())
         for turn in list(self._turns):
             self.cancel(turn)
@@ -227,10 +227,10 @@ class CosyVoice2UpstreamCore:
         return begin
 
     def _length(self, segment: Segment, text: list[int], texts: list[list[int]]) -> int | None:
-        """Speech tokens of an utterance; None: the model says."""
+        """The number of speech tokens of an utterance; None: the model decides."""
         if not self._pack.synthetic:
             return None
-        # A model of random weights does not know when to end: it speaks as long as speech is.
+        # A model of random weights does not know when to end, so it gets the length of speech.
         speech = SPEECH_PER_CHAR * len(segment.text) / sum(map(len, texts))
         return max(8, round(speech * len(text)))
 
@@ -259,7 +259,7 @@ class CosyVoice2UpstreamCore:
     def _dry_run_event(self, thread: TurnThread, report: TurnEvent) -> None:
         if isinstance(report, Failed):
             raise CosyVoiceError(f"warm-up: {report.message}")
-        thread.consumed(2**62)  # nobody has to keep up
+        thread.consumed(2**62)  # no listener has to keep up
 
     @contextmanager
     def _timed(self, phase: str) -> Generator[None]:
@@ -271,11 +271,11 @@ class CosyVoice2UpstreamCore:
 
 
 def seed_of(seed: int, number: int) -> int:
-    """The seed of a turn's utterance, 64 bits: whoever takes the turn over draws the same."""
+    """The seed of a turn's utterance, 64 bits: the same on every worker."""
     digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
 def build(pack: Voicepack, config: CosyVoice2Config, emit: Emit) -> CosyVoice2UpstreamCore:
-    """A core, not loaded yet."""
+    """Make a core; it is not loaded yet."""
     return CosyVoice2UpstreamCore(pack, config, emit)

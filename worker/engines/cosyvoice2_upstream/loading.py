@@ -1,4 +1,4 @@
-"""A voicepack's model as upstream loads it, with its options and its defects patched."""
+"""Loads a voicepack with upstream's loader, and patches upstream's defects."""
 
 import contextlib
 import importlib
@@ -32,9 +32,9 @@ Timed = Callable[[str], AbstractContextManager[None]]
 
 
 class Upstream:
-    """Upstream's model, asked for one utterance at a time by any number of threads.
+    """Upstream's model. Any number of threads may each speak one utterance at a time.
 
-    ``patched`` names the defects that were patched, ``rate`` is in Hz.
+    ``patched`` names the defects that were patched; ``rate`` is in Hz.
     """
 
     def __init__(self, cosyvoice: Any, patched: tuple[str, ...]) -> None:
@@ -51,15 +51,22 @@ class Upstream:
         voice: Voice,
         speed: float = 1.0,
     ) -> Iterator[Samples]:
-        """Upstream's chunks of one utterance: float32 ``[n]``.
+        """Yield upstream's chunks of one utterance, float32 ``[n]``.
 
-        ``text`` are its text tokens. Another speed than 1 upstream can only make at once, not
-        streamed. Raises ``CancelledError`` soon after ``request`` was cancelled.
+        Args:
+            request: The utterance's seed and length, and the means to cancel it.
+            text: Text tokens.
+            conditioning: The language model's prompt.
+            voice: The voice.
+            speed: Other speeds than 1 give one chunk: upstream cannot stream them.
+
+        Raises:
+            CancelledError: Soon after ``request`` was cancelled.
         """
         inputs = model_inputs(text, conditioning, voice)
         chunks = self.model.tts(**inputs, stream=speed == 1.0, speed=speed)
         try:
-            # tts runs when it is asked for its next chunk, each time in this thread.
+            # tts is a generator: it runs in this thread, while the next chunk is computed.
             while True:
                 request.check()
                 with working_on(request):
@@ -79,7 +86,7 @@ class Upstream:
 def model_inputs(
     text: list[int], conditioning: Conditioning, voice: Voice
 ) -> dict[str, torch.Tensor]:
-    """What upstream's ``frontend_zero_shot``, ``_cross_lingual``, ``_instruct2`` and ``_sft`` make.
+    """The inputs that upstream's ``frontend_zero_shot`` and the other modes' frontends make.
 
     Tokens are int32 ``[1, n]``, the mel f32 ``[1, frames, bands]``, embeddings f32 ``[1, 192]``.
     """
@@ -103,7 +110,7 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Upstream:
     """Load a pack with upstream's loader.
 
     Raises:
-        CosyVoiceInitializationError: The package, or what an option needs, is not there; or
+        CosyVoiceInitializationError: The package or something that an option needs is missing, or
             upstream cannot load the model.
     """
     with timed("package"):
@@ -115,7 +122,7 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Upstream:
         _register_with_vllm()
     with timed("weights"):
         try:
-            # It prints what it loads.
+            # Upstream prints to stdout.
             with stub_modules(), _read_in_fp32(), contextlib.redirect_stdout(sys.stderr):
                 cosyvoice = model_class(str(pack.directory), **options)
         except Exception as error:
@@ -129,7 +136,7 @@ def load(pack: Voicepack, config: CosyVoice2Config, timed: Timed) -> Upstream:
 
 
 def _options(model_class: type[Any], config: CosyVoice2Config, model: Path) -> dict[str, Any]:
-    """The arguments of upstream's class. It drops silently what it cannot do: we refuse it."""
+    """The arguments of upstream's class. Options that it would silently ignore are refused."""
     _check_device(config.device)
     if config.dtype == "bf16":
         raise CosyVoiceInitializationError("dtype: upstream knows fp32 and fp16, not bf16")
@@ -155,7 +162,7 @@ def _options(model_class: type[Any], config: CosyVoice2Config, model: Path) -> d
         _need_file("load_jit", model / f"flow.encoder.{precision}.zip")
     if config.load_trt and not (model / f"flow.decoder.estimator.{precision}.mygpu.plan").exists():
         _need_file("load_trt", model / "flow.decoder.estimator.fp32.onnx")
-    # PyPI's cosyvoice2-eu looks for llm-original.pt and the like unless it is conditioning so.
+    # Without this argument PyPI's cosyvoice2-eu looks for llm-original.pt and the like.
     return options | ({"final": True} if "final" in known else {})
 
 
@@ -187,7 +194,7 @@ def _need_file(option: str, path: Path) -> None:
 
 
 def _register_with_vllm() -> None:
-    """Upstream leaves it to its caller to tell vLLM of its model."""
+    """Register upstream's model with vLLM, which upstream leaves to its caller."""
     try:
         vllm: Any = importlib.import_module("vllm")
         theirs: Any = importlib.import_module("cosyvoice.vllm.cosyvoice2")
@@ -200,10 +207,10 @@ def _register_with_vllm() -> None:
 
 @contextlib.contextmanager
 def _read_in_fp32() -> Generator[None]:
-    """transformers 5 makes a module in the precision of its file, which is 16 bit here.
+    """Make transformers build the module in fp32.
 
-    Upstream reads ``llm.pt`` into that module afterwards, and counts on fp32 as transformers 4
-    made it.
+    transformers 5 uses the dtype of the file, which is 16 bit here; transformers 4 used fp32, on
+    which upstream relies when it loads ``llm.pt`` into the module.
     """
     module: Any = importlib.import_module("cosyvoice.llm.llm")
     theirs = module.Qwen2ForCausalLM
@@ -221,16 +228,16 @@ def _read_in_fp32() -> Generator[None]:
 
 
 def _set_lengths(model: Any) -> None:
-    """Hold utterances to their request's length, where it has one: an option, not a mend.
+    """Make utterances as long as their request says, if it does.
 
-    Upstream bounds speech tokens by ratios to text tokens; equal ratios set their number.
+    Upstream bounds the number of speech tokens by ratios to text tokens; equal ratios fix it.
     """
     inference = model.llm.inference
 
     def bounded(*args: Any, **kwargs: Any) -> Any:
         request = current()
         if request is not None and request.length is not None:
-            # Half a token more: upstream rounds down.
+            # Half a token more, because upstream rounds down.
             ratio = (request.length + 0.5) / max(1, int(kwargs["text_len"]))
             kwargs |= {"min_token_text_ratio": ratio, "max_token_text_ratio": ratio}
         return inference(*args, **kwargs)

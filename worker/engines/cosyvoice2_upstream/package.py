@@ -1,7 +1,7 @@
-"""Brings upstream's package in without what only its training and its recordings' frontend need.
+"""Imports upstream's package without the modules that only training and recordings need.
 
-Importing it runs its code, and constructing it runs what ``cosyvoice2.yaml`` names: unlike our own
-engine's, this loader trusts its model directory.
+Importing it runs its code, and constructing the model runs what ``cosyvoice2.yaml`` names: unlike
+our own engine's loader, this one trusts the model directory.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any, Final
 from voicefleet.installation import install
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 
-HOW_TO_BRING: Final = (
+HOW_TO_INSTALL: Final = (
     "git clone --recursive https://github.com/FunAudioLLM/CosyVoice, and put that folder and its "
     "third_party/Matcha-TTS on PYTHONPATH"
 )
@@ -33,14 +33,14 @@ NOT_FOR_SERVING: Final = (
     "matcha.utils.audio",  # librosa
     "matcha.hifigan.models",  # matplotlib
 )
-"""Upstream's modules that serving from ready voices never calls, and what they drag in."""
+"""Modules that serving ready voices never calls, with the packages that they would import."""
 
 
 def import_model_class() -> type[Any]:
-    """Upstream's ``CosyVoice2``.
+    """Import upstream's class ``CosyVoice2``.
 
     Raises:
-        CosyVoiceInitializationError: The package is not on the path, or it lacks something.
+        CosyVoiceInitializationError: The package, or something that it imports, is missing.
     """
     try:
         found = importlib.util.find_spec("cosyvoice.cli") is not None
@@ -48,11 +48,12 @@ def import_model_class() -> type[Any]:
         found = False
     if not found:
         raise CosyVoiceInitializationError(
-            f"implementation: upstream needs the official cosyvoice package: {HOW_TO_BRING}"
+            f"implementation: upstream needs the official cosyvoice package: {HOW_TO_INSTALL}"
         )
     try:
         with stub_modules(), _logging_kept():
-            # On its own, with torchaudio's stand-in: transformers looks for the real one.
+            # First this module alone: only here may torchaudio be a stub, as transformers, which
+            # is imported later, checks for the real one.
             with _stub_if_missing("torchaudio"):
                 importlib.import_module("cosyvoice.utils.file_utils")
             with _stub_if_missing("modelscope"):
@@ -70,15 +71,15 @@ def import_model_class() -> type[Any]:
         return module.CosyVoice2
     except AttributeError:
         raise CosyVoiceInitializationError(
-            f"{module.__file__} has no CosyVoice2: {HOW_TO_BRING}"
+            f"{module.__file__} has no CosyVoice2: {HOW_TO_INSTALL}"
         ) from None
 
 
 @contextlib.contextmanager
 def stub_modules() -> Generator[None]:
-    """In this block, modules that serving does without can be imported and are empty.
+    """In this context, importing a module of ``NOT_FOR_SERVING`` gives a stub.
 
-    Also what ``cosyvoice2.yaml`` names in them can be made, and is nothing.
+    Objects that ``cosyvoice2.yaml`` constructs from these modules are stubs too.
     """
     made: list[str] = []
     try:
@@ -100,7 +101,7 @@ def stub_modules() -> Generator[None]:
 
 @contextlib.contextmanager
 def _stub_if_missing(name: str) -> Generator[None]:
-    """In this block, a package that is only imported, never called, need not be installed."""
+    """In this context, importing ``name`` gives a stub if it is not installed."""
     missing = name not in sys.modules and importlib.util.find_spec(name) is None
     if missing:
         sys.modules[name] = _StubModule(name)
@@ -112,7 +113,7 @@ def _stub_if_missing(name: str) -> Generator[None]:
 
 
 class Stub:
-    """Anything that a stand-in is asked for: can be made from anything, and does nothing."""
+    """Any attribute of a stub module: accepts any arguments, and does nothing."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -131,7 +132,7 @@ class _StubModule(ModuleType):
 
 @contextlib.contextmanager
 def _logging_kept() -> Generator[None]:
-    """Upstream sets the root logger to DEBUG as it is imported; what it logs there is text."""
+    """Restore the root logger, which upstream sets to DEBUG on import; it would log the texts."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     try:

@@ -1,7 +1,7 @@
-"""Upstream's defects, patched at run time in the loaded model. Its files stay as they are.
+"""Patches upstream's defects at run time, in the loaded model. Its files are not changed.
 
-Each mend looks at what upstream's code does, not at its version, and is left out where the defect
-is not there. None of them makes upstream compute anything else than it means to.
+Each patch checks what upstream's code does, not its version, and is left out if the defect is not
+there. No patch makes upstream compute anything else than it intends.
 """
 
 import dis
@@ -23,7 +23,7 @@ Model = Any
 
 @dataclass(frozen=True)
 class Patch:
-    """One defect: what it is called, whether a model has it, and what ends it."""
+    """A defect: its name, whether a model has it, and the function that fixes it."""
 
     name: str
     needed: Callable[[Model], bool]
@@ -31,7 +31,7 @@ class Patch:
 
 
 def apply_all(model: Model) -> tuple[str, ...]:
-    """Patch a loaded model; returns the names of what was patched."""
+    """Apply all needed patches to a loaded model; return their names."""
     applied: list[str] = []
     for each in PATCHES:
         if each.needed(model):
@@ -41,7 +41,7 @@ def apply_all(model: Model) -> tuple[str, ...]:
 
 
 def forget(model: Model, key: str) -> None:
-    """Drop what ``tts`` keeps of a request: it leaves all of it behind when it is not finished."""
+    """Drop what ``tts`` keeps of a request, which it leaks if it is not run to its end."""
     with model.lock:
         fields = cast("dict[str, Any]", vars(model))
         for name, entries in fields.items():
@@ -49,9 +49,9 @@ def forget(model: Model, key: str) -> None:
                 cast("dict[str, Any]", entries).pop(key, None)
 
 
-# hop-reset: tts doubles the model's token_hop_len as a request goes on and never sets it back, so
-# that the second request's first chunk is as large as the first one's last, and requests side by
-# side grow each other's. Here each request has its own.
+# hop-reset: tts doubles the model's token_hop_len during a request and never resets it, so that
+# the second request's first chunk is as large as the first one's last, and concurrent requests grow
+# each other's. With the patch each request has its own.
 
 
 def _grows_hop(model: Model) -> bool:
@@ -73,11 +73,11 @@ def _own_hop(model: Model) -> None:
         if request is not None:
             request.hop = hop
 
-    # Upstream asks for names of classes: this one keeps its name.
+    # The class keeps its name, which upstream checks.
     model.__class__ = type(kind.__name__, (kind,), {"token_hop_len": property(get, put)})
 
 
-# polling: tts looks for new tokens every 100 ms. Here it is conditioning of each.
+# polling: tts polls for new tokens every 100 ms. With the patch each token wakes it.
 
 
 def _polls(model: Model) -> bool:
@@ -92,9 +92,8 @@ def _tell(model: Model) -> None:
     _globals(model)["time"] = _ModuleProxy(time, sleep=sleep)
 
 
-# language-model-thread: its exceptions are lost, and tts waits for its tokens for ever; and when
-# tts is closed before its end, it runs on to its own. Here what ends it ends the request, and the
-# other way round.
+# language-model-thread: its exceptions are lost, and tts waits for its tokens for ever; if tts is
+# closed early, the thread still runs to its end. With the patch either one ends the other.
 
 
 def _starts_thread(model: Model) -> bool:
@@ -124,14 +123,14 @@ def _bind_thread(model: Model) -> None:
 
 
 def _abort(llm: Any, key: str) -> None:
-    """Tell vLLM too: it goes on with a request whoever else asks it for a step."""
+    """Abort the request in vLLM, which would continue it with every step of other requests."""
     with llm.lock:
         llm.vllm.abort_request([key])
         llm.vllm_output_queue.pop(key, None)
 
 
 class _RequestThread(threading.Thread):
-    """Works on the same request as the thread that made it."""
+    """A thread that works on the same request as the thread that created it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, daemon=True)
@@ -159,8 +158,8 @@ class _RequestThread(threading.Thread):
             self._request.check()
 
 
-# empty-cache: after each request all free memory is given back to the driver, which waits for the
-# whole device and makes the next request ask for it anew.
+# empty-cache: after each request all free memory is returned to the driver, which synchronises the
+# device and makes the next request allocate again.
 
 
 def _empties_cache(model: Model) -> bool:
@@ -169,7 +168,7 @@ def _empties_cache(model: Model) -> bool:
 
 def _keep_cache(model: Model) -> None:
     class Done:
-        """Stands for the stream that is waited for: each chunk is on the host by then."""
+        """Replaces the stream to synchronise: each chunk is on the host by then."""
 
         def synchronize(self) -> None: ...
 
@@ -179,12 +178,12 @@ def _keep_cache(model: Model) -> None:
     _globals(model)["torch"] = _ModuleProxy(torch, cuda=cuda)
 
 
-# decode-mask: the decode step passes a mask of length 1 beside a cache of many, which transformers
-# from 4.53 on take for the mask of the whole sequence. One sequence needs no mask.
+# decode-mask: the decode step passes a mask of length 1 with a longer cache; transformers 4.53 and
+# later take it for the mask of the whole sequence. A single sequence needs no mask.
 
 
 def _misreads_mask(model: Model) -> bool:
-    """Whether reading a sequence token by token gives something else than reading it at once."""
+    """Whether decoding a sequence token by token differs from one pass over all of it."""
     body = model.llm.llm
     if hasattr(model.llm, "vllm"):
         return False
@@ -218,9 +217,9 @@ def _no_mask(model: Model) -> None:
     body.forward_one_step = forward_one_step
 
 
-# seeds: tokens and noise are drawn from torch's global source, by threads side by side. Here each
-# request has its own: one state for the tokens, put into the global source's place for the moment
-# of a draw, and one generator for the vocoder's noise.
+# seeds: tokens and noise are drawn from torch's global generator, by concurrent threads. With the
+# patch each request has its own state for tokens, swapped into the global generator for each draw,
+# and its own generator for the vocoder's noise.
 
 
 def _draws_unseeded(model: Model) -> bool:
@@ -275,7 +274,7 @@ PATCHES: Final = (
 
 
 class _ModuleProxy:
-    """A module with some of its names exchanged, for the one module that is given it."""
+    """A proxy of a module with some names replaced, for the globals of one module."""
 
     def __init__(self, module: ModuleType, **names: object) -> None:
         self.__dict__.update(names)
@@ -294,7 +293,7 @@ def _calls(function: Callable[..., Any], name: str) -> bool:
 
 
 def _globals(model: Model) -> dict[str, Any]:
-    """Those of the module that ``tts`` is written in."""
+    """The globals of the module that defines ``tts``."""
     return _globals_of(_kind(model).tts)
 
 
@@ -303,7 +302,7 @@ def _globals_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _plain(function: Callable[..., Any]) -> FunctionType:
-    """Without its decorators."""
+    """The function without its decorators."""
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
     return cast("FunctionType", function)

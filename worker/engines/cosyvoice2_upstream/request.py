@@ -1,7 +1,7 @@
-"""One utterance that upstream is asked for, as the threads that work on it see it.
+"""The state of one utterance's request to upstream, which the patches look up by thread.
 
-Upstream knows a request by dictionaries of its model; what mends it needs more, and finds it by the
-thread: the one that runs ``tts`` and the language model's, which ``tts`` starts.
+Two threads work on a request: the one that runs ``tts``, and the language model's, which ``tts``
+starts. Upstream itself keeps a request's state in dictionaries of its model.
 """
 
 import threading
@@ -14,16 +14,16 @@ from torch import Tensor
 
 
 class CancelledError(Exception):
-    """The request is no longer wanted. Ends upstream's work from inside."""
+    """The request was cancelled. Raised inside upstream's code to end its work."""
 
 
 class UtteranceRequest:
-    """An utterance in work.
+    """An utterance that upstream is speaking.
 
     Args:
-        seed: Of all its random draws, 64 bits.
-        length: Speech tokens that it shall have; None: as many as the model finds right.
-        device: Where the model's draws are made.
+        seed: The seed of its random draws, 64 bits.
+        length: The number of speech tokens to decode; None: the model decides.
+        device: The device that the model draws random numbers on.
     """
 
     def __init__(self, seed: int, length: int | None, device: torch.device) -> None:
@@ -34,28 +34,28 @@ class UtteranceRequest:
         self.key: str | None = None
         self.thread: threading.Thread | None = None
         self.news = threading.Event()
-        # Both are what torch.manual_seed would make of upstream's own global source.
+        # Both equal upstream's global generator after torch.manual_seed.
         self.sampling: Tensor = torch.Generator(device).manual_seed(seed).get_state()
         self.noise = torch.Generator(device).manual_seed(seed)
 
     def cancel(self) -> None:
-        """From any thread: end at the next token, the next chunk."""
+        """End the request at its next token or chunk. May be called from any thread."""
         self.cancelled = True
         self.news.set()
 
     def fail(self, error: BaseException) -> None:
-        """The language model's thread has died of ``error``."""
+        """Record that the language model's thread failed with ``error``."""
         self.error = error
 
     def check(self) -> None:
-        """Raise what ended the request, if anything did."""
+        """Raise ``CancelledError`` or the error that ended the request, if it has ended."""
         if self.cancelled:
             raise CancelledError
         if self.error is not None:
             raise self.error
 
     def wait(self, timeout_s: float) -> None:
-        """Until there is a token more or no more come; raises as ``check``."""
+        """Wait for the next token or the end of decoding; raises as ``check``."""
         self.news.wait(timeout_s)
         self.news.clear()
         self.check()
@@ -65,13 +65,13 @@ _thread = threading.local()
 
 
 def current() -> UtteranceRequest | None:
-    """What this thread works on."""
+    """The request that this thread works on, if any."""
     return cast("UtteranceRequest | None", getattr(_thread, "request", None))
 
 
 @contextmanager
 def working_on(request: UtteranceRequest | None) -> Generator[None]:
-    """In this block, this thread works on ``request``."""
+    """In this context, the current thread works on ``request``."""
     before = current()
     _thread.request = request
     try:

@@ -1,4 +1,4 @@
-"""A turn in a thread of its own, in which upstream makes its utterances one after another."""
+"""Runs each turn in a thread, in which upstream speaks its utterances one after another."""
 
 import queue
 import threading
@@ -23,8 +23,8 @@ Work = tuple[UtteranceRequest, Callable[[UtteranceRequest], Iterator[Samples]]]
 class QueuedUtterance:
     """A piece of text to be spoken as one.
 
-    ``begin`` makes its request and its chunks, in the turn's thread; None: ``pause`` samples of
-    silence. ``marks`` open its audio.
+    ``begin``, called in the turn's thread, makes its request and its chunks; None stands for
+    ``pause`` samples of silence. ``marks`` are sent with its first audio.
     """
 
     begin: Callable[[], Work] | None
@@ -33,10 +33,10 @@ class QueuedUtterance:
 
 
 class TurnThread:
-    """Speaks the utterances that are pushed, and reports.
+    """Speaks the utterances that are pushed, and reports audio, end or failure.
 
-    It waits while it is more than ``max_ahead`` samples ahead of what was consumed. After
-    ``cancel`` it reports nothing more.
+    It pauses while more than ``max_ahead`` samples have not been consumed. After ``cancel`` it
+    reports nothing more.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TurnThread:
         self._done = 0
         self._produced = 0
         self._consumed = 0
-        self._heard = threading.Condition()
+        self._changed = threading.Condition()
         self._request: UtteranceRequest | None = None
         self._cancelled = False
         self._thread = threading.Thread(target=self._run, name=f"turn {turn}", daemon=True)
@@ -58,32 +58,32 @@ class TurnThread:
 
     @property
     def busy(self) -> bool:
-        """Whether a report is to be expected before the next command."""
+        """Whether a report will come before the next command."""
         ahead = self._produced - self._consumed > self._max_ahead
         return self._done < self._asked and not ahead
 
     def push(self, utterance: QueuedUtterance | None) -> None:
-        """The next utterance; None: there is no other."""
+        """Add the next utterance; None: no other comes."""
         self._asked += 1
         self._utterances.put(utterance)
 
     def consumed(self, samples: int) -> None:
-        """So many samples have been taken, in all."""
-        with self._heard:
+        """Record how many samples have been consumed in total."""
+        with self._changed:
             self._consumed = samples
-            self._heard.notify()
+            self._changed.notify()
 
     def cancel(self) -> None:
-        """End at the next token or chunk, and say nothing more. Returns at once."""
-        with self._heard:
+        """End at the next token or chunk, without further reports. Returns at once."""
+        with self._changed:
             self._cancelled = True
             if self._request is not None:
                 self._request.cancel()
-            self._heard.notify()
+            self._changed.notify()
         self._utterances.put(None)
 
     def join(self, timeout_s: float) -> None:
-        """Wait until it has ended."""
+        """Wait until the thread has ended."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
@@ -112,15 +112,15 @@ class TurnThread:
             yield np.zeros(utterance.pause, dtype=np.float32)
             return
         request, speak = utterance.begin()
-        with self._heard:
+        with self._changed:
             if self._cancelled:
                 raise CancelledError
             self._request = request
         yield from speak(request)
 
     def _wait_for_listener(self) -> None:
-        with self._heard:
-            self._heard.wait_for(
+        with self._changed:
+            self._changed.wait_for(
                 lambda: self._cancelled or self._produced - self._consumed <= self._max_ahead
             )
             if self._cancelled:

@@ -1,6 +1,6 @@
-"""An engine in a process of its own, whatever engine it is.
+"""Runs any engine in a child process.
 
-A GPU engine's launch loop holds the interpreter, a hung device call cannot be stopped from inside,
-and device memory comes back for certain only when a process ends. So the worker keeps the loop
-that listens to Redis, and a child process keeps the device.
+A GPU engine's launch loop holds the interpreter lock, a hung device call cannot be stopped from
+within its process, and device memory is surely freed only when the process ends. So the worker
+keeps the event loop that talks to Redis, and a child process owns the device.
 """

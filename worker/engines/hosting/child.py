@@ -1,8 +1,8 @@
-"""An engine's own process: ``python -m worker.engines.hosting.child <socket fd> <parent pid>``.
+"""The child process of an engine: ``python -m ...hosting.child <socket fd> <worker pid>``.
 
-Three threads. One reads commands, one writes reports, and the main thread alone runs the core: it
-takes the commands there are, makes one step, and waits for commands where the core has nothing to
-do. ``Alive`` comes from the main thread, so that a step that hangs is silent.
+It has three threads. One reads commands, one writes reports, and the main thread alone runs the
+core: it handles all waiting commands, takes one step, and waits for commands if the core is idle.
+``Alive`` is sent by the main thread, so that a step that hangs sends nothing.
 """
 
 import ctypes
@@ -51,11 +51,13 @@ from voicefleet.worker.engines.protocol import CannotSpeakError, EngineError
 from voicefleet.worker.voicepacks import voicepack
 
 ALIVE_S: Final = 0.5
+"""The longest time between two ``Alive`` while the loop turns."""
+
 UNSENT_MESSAGES: Final = 1024
-"""So many reports wait for the worker to read them before the loop does."""
+"""How many reports may be unsent before the main thread waits for the worker to read."""
 
 ORPHANED: Final = 3
-"""Exit status of a child whose worker is gone or speaks nonsense."""
+"""Exit status of a child whose worker is gone or sent an invalid message."""
 
 log = structlog.get_logger()
 
@@ -72,18 +74,18 @@ class Channel:
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def receive(self, timeout_s: float | None = 0.0) -> Command | None:
-        """The next command; ``None`` when there is none within the time (``None``: for ever)."""
+        """The next command, or ``None`` if none comes within the time (``None``: wait for ever)."""
         try:
             return self._commands.get(timeout_s != 0, timeout_s)
         except queue.Empty:
             return None
 
     def send(self, message: Message) -> None:
-        """Have a report sent; waits only where the worker does not read."""
+        """Queue a report; waits only if the worker does not read."""
         self._reports.put(pack(message))
 
     def finish(self) -> None:
-        """Wait until all reports are on their way."""
+        """Wait until all reports have been written."""
         self._reports.put(None)
         self._writer.join()
 
@@ -95,7 +97,7 @@ class Channel:
                     self._commands.put(command)
         except (OSError, ProtocolError):
             pass
-        # Whatever the main thread is doing, and be it hanging in a device call.
+        # At once, whatever the main thread is doing: it may hang in a device call.
         os._exit(ORPHANED)
 
     def _write(self) -> None:
@@ -112,55 +114,55 @@ class Loop:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._open: set[int] = set()
-        self._beaten = 0.0
+        self._alive_at = 0.0
 
     def emit(self, event: Event) -> None:
-        """Say something for the core."""
+        """Send an event of the core."""
         if isinstance(event, Spoken | Failed):
             self._open.discard(event.turn)
         self._channel.send(event)
 
     def run(self, core: Core) -> None:
-        """Commands, one step, and again; returns on ``Stop``."""
+        """Alternate between commands and steps; return on ``Stop``."""
         busy = True
         while True:
-            self._beat()
+            self._send_alive()
             command = self._channel.receive(0.0 if busy else ALIVE_S)
             while command is not None:
                 if isinstance(command, Stop):
                     return
-                self._obey(core, command)
+                self._execute(core, command)
                 command = self._channel.receive()
             busy = core.step()
 
-    def _beat(self) -> None:
+    def _send_alive(self) -> None:
         now = time.monotonic()
-        if now - self._beaten >= ALIVE_S / 2:
-            self._beaten = now
+        if now - self._alive_at >= ALIVE_S / 2:
+            self._alive_at = now
             self._channel.send(Alive())
 
-    def _obey(self, core: Core, command: Command) -> None:
+    def _execute(self, core: Core, command: Command) -> None:
         match command:
             case WarmUp(text):
                 core.warm_up(text)
                 self._channel.send(Warm(core.info, dict(core.timings)))
             case Open(turn, spec):
                 self._open.add(turn)
-                self._do(core, turn, lambda: core.open(turn, spec))
+                self._apply(core, turn, lambda: core.open(turn, spec))
             case Push(turn, segment):
-                self._do(core, turn, lambda: core.push(turn, segment))
+                self._apply(core, turn, lambda: core.push(turn, segment))
             case End(turn):
-                self._do(core, turn, lambda: core.end(turn))
+                self._apply(core, turn, lambda: core.end(turn))
             case Consumed(turn, samples):
-                self._do(core, turn, lambda: core.consumed(turn, samples))
+                self._apply(core, turn, lambda: core.consumed(turn, samples))
             case Cancel(turn):
-                self._do(core, turn, lambda: core.cancel(turn))
+                self._apply(core, turn, lambda: core.cancel(turn))
                 self._open.discard(turn)
             case _:
                 raise ValueError(f"unexpected {type(command).__name__}")
 
-    def _do(self, core: Core, turn: int, work: Callable[[], None]) -> None:
-        """Do something for a turn that is not over; what is raised fails it alone."""
+    def _apply(self, core: Core, turn: int, work: Callable[[], None]) -> None:
+        """Run ``work`` for a turn that is not over; an exception fails that turn alone."""
         if turn not in self._open:
             return
         try:
@@ -170,11 +172,11 @@ class Loop:
                 log.exception("turn_broken", turn=turn)
             kind = "refuse" if isinstance(error, CannotSpeakError) else "retry"
             core.cancel(turn)
-            self.emit(Failed(turn, kind, _said(error)))
+            self.emit(Failed(turn, kind, _message_of(error)))
 
 
 def serve(channel: Channel) -> None:
-    """Load what ``Start`` names and speak until told to stop. Errors are reported, not raised."""
+    """Load the core that ``Start`` names and run it until ``Stop``. Errors become ``Fatal``."""
     start = channel.receive(None)
     try:
         if not isinstance(start, Start):
@@ -188,7 +190,7 @@ def serve(channel: Channel) -> None:
         channel.send(Fatal(str(error)))
     except Exception as error:
         log.exception("engine_broken")
-        channel.send(Fatal(_said(error)))
+        channel.send(Fatal(_message_of(error)))
 
 
 def _load(start: Start, emit: Emit) -> Core:
@@ -198,16 +200,16 @@ def _load(start: Start, emit: Emit) -> Core:
     return core
 
 
-def _said(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     ours = isinstance(error, EngineError | CannotSpeakError)
     return str(error) if ours else f"{type(error).__name__}: {error}"
 
 
-# Log lines go through the worker's own log: its form, its level, its discretion.
+# Log lines go through the worker's log, with its format, level and redaction.
 
 
 def log_to(channel: Channel) -> None:
-    """Send our log lines, and from warning on those of libraries, to the worker."""
+    """Send our log lines, and libraries' from level warning on, to the worker."""
 
     def forward(_: object, level: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
         fields = {str(key): value for key, value in event.items()}
@@ -236,25 +238,25 @@ class _Forward(logging.Handler):
         self._channel.send(Logged(record.levelname.lower(), record.getMessage(), fields))
 
 
-def tie_to(parent: int) -> None:
-    """Die with the worker (PR_SET_PDEATHSIG is 1), and by no signal that is meant for it.
+def die_with(parent: int) -> None:
+    """Let this process die with the worker (PR_SET_PDEATHSIG is 1), and ignore its signals.
 
-    A terminal's Ctrl-C and a supervisor's SIGTERM reach whole groups; the worker still has turns
-    to finish then, and tells us when to go.
+    A terminal's Ctrl-C and a supervisor's SIGTERM reach the whole process group. The worker drains
+    its turns then, and sends ``Stop`` when it is done.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        os._exit(ORPHANED)  # it died before the tie was made
+        os._exit(ORPHANED)  # the worker died before prctl
 
 
 def main(argv: list[str]) -> None:
-    """The process. Ends without tearing the interpreter down: the system frees faster."""
+    """Run the process. It exits without finalising the interpreter: the system frees faster."""
     faulthandler.enable()
     descriptor, parent = map(int, argv)
-    tie_to(parent)
+    die_with(parent)
     channel = Channel(socket.socket(fileno=descriptor))
     log_to(channel)
     serve(channel)

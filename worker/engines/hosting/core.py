@@ -1,4 +1,4 @@
-"""What an engine is inside its own process: one loop for all turns.
+"""The interface of an engine inside its process: one loop serves all turns.
 
 worker's process                           engine's process
 HostedEngine -- Open Push Consumed ... --> reader thread -> loop: commands, then one step
@@ -13,61 +13,61 @@ from voicefleet.worker.engines.protocol import EngineInfo, Segment, TurnSpec
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 Emit: TypeAlias = Callable[[Event], None]
-"""Says something to the worker. May be called from any method of a core; does not call back."""
+"""Sends an event to the worker. Any method of a core may call it; it never calls back."""
 
 
 class Core(Protocol):
-    """An engine's work. All calls come from one thread, and none may wait for another turn.
+    """An engine's loop. All calls come from one thread, and none may wait for another turn.
 
-    A turn is over when it was cancelled and when ``Spoken`` or ``Failed`` was said of it; the core
-    frees it then, and no command for it comes any more. What a method of one turn raises fails
-    that turn alone; what ``step`` raises takes the whole engine down. A step that takes longer than
+    A turn is over once it was cancelled or ``Spoken`` or ``Failed`` was emitted for it; the core
+    frees it then, and no further command for it comes. An exception from a turn's method fails that
+    turn alone; an exception from ``step`` ends the engine. A step that takes longer than
     ``synthesis_timeout_s`` counts as hung.
 
-    A core is no more than a bounded time ahead of each listener: of a turn whose samples are not
-    consumed it makes no more. That is all that bounds the audio on its way.
+    A core must limit how far it runs ahead of each listener: it stops making audio for a turn whose
+    samples are not consumed. Nothing else limits the audio in flight.
     """
 
     @property
     def timings(self) -> Mapping[str, float]:
-        """Milliseconds by phase, of load and warm-up."""
+        """Milliseconds of each phase of load and warm-up."""
         ...
 
     @property
     def info(self) -> EngineInfo:
-        """What the loaded model can do; later changes are told by ``Changed``."""
+        """The loaded model's capabilities; ``Changed`` announces later changes."""
         ...
 
     def load(self) -> None:
-        """Bring the model into memory. Raises ``EngineLoadError``."""
+        """Load the model. Raises ``EngineLoadError``."""
         ...
 
     def warm_up(self, text: str) -> None:
-        """Do all that is slow the first time; speak ``text`` to nobody."""
+        """Do everything that is slow the first time; speak ``text`` without a listener."""
         ...
 
     def open(self, turn: int, spec: TurnSpec) -> None:
-        """A turn begins. Raises ``CannotSpeakError``, ``EngineError``."""
+        """Begin a turn. Raises ``CannotSpeakError``, ``EngineError``."""
         ...
 
     def push(self, turn: int, segment: Segment) -> None:
-        """The turn's next segment, which its audio opens with a mark."""
+        """Add the turn's next segment, whose audio begins with its mark."""
         ...
 
     def end(self, turn: int) -> None:
-        """No further segment comes: say ``Spoken`` after the last sample."""
+        """No further segment comes: emit ``Spoken`` after the last sample."""
         ...
 
     def consumed(self, turn: int, samples: int) -> None:
-        """So many samples have been taken by the listener's side, in all."""
+        """The listener's side has consumed ``samples`` samples in total."""
         ...
 
     def cancel(self, turn: int) -> None:
-        """Free all that the turn holds, at once. One that is over or unknown is no error."""
+        """Free everything that the turn holds, at once. Ignore turns that are over or unknown."""
         ...
 
     def step(self) -> bool:
-        """One inner step of the work. ``False``: there is nothing to do until the next command."""
+        """Take one step. Return ``False`` if there is nothing to do before the next command."""
         ...
 
     def close(self) -> None:
@@ -76,4 +76,4 @@ class Core(Protocol):
 
 
 CoreFactory: TypeAlias = Callable[[Voicepack, Any, Emit], Core]
-"""Makes a core, not loaded yet, from a pack, its family's configuration, and where events go."""
+"""Makes a core, not loaded yet, of a pack, its family's configuration and an ``Emit``."""

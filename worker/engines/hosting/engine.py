@@ -1,4 +1,4 @@
-"""An engine whose work is done in a child process: the worker's side of any core."""
+"""An engine that runs in a child process: the worker's side of any core."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -17,15 +17,15 @@ log = structlog.get_logger()
 
 
 class HostedEngine:
-    """An engine in a process of its own. See ``worker.engines.protocol.Engine``.
+    """Implements ``engines.protocol.Engine`` with a core in a child process.
 
     Args:
         pack: The model.
-        core: What runs in the child: a family, or ``module:attribute`` (``hosting.cores``).
+        core: The core to run in the child: a family, or ``module:attribute`` (``hosting.cores``).
         config: The core's section of the configuration.
-        synthesis_timeout_s: A loaded child that gives no sign of life for so long hangs; it is
-            killed, its turns fail and can be tried again.
-        load_timeout_s: The limit of the load, and of the warm-up.
+        synthesis_timeout_s: A loaded child that sends nothing for this long counts as hung. It is
+            killed; its turns fail and can be retried.
+        load_timeout_s: The time limit of the load, and of the warm-up.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class HostedEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What the loaded model can do now. Raises ``EngineError`` while it is not loaded."""
+        """The model's capabilities now. Raises ``EngineError`` while it is not loaded."""
         info = self._running().info
         assert info is not None
         return info
 
     @property
     def timings(self) -> Mapping[str, float]:
-        """Milliseconds by phase, of load and warm-up. Raises ``EngineError``."""
+        """Milliseconds of each phase of load and warm-up. Raises ``EngineError``."""
         return self._running().timings
 
     @property
@@ -71,19 +71,19 @@ class HostedEngine:
                 await core.stop()
             raise
         self._core = core
-        self._tell("engine_loaded")
+        self._log("engine_loaded")
 
     async def warm_up(self, text: str) -> None:
-        """Have the child do all that is slow the first time. Raises ``EngineLoadError``."""
+        """Let the child do everything that is slow the first time. Raises ``EngineLoadError``."""
         await self._running().warm_up(text, self._load_timeout_s)
-        self._tell("engine_warm")
+        self._log("engine_warm")
 
     async def speak(
         self, spec: TurnSpec, segments: AsyncIterator[Segment]
     ) -> AsyncGenerator[Chunk]:
         """Speak the segments. See ``Engine.speak``.
 
-        How far the child runs ahead of the consumer is bounded by its core.
+        The core limits how far the child runs ahead of the consumer.
         """
         core = self._running()
         turn = core.open(spec)
@@ -98,11 +98,11 @@ class HostedEngine:
                 await asyncio.wait([feeding])
 
     async def lost(self) -> str:
-        """Wait until the child died, hung or gave up; returns why. Raises ``EngineError``."""
+        """Wait until the child has died, hung or given up; return why. Raises ``EngineError``."""
         return await self._running().lost()
 
     async def unload(self) -> None:
-        """End the child, and with it all that it holds."""
+        """End the child, which frees everything that it holds."""
         core, self._core = self._core, None
         if core is not None:
             await core.stop()
@@ -112,13 +112,13 @@ class HostedEngine:
             raise EngineError(f"{self._pack.model_id} is not loaded")
         return self._core
 
-    def _tell(self, event: str) -> None:
+    def _log(self, event: str) -> None:
         timings = {phase: round(ms, 1) for phase, ms in self.timings.items()}
         log.info(event, model=self._pack.model_id, pid=self.pid, timings_ms=timings)
 
 
 async def _feed(core: RemoteCore, turn: RemoteTurn, segments: AsyncIterator[Segment]) -> None:
-    """Send the segments as they come; what goes wrong there fails the turn."""
+    """Send the segments as they come; an exception from their source fails the turn."""
     try:
         async for segment in segments:
             core.send(Push(turn.number, _encodable(segment)))
@@ -129,6 +129,6 @@ async def _feed(core: RemoteCore, turn: RemoteTurn, segments: AsyncIterator[Segm
 
 
 def _encodable(segment: Segment) -> Segment:
-    """The segment without what UTF-8 cannot hold: half of a surrogate pair, from a careless cut."""
+    """Replace what UTF-8 cannot encode: half of a surrogate pair, where text was cut inside one."""
     text = segment.text.encode("utf-8", "replace").decode()
     return segment if text == segment.text else msgspec.structs.replace(segment, text=text)

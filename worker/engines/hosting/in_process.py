@@ -1,4 +1,4 @@
-"""A core in this very process, where profilers and debuggers see it. Not for a worker."""
+"""Runs a core in this process, for profilers and debuggers. Not for use in a worker."""
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -15,9 +15,9 @@ from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 
 class InProcessEngine:
-    """An ``Engine`` that runs its core on the event loop and holds it for each step.
+    """An ``Engine`` that runs its core on the event loop, and blocks the loop for each step.
 
-    One turn at a time, its text complete before its first step.
+    It speaks one turn at a time, and reads all of its text before the first step.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class InProcessEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What the model can do. Raises ``EngineError`` while it is not loaded."""
+        """The model's capabilities. Raises ``EngineError`` while it is not loaded."""
         return self._loaded().info
 
     @property
     def timings(self) -> Mapping[str, float]:
-        """Milliseconds by phase, of load and warm-up. Raises ``EngineError``."""
+        """Milliseconds of each phase of load and warm-up. Raises ``EngineError``."""
         return self._loaded().timings
 
     async def load(self) -> None:
@@ -46,7 +46,7 @@ class InProcessEngine:
         self._core = core
 
     async def warm_up(self, text: str) -> None:
-        """Do all that is slow the first time."""
+        """Do everything that is slow the first time."""
         self._loaded().warm_up(text)
 
     async def speak(
@@ -85,7 +85,7 @@ class InProcessEngine:
         raise AssertionError("unreachable")
 
     async def unload(self) -> None:
-        """Close the core. What its libraries keep goes with this process."""
+        """Close the core. Its libraries keep some memory until this process ends."""
         core, self._core = self._core, None
         if core is not None:
             core.close()

@@ -1,7 +1,7 @@
-"""What a worker and its engine's process say to each other.
+"""The messages between a worker and its engine's process.
 
-MessagePack over a stream socket, each message behind its length (4 bytes, little-endian). No
-pickle: neither side can make the other run anything.
+MessagePack over a stream socket; each message follows its length (4 bytes, little-endian). Without
+pickle, neither side can make the other run code.
 """
 
 import struct
@@ -22,11 +22,11 @@ from voicefleet.worker.engines.protocol import (
 
 _LENGTH: Final = struct.Struct("<I")
 LARGEST: Final = 64 * 2**20
-"""No message is longer, in bytes: 11 minutes of audio. What claims to be is no message."""
+"""The longest valid message in bytes: 11 minutes of audio."""
 
 
 class ProtocolError(Exception):
-    """What came over the socket is no message."""
+    """The peer sent something that is not a valid message."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -37,7 +37,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Start(Message, frozen=True):
-    """Load a voicepack with the core that ``core`` names (``hosting.cores``)."""
+    """Load a voicepack with the core named ``core`` (see ``hosting.cores``)."""
 
     core: str
     directory: str
@@ -45,13 +45,13 @@ class Start(Message, frozen=True):
 
 
 class WarmUp(Message, frozen=True):
-    """Speak ``text`` to nobody; answered by ``Warm``."""
+    """Speak ``text`` without a listener; answered by ``Warm``."""
 
     text: str
 
 
 class Open(Message, frozen=True):
-    """A turn begins. Turns are numbered by the worker; no number comes twice."""
+    """A turn begins. The worker numbers its turns and never reuses a number."""
 
     turn: int
     spec: TurnSpec
@@ -71,14 +71,14 @@ class End(Message, frozen=True):
 
 
 class Consumed(Message, frozen=True):
-    """The listener's side has taken so many samples of the turn, in all."""
+    """The listener's side has consumed ``samples`` samples of the turn in total."""
 
     turn: int
     samples: int
 
 
 class Cancel(Message, frozen=True):
-    """The turn is over; nothing more is said about it."""
+    """The turn is over; no further message about it is expected."""
 
     turn: int
 
@@ -101,14 +101,14 @@ class Loaded(Message, frozen=True):
 
 
 class Warm(Message, frozen=True):
-    """It is warm. ``timings`` in ms by phase, those of the load included."""
+    """Warm-up is complete. ``timings`` in ms by phase, the load's included."""
 
     info: EngineInfo
     timings: dict[str, float]
 
 
 class Changed(Message, frozen=True):
-    """The engine's slots or memory are others now."""
+    """The engine's slot count or memory use changed."""
 
     info: EngineInfo
 
@@ -127,9 +127,9 @@ class Audio(Message, frozen=True):
 
     @property
     def is_sound(self) -> bool:
-        """Whether its bytes are whole samples, and its marks lie among them."""
-        count, rest = divmod(len(self.samples), 4)
-        return not rest and all(0 <= mark.offset <= count for mark in self.marks)
+        """Whether its bytes are whole samples and its marks lie within them."""
+        count, odd_bytes = divmod(len(self.samples), 4)
+        return not odd_bytes and all(0 <= mark.offset <= count for mark in self.marks)
 
     @property
     def array(self) -> Samples:
@@ -144,7 +144,7 @@ class Spoken(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """The turn is over: it may be tried again (``retry``), or never can be spoken (``refuse``)."""
+    """The turn failed: it may be retried (``retry``) or can never be spoken (``refuse``)."""
 
     turn: int
     kind: Literal["retry", "refuse"]
@@ -152,7 +152,7 @@ class Failed(Message, frozen=True):
 
     @property
     def error(self) -> CannotSpeakError | EngineError:
-        """What it is to the worker."""
+        """The exception for the worker to raise."""
         refused = self.kind == "refuse"
         return CannotSpeakError(self.message) if refused else EngineError(self.message)
 
@@ -170,22 +170,22 @@ class Logged(Message, frozen=True):
 
 
 class Fatal(Message, frozen=True):
-    """The engine gives up; the process ends."""
+    """The engine failed as a whole; its process ends."""
 
     message: str
 
 
 Event: TypeAlias = Audio | Spoken | Failed | Changed
-"""What an engine's core says by itself."""
+"""What a core may emit."""
 
 Report: TypeAlias = Event | Loaded | Warm | Alive | Logged | Fatal
-"""All that comes from the engine's process."""
+"""Everything that comes from the engine's process."""
 
 _encoder = msgspec.msgpack.Encoder()
 
 
 def pack(message: Message) -> bytes:
-    """The message as it goes over the socket."""
+    """Encode a message for the socket, length included."""
     buffer = bytearray(_LENGTH.size)
     _encoder.encode_into(message, buffer, _LENGTH.size)
     _LENGTH.pack_into(buffer, 0, len(buffer) - _LENGTH.size)
@@ -193,7 +193,7 @@ def pack(message: Message) -> bytes:
 
 
 class Unpacker:
-    """Takes what comes over the socket, in whatever pieces, and gives out messages.
+    """Decodes messages from the bytes of a socket, however they are split.
 
     Args:
         kind: The union of the messages that may come.
@@ -204,10 +204,10 @@ class Unpacker:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Any]:
-        """The messages that are complete now.
+        """Add received bytes; return the messages that are complete.
 
         Raises:
-            ProtocolError: This is none of them.
+            ProtocolError: The bytes are not a valid message.
         """
         buffer, messages, at = self._buffer, list[Any](), 0
         buffer += data
@@ -218,12 +218,12 @@ class Unpacker:
             end = at + _LENGTH.size + length
             if end > len(buffer):
                 break
-            # Decoded where it lies: audio is copied once, out of this buffer.
+            # Decoded in place, so that audio is copied only once, out of this buffer.
             with memoryview(buffer) as view, view[at + _LENGTH.size : end] as body:
                 try:
                     messages.append(self._decoder.decode(body))
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                    # Never what was said: it may be text that is spoken.
+                    # Without the content: it may be text to be spoken.
                     raise ProtocolError(f"no message: {type(error).__name__}") from None
             at = end
         del buffer[:at]

@@ -1,4 +1,4 @@
-"""The engine's process as the worker sees it: started, listened to, ended."""
+"""The engine's process, seen from the worker: start, messages, end."""
 
 import asyncio
 import os
@@ -35,14 +35,14 @@ _TAKEN: Final = ("self", "event", "exc_info", "stack_info")
 
 
 class EngineProcess(asyncio.Protocol):
-    """One child and the socket to it. Made by ``start``, ended by ``stop``.
+    """One child and the socket to it. Created by ``start``, ended by ``stop``.
 
-    ``on_report`` gets each report; ``on_gone`` is called once when nothing can come any more, with
-    the reason. Both run inside the event loop's callbacks and must return at once.
+    ``on_report`` gets each report; ``on_gone`` is called once, with the reason, when no further
+    report can come. Both are called from event loop callbacks and must return at once.
     """
 
     ENDED: Final = "its process ended"
-    """Why nothing can come any more where no better reason is known; see ``status``."""
+    """The reason if no better one is known; see ``status``."""
 
     def __init__(self, on_report: Callable[[Report], None], on_gone: Callable[[str], None]) -> None:
         self._on_report = on_report
@@ -69,7 +69,7 @@ class EngineProcess(asyncio.Protocol):
         try:
             with theirs:
                 arguments = [str(theirs.fileno()), str(os.getpid())]
-                # It imports what we would, and nothing from the directory it happens to run in.
+                # The same import path as ours, without the current directory.
                 paths = os.pathsep.join(path for path in sys.path if path)
                 made._process = await anyio.open_process(
                     [sys.executable, "-P", "-m", CHILD, *arguments],
@@ -97,26 +97,26 @@ class EngineProcess(asyncio.Protocol):
         return self._child.pid
 
     def send(self, message: Message) -> None:
-        """Send a command; without effect on a child that is gone."""
+        """Send a command; does nothing if the child is gone."""
         if self._transport is not None:
             self._transport.write(pack(message))
 
     async def drained(self) -> None:
-        """Wait while the child does not take what was sent."""
+        """Wait while the child is not reading what was sent."""
         await self._writable.wait()
 
     def kill(self) -> None:
-        """End the child now, whatever it is doing. ``stop`` is still to be called."""
+        """Kill the child now, whatever it is doing. ``stop`` must still be called."""
         if not self._killed:
             self._killed = True
-            # It leads a group of its own: what it started may hold the device's memory too.
+            # The whole process group: processes that it started may hold device memory too.
             with suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)
         if self._transport is not None:
             self._transport.abort()
 
     async def stop(self, *, wait: bool) -> None:
-        """Return when the child is gone. ``wait``: before it is killed it has a moment to go."""
+        """Return when the child has exited; ``wait``: give it time to exit before killing it."""
         child = self._child
         try:
             if wait:
@@ -127,11 +127,11 @@ class EngineProcess(asyncio.Protocol):
             with anyio.move_on_after(KILLED_GRACE_S, shield=True) as patience:
                 await child.wait()
             if patience.cancelled_caught:
-                # In the kernel's hands, a driver's most likely: nobody can end it from here.
+                # Stuck in the kernel, probably in a driver: nothing here can end it.
                 log.error("engine_process_stuck", pid=child.pid)
 
     async def status(self) -> str:
-        """How a child that is gone ended, in words."""
+        """How a child that is gone exited, in words."""
         with anyio.move_on_after(STATUS_GRACE_S):
             await self._child.wait()
         status = self._child.returncode
@@ -155,20 +155,20 @@ class EngineProcess(asyncio.Protocol):
         try:
             reports = cast(list[Report], self._unpacker.feed(data))
         except ProtocolError as error:
-            self._lose(f"its process spoke nonsense: {error}")
+            self._mark_gone(f"its process spoke nonsense: {error}")
             self.kill()
             return
         for report in reports:
             if isinstance(report, Logged):
                 level = report.level if report.level in _LOGGERS else "warning"
-                # Its own names for fields, but those of the call itself.
+                # Fields keep their names, except those that the log call itself uses.
                 fields = {f"{k}_" if k in _TAKEN else k: v for k, v in report.fields.items()}
                 getattr(log, level)(report.event, **fields)
             elif not self._gone:
                 self._on_report(report)
 
     def pause_writing(self) -> None:
-        """Called by the event loop: the child reads slower than we write."""
+        """Called by the event loop when the child reads slower than we write."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
@@ -179,14 +179,14 @@ class EngineProcess(asyncio.Protocol):
         """Called by the event loop."""
         self._transport = None
         self._writable.set()
-        self._lose(self.ENDED)
+        self._mark_gone(self.ENDED)
 
-    def _lose(self, reason: str) -> None:
+    def _mark_gone(self, reason: str) -> None:
         if not self._gone:
             self._gone = True
             self._on_gone(reason)
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what opens the server: an engine has no business there."""
+    """Our environment without the Redis credentials, which an engine does not need."""
     return {k: v for k, v in os.environ.items() if not k.startswith("VOICEFLEET_REDIS_")}

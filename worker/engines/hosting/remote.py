@@ -1,4 +1,4 @@
-"""A core in a child process, as an object of the worker's event loop."""
+"""A core in a child process, as an object on the worker's event loop."""
 
 import asyncio
 import itertools
@@ -27,14 +27,15 @@ from voicefleet.worker.engines.hosting.messages import (
 from voicefleet.worker.engines.hosting.process import EngineProcess
 from voicefleet.worker.engines.protocol import EngineError, EngineInfo, EngineLoadError, TurnSpec
 
-LOOKS: Final = 4
-"""The watchdog looks so often within its time: silence counts only while we could have heard."""
+CHECKS: Final = 4
+"""How many times the watchdog checks within its timeout. Silence is counted in checks, not seconds,
+so that time in which this process stood still does not count."""
 
 _BYTES_PER_SAMPLE: Final = 4
 
 
 class RemoteTurn:
-    """One turn: its audio as it comes. Made by ``RemoteCore.open``."""
+    """One turn and its audio as it arrives. Created by ``RemoteCore.open``."""
 
     def __init__(self, number: int, core: "RemoteCore") -> None:
         self.number = number
@@ -46,12 +47,12 @@ class RemoteTurn:
         self._arrival = asyncio.Event()
 
     async def next(self) -> Audio | None:
-        """The next audio, which counts as consumed; ``None`` after the last.
+        """Wait for the next audio, which then counts as consumed; ``None`` after the last.
 
         Raises:
             CannotSpeakError: The engine refuses the turn.
-            EngineError: The turn failed. What it had made is forgotten: whoever tries again is
-                the sooner ready the sooner he knows.
+            EngineError: The turn failed. Its undelivered audio is dropped, so that a retry can
+                start at once.
         """
         while True:
             if self._error is not None:
@@ -67,27 +68,27 @@ class RemoteTurn:
             await self._arrival.wait()
 
     def put(self, audio: Audio) -> None:
-        """More audio came."""
+        """Add audio that arrived."""
         self._audio.append(audio)
         self._arrival.set()
 
     def finish(self) -> None:
-        """No more comes."""
+        """Take note that all audio has arrived."""
         self._spoken = True
         self._arrival.set()
 
     def fail(self, error: Exception) -> None:
-        """Raise ``error`` from ``next``. The first one counts."""
+        """Let ``next`` raise ``error``, unless the turn failed before."""
         self._error = self._error or error
         self._arrival.set()
 
 
 class RemoteCore:
-    """One child from its start to its end. Made by ``start``; ended by ``stop``, always.
+    """One child process from start to end. Created by ``start``; always call ``stop``.
 
     Args:
-        model: The model's id, for messages.
-        synthesis_timeout_s: A loaded child that says nothing for so long hangs.
+        model: The model's id, for error messages.
+        synthesis_timeout_s: A loaded child that sends nothing for this long counts as hung.
     """
 
     def __init__(self, model: str, synthesis_timeout_s: float) -> None:
@@ -101,9 +102,9 @@ class RemoteCore:
         self._reason: str | None = None
         self._lost = asyncio.Event()
         self._process: EngineProcess | None = None
-        self._look: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._heard = False
-        self._silent_looks = 0
+        self._silent_checks = 0
 
     @classmethod
     async def start(cls, model: str, synthesis_timeout_s: float) -> Self:
@@ -114,7 +115,7 @@ class RemoteCore:
         """
         core = cls(model, synthesis_timeout_s)
         try:
-            core._process = await EngineProcess.start(core._take, core._lose)
+            core._process = await EngineProcess.start(core._on_report, core._mark_lost)
         except OSError as error:
             raise EngineLoadError(f"{model}: its process cannot be started: {error}") from None
         return core
@@ -125,20 +126,20 @@ class RemoteCore:
         return self._child.pid
 
     async def load(self, start: Start, timeout_s: float) -> None:
-        """Have the model loaded.
+        """Let the child load the model.
 
         Raises:
-            EngineLoadError: It could not be, the child died, or it took too long.
+            EngineLoadError: Loading failed, the child died, or it took too long.
         """
         await self._ask(start, timeout_s, "load")
         self._watch()
 
     async def warm_up(self, text: str, timeout_s: float) -> None:
-        """Have it do all that is slow the first time. Raises ``EngineLoadError``."""
+        """Let the child do everything that is slow the first time. Raises ``EngineLoadError``."""
         await self._ask(WarmUp(text), timeout_s, "warm-up")
 
     def open(self, spec: TurnSpec) -> RemoteTurn:
-        """Begin a turn; ``close`` it. Raises ``EngineError`` when the child is lost."""
+        """Begin a turn, to be ended by ``close``. Raises ``EngineError`` if the child is lost."""
         if self._reason is not None:
             raise EngineError(f"{self._model}: {self._reason}")
         turn = RemoteTurn(next(self._numbers), self)
@@ -147,29 +148,29 @@ class RemoteCore:
         return turn
 
     def close(self, turn: RemoteTurn) -> None:
-        """End a turn: its work in the child ends within one inner step."""
+        """End a turn: its work in the child ends within one step."""
         if self._turns.pop(turn.number, None) is not None:
             self.send(Cancel(turn.number))
 
     def send(self, message: Message) -> None:
-        """Send a command; without effect when the child is lost."""
+        """Send a command; does nothing if the child is lost."""
         if self._reason is None:
             self._child.send(message)
 
     async def drained(self) -> None:
-        """Wait while the child does not take what was sent."""
+        """Wait while the child is not reading what was sent."""
         await self._child.drained()
 
     async def lost(self) -> str:
-        """Wait until the child is of no more use; returns why."""
+        """Wait until the child is lost; return why."""
         await self._lost.wait()
         return await self._why()
 
     async def stop(self) -> None:
-        """End the child; one that is loaded and well may say good-bye. All its turns fail."""
-        well = self._reason is None and self.info is not None and self._answer is None
-        self._lose("unloaded", Stop() if well else None)
-        await self._child.stop(wait=well)
+        """End the child, gracefully if it is loaded and responsive. All its turns fail."""
+        graceful = self._reason is None and self.info is not None and self._answer is None
+        self._mark_lost("unloaded", Stop() if graceful else None)
+        await self._child.stop(wait=graceful)
 
     async def _ask(self, message: Message, timeout_s: float, work: str) -> None:
         answer = self._answer = asyncio.get_running_loop().create_future()
@@ -180,7 +181,7 @@ class RemoteCore:
                 async with asyncio.timeout(timeout_s):
                     await answer
         except TimeoutError:
-            self._lose(f"its {work} took more than {timeout_s:g} s")
+            self._mark_lost(f"its {work} took more than {timeout_s:g} s")
             self._child.kill()
         finally:
             self._answer = None
@@ -192,16 +193,16 @@ class RemoteCore:
         assert self._process is not None
         return self._process
 
-    # What the child says.
+    # Reports from the child.
 
-    def _take(self, report: Report) -> None:
+    def _on_report(self, report: Report) -> None:
         self._heard = True
         match report:
             case Audio() if not report.is_sound:
-                self._lose("its process spoke nonsense: audio that is none")
+                self._mark_lost("its process spoke nonsense: audio that is none")
                 self._child.kill()
             case Audio(number):
-                # One that was cancelled may still be on its way.
+                # Audio of a cancelled turn may still arrive.
                 if turn := self._turns.get(number):
                     turn.put(report)
             case Spoken(number):
@@ -217,7 +218,7 @@ class RemoteCore:
                 if self._answer is not None and not self._answer.done():
                     self._answer.set_result(None)
             case Fatal(message):
-                self._lose(message)
+                self._mark_lost(message)
             case _:
                 assert isinstance(report, Alive)
 
@@ -226,28 +227,27 @@ class RemoteCore:
     def _watch(self) -> None:
         if self._reason is not None:
             return
-        # While it answers WarmUp its loop does not turn; that has a limit of its own.
+        # While the child answers WarmUp its loop does not turn; warm-up has its own timeout.
         if self._heard or self._answer is not None:
-            self._heard, self._silent_looks = False, 0
+            self._heard, self._silent_checks = False, 0
         else:
-            # Looks are counted, not seconds: in those in which we stood still we heard nothing.
-            self._silent_looks += 1
-        if self._silent_looks >= LOOKS:
-            self._lose(f"no sign of life for {self._timeout_s:g} s")
+            self._silent_checks += 1
+        if self._silent_checks >= CHECKS:
+            self._mark_lost(f"no sign of life for {self._timeout_s:g} s")
             self._child.kill()
         else:
-            delay = self._timeout_s / LOOKS
-            self._look = asyncio.get_running_loop().call_later(delay, self._watch)
+            delay = self._timeout_s / CHECKS
+            self._timer = asyncio.get_running_loop().call_later(delay, self._watch)
 
-    def _lose(self, reason: str, last_words: Message | None = None) -> None:
-        """Nothing can be had from the child any more. The first reason counts."""
+    def _mark_lost(self, reason: str, last_words: Message | None = None) -> None:
+        """Mark the child as lost and fail its turns. Only the first reason counts."""
         if self._reason is not None:
             return
         if last_words is not None:
             self.send(last_words)
         self._reason = reason
-        if self._look is not None:
-            self._look.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._lost.set()
         turns, self._turns = self._turns, {}
         for turn in turns.values():

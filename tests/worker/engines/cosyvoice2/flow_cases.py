@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer, FlowPrompt, Rendering
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
 from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
+from voicefleet.worker.engines.cosyvoice2.flow.utterance import FlowPrompt, Rendering
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, Hyperparameters
 
 

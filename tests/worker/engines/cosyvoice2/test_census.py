@@ -197,7 +197,7 @@ def test_unused_voices_are_evicted_before_anything_is_computed_anew(
     renderer = model.audio._renderer
     for name in ("long0", "long1", "long2"):
         model.speakers.preload(name)
-    monkeypatch.setattr(renderer, "_pages", [])
+    monkeypatch.setattr(renderer._blocks, "_pages", [])
     monkeypatch.delattr(BlockRenderer, "recompute")
     assert np.array_equal(driver.speak(2, SENTENCES[1]), alone)
     assert set(model.speakers._kept) == {"random", "long1", "long2"}

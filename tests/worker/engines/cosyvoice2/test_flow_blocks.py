@@ -17,12 +17,8 @@ from tests.worker.engines.cosyvoice2.flow_cases import (
     speak,
     whole,
 )
-from voicefleet.worker.engines.cosyvoice2.flow.blocks import (
-    BlockRenderer,
-    CacheFullError,
-    page_bytes,
-    state_bytes,
-)
+from voicefleet.worker.engines.cosyvoice2.flow.block_manager import CacheFullError
+from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer, page_bytes, state_bytes
 from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import TINY, FlowSizes
 

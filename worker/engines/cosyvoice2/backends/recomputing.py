@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from voicefleet.worker.engines.cosyvoice2.flow.blocks import BlockRenderer
-from voicefleet.worker.engines.cosyvoice2.flow.cache import SPARE_PAGE, SPARE_STATE
 from voicefleet.worker.engines.cosyvoice2.flow.model import Flow
+from voicefleet.worker.engines.cosyvoice2.flow.step_inputs import SPARE_PAGE, SPARE_STATE
 from voicefleet.worker.engines.cosyvoice2.flow.utterance import FlowPrompt, Rendering
 from voicefleet.worker.engines.cosyvoice2.graphs import Graphs
 from voicefleet.worker.engines.cosyvoice2.rendering import USUAL_BLOCKS, BlockStage

@@ -1,8 +1,8 @@
-"""Renders utterances block by block from caches: each block is computed once, many at a time.
+"""Renders utterances block by block from caches, many in one batch: each block is computed once.
 
-A block is 25 tokens, 50 mel frames, at a place that is a multiple of that in the prompt and the
-utterance as one. Upstream's streaming mask ends at the same places, so that a block depends on
-nothing that comes later but three tokens of look-ahead, and what was computed for one stays good.
+A block is 25 tokens or 50 mel frames. Blocks are counted from the prompt's start, with the
+utterance's tokens following the prompt's. Upstream's streaming mask has the same borders, so that a
+block depends on no later frame but three tokens of look-ahead, and its keys and values stay valid.
 
     prompt = renderer.prompt(tokens, mel, speaker)
     rendering = renderer.begin(prompt)
@@ -10,82 +10,49 @@ nothing that comes later but three tokens of look-ahead, and what was computed f
         mel = renderer.render([block], 1)[0, block.first : block.frames]
     renderer.close(rendering)
 
-:meth:`BlockRenderer.step` is all of the device's work: a function of static buffers that never
-waits for the device, to be captured in a graph.
+:meth:`BlockRenderer.step` does all of the device's work: a function of static buffers that never
+waits for the device, so that it can be captured in a CUDA graph.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from voicefleet.worker.engines.cosyvoice2.flow.cache import (
-    SPARE_PAGE,
-    SPARE_STATE,
-    START_STATE,
-    FlowCache,
-    StepInputs,
-)
+from voicefleet.worker.engines.cosyvoice2.flow.block_manager import BlockManager
+from voicefleet.worker.engines.cosyvoice2.flow.cache import FlowCache
 from voicefleet.worker.engines.cosyvoice2.flow.model import NOISE_FRAMES, Flow
+from voicefleet.worker.engines.cosyvoice2.flow.step_inputs import START_STATE, Row, StepInputs
 from voicefleet.worker.engines.cosyvoice2.flow.utterance import Block, FlowPrompt, Rendering
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
 
 
-class CacheFullError(RuntimeError):
-    """No page or no state is free."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What one row of a step is told."""
-
-    tokens: Sequence[int]
-    index: int
-    source: int
-    target: int
-    pages: Sequence[int]
-    speaker: Tensor
-    prompt: Tensor
-
-
-_IDLE = _Row(
-    tokens=(0,),
-    index=0,
-    source=START_STATE,
-    target=SPARE_STATE,
-    pages=(SPARE_PAGE,),
-    speaker=torch.empty(0),
-    prompt=torch.empty(0),
-)
-
-
 def page_bytes(sizes: FlowSizes, dtype: torch.dtype) -> int:
-    """Bytes of one page, which is one block of one utterance or prompt."""
+    """Bytes of a page, which caches one block of an utterance or prompt."""
     return FlowCache(sizes, dtype, torch.device("meta"), 1, 1).page_bytes
 
 
 def state_bytes(sizes: FlowSizes, dtype: torch.dtype) -> int:
-    """Bytes of one state; each utterance has one, and each prompt of a block or more."""
+    """Bytes of a convolution state; each utterance has one, and each prompt of a block or more."""
     return FlowCache(sizes, dtype, torch.device("meta"), 1, 1).state_bytes
 
 
 class BlockRenderer:
-    """Renders blocks of many utterances at once. Not for use from several threads.
+    """Renders blocks of many utterances in one batch. Not thread-safe.
 
     Args:
-        flow: The model, in place. It is optimised here if it was not.
-        pages: How many blocks can be remembered, prompts included.
-        states: How many utterances and prompts.
-        max_blocks: The most blocks that an utterance can have, its prompt included.
-        rows_apart: Compute rows one by one, each as if it were alone. Products on the CPU round
-            otherwise in other company, and samples must not depend on it; there it is the default.
-        page_buckets: How many pages the rows of a step can have, rising; a step takes the smallest
-            that does. By default 4, 8, 16 and so on (whole numbers of eight frames keep attention
-            on its fast paths), and every count where rows are apart.
+        flow: The model. It is optimised here if it was not.
+        pages: How many blocks can be cached, prompts' included.
+        states: How many utterances and prompts can be cached.
+        max_blocks: The most blocks of an utterance, its prompt included.
+        rows_apart: Compute the rows of a batch one by one. The default on the CPU, where a matrix
+            product may round a row otherwise in another batch, and samples must not depend on it.
+        page_buckets: Page table sizes, ascending; a step takes the smallest that fits. By default
+            4, 8, 16 and so on (multiples of eight frames keep attention on its fast paths), and
+            every size if ``rows_apart``.
 
-    ``run``, where it is set, is called instead of ``step``, to replay a captured graph. It gets one
-    of the inputs that :meth:`inputs` made, and what it returns is used before its next call.
+    If ``run`` is set, it is called instead of ``step``, to replay a captured graph. It gets inputs
+    that :meth:`inputs` made; its result is used before its next call.
     """
 
     def __init__(
@@ -104,15 +71,14 @@ class BlockRenderer:
         self.rows_apart = flow.device.type == "cpu" if rows_apart is None else rows_apart
         self.run: Callable[[StepInputs], Tensor] | None = None
         self._cache = FlowCache(flow.sizes, flow.dtype, flow.device, pages, states)
-        self._pages = list(range(pages, SPARE_PAGE, -1))
-        self._states = list(range(states + SPARE_STATE, SPARE_STATE, -1))
+        self._blocks = BlockManager(pages, states)
         self._inputs: dict[tuple[int, int], StepInputs] = {}
         self.max_blocks = min(max_blocks, NOISE_FRAMES // self.sizes.estimator.chunk)
         if page_buckets is None:
             every = range(1, self.max_blocks + 1)
             doubling = [4 << power for power in range(self.max_blocks.bit_length())]
             page_buckets = every if self.rows_apart else doubling
-        # The last one has room for all.
+        # The last bucket holds the longest utterance.
         enough = next(i for i, size in enumerate(page_buckets) if size >= self.max_blocks)
         self.page_buckets = tuple(page_buckets[: enough + 1])
         chunk = self.sizes.encoder.chunk
@@ -123,21 +89,20 @@ class BlockRenderer:
 
     @property
     def free_pages(self) -> int:
-        """Blocks that can still be remembered."""
-        return len(self._pages)
+        """How many more blocks can be cached."""
+        return self._blocks.free_pages
 
     @property
     def free_states(self) -> int:
-        """Utterances that can still begin."""
-        return len(self._states)
+        """How many more utterances can begin with a cache."""
+        return self._blocks.free_states
 
     def prompt(self, tokens: Sequence[int], mel: Tensor, speaker: Tensor) -> FlowPrompt:
-        """Compute a voice's prompt, to be shared by all that it says.
+        """Render a voice's prompt, for all its utterances.
 
-        Those blocks are kept whose look-ahead is the prompt's own. What is left over, 3 to 27
-        tokens of a long prompt, is computed with each utterance's first.
-        A prompt of some 10 to 20 tokens over a multiple of 25 lets a voice answer soonest: the
-        first block waits for as many tokens less.
+        Blocks are cached if their look-ahead lies in the prompt too. The remaining tokens, 3 to 27
+        of a long prompt, are rendered with each utterance's first block. The more tokens remain
+        (10 to 20 are best), the fewer the first block has to wait for.
 
         Args:
             tokens: The prompt's speech tokens.
@@ -146,7 +111,7 @@ class BlockRenderer:
 
         Raises:
             CacheFullError: The prompt has more blocks than pages are free.
-            ValueError: The mel is not two frames a token, or the prompt leaves no block free.
+            ValueError: The mel has not two frames for each token, or the prompt is too long.
         """
         if len(mel) != 2 * len(tokens):
             raise ValueError(f"{len(mel)} mel frames for {len(tokens)} tokens")
@@ -156,23 +121,19 @@ class BlockRenderer:
             raise ValueError(
                 f"a prompt of {blocks} blocks, of which an utterance may have {self.max_blocks}"
             )
-        if blocks > self.free_pages or (blocks and not self.free_states):
-            raise CacheFullError(f"no room for a prompt of {blocks} blocks")
         with torch.no_grad():
             mel = mel.to(self.flow.device, self.flow.dtype)
             voice = self.flow.speaker(speaker.to(self.flow.device)[None])[0]
-        pages = tuple(self._pages.pop() for _ in range(blocks))
-        state = self._states.pop() if blocks else START_STATE
-        prompt = FlowPrompt(tuple(tokens), mel, voice, pages, state)
+        prompt = self._blocks.prompt(tokens, mel, voice, blocks)
         try:
             for index in range(blocks):
                 start = index * chunk
-                row = _Row(
+                row = Row(
                     tokens=prompt.tokens[start : start + chunk + ahead],
                     index=index,
-                    source=state if index else START_STATE,
-                    target=state,
-                    pages=pages[: index + 1],
+                    source=prompt.state if index else START_STATE,
+                    target=prompt.state,
+                    pages=prompt.pages[: index + 1],
                     speaker=voice,
                     prompt=mel[2 * start : 2 * (start + chunk)],
                 )
@@ -183,56 +144,45 @@ class BlockRenderer:
         return prompt
 
     def release(self, prompt: FlowPrompt) -> None:
-        """Give a prompt's pages back, as soon as nobody speaks with it any more."""
-        prompt.released = True
-        self._drop(prompt)
+        """Free a prompt's pages, as soon as no utterance uses it any more."""
+        self._blocks.release(prompt)
 
     def begin(self, prompt: FlowPrompt, *, cached: bool = True) -> Rendering | None:
         """Begin an utterance.
 
         Args:
-            prompt: Its voice's.
-            cached: Keep its blocks. Without, it takes no room and is always computed anew.
+            prompt: The voice's prompt.
+            cached: Cache its blocks. Otherwise only ``recompute`` can render them.
 
         Returns:
-            None if it should be cached and no page or no state is free.
+            None if ``cached`` and no page or no state is free.
 
         Raises:
             ValueError: The prompt was released.
         """
         if prompt.released:
             raise ValueError("the prompt was released")
-        state = None
-        if cached:
-            if not self._pages or not self._states:
-                return None
-            state = self._states.pop()
-        prompt.users += 1
-        return Rendering(prompt, self.sizes, len(prompt.pages), state)
+        return self._blocks.begin(prompt, self.sizes, cached=cached)
 
     def close(self, rendering: Rendering) -> None:
-        """Give an utterance's pages and state back. Safe to call twice."""
-        if rendering.closed:
-            return
-        rendering.closed = True
-        self._forget(rendering)
-        rendering.prompt.users -= 1
-        self._drop(rendering.prompt)
+        """Free an utterance's pages and state. Safe to call twice."""
+        self._blocks.close(rendering)
 
     def render(self, blocks: Sequence[Block], batch: int) -> Tensor:
-        """Compute the next block of each of several utterances.
+        """Render the next block of each of several utterances.
 
         Args:
-            blocks: At most ``batch``, each of another rendering, each the next one of it.
-            batch: How many rows the step has; rows left over compute nothing of use.
+            blocks: At most ``batch``, each the next block of another rendering.
+            batch: How many rows the step has; further rows are idle.
 
         Returns:
-            Float32 ``[len(blocks), 50, bands]``, on the device. Of row i the frames
-            ``blocks[i].first`` to ``blocks[i].frames`` are the utterance's.
+            Float32 ``[len(blocks), 50, bands]``, on the device. The utterance's frames in row i are
+            ``blocks[i].first`` to ``blocks[i].frames``.
 
         Raises:
             CacheFullError: There are fewer free pages than blocks. Nothing has changed.
-            ValueError: A block is not the next one, is several, has no cache or is too far on.
+            ValueError: A block is not the next one, spans several, has no cache or lies beyond
+                ``max_blocks``.
         """
         if not 0 < len(blocks) <= batch:
             raise ValueError(f"{len(blocks)} blocks in a batch of {batch}")
@@ -242,9 +192,7 @@ class BlockRenderer:
             self._check(block)
             if block.rendering.state is None or block.count != 1:
                 raise ValueError("several blocks, or an utterance without a cache")
-        if len(blocks) > self.free_pages:
-            raise CacheFullError(f"{len(blocks)} blocks, {self.free_pages} free pages")
-        taken = [self._pages.pop() for _ in blocks]
+        taken = self._blocks.take_pages(len(blocks))
         try:
             rows = [self._row(block, page) for block, page in zip(blocks, taken, strict=True)]
             if self.rows_apart:
@@ -252,7 +200,7 @@ class BlockRenderer:
             else:
                 mel = self._step(rows, batch)
         except BaseException:
-            self._pages.extend(taken)
+            self._blocks.give_back(taken)
             raise
         for block, page in zip(blocks, taken, strict=True):
             block.rendering.pages.append(page)
@@ -260,38 +208,38 @@ class BlockRenderer:
         return mel
 
     def recompute(self, blocks: Sequence[Block]) -> list[Tensor]:
-        """Compute blocks without a cache, from their utterances' beginning: dear, but just as good.
+        """Render blocks without a cache, from the utterances' start, with the same result.
 
-        An utterance that has been cached so far gives its pages and its state back, and goes on
-        without.
+        It costs more the longer the utterance is. An utterance that was cached frees its pages and
+        its state, and goes on without.
 
         Args:
-            blocks: Each of another rendering, each the next of it. Hops of several at once make up
-                for the price.
+            blocks: Each the next one of another rendering. It may span several blocks, which makes
+                up for the cost.
 
         Returns:
             For each block the utterance's own frames, float32 ``[frames - first, bands]``.
 
         Raises:
-            ValueError: A block is not the next one, or too far on.
+            ValueError: A block is not the next one, or lies beyond ``max_blocks``.
         """
         for block in blocks:
             self._check(block)
         if self.rows_apart:
-            mels = [self._whole([block])[0] for block in blocks]
+            mels = [self._recomputed([block])[0] for block in blocks]
         else:
-            mels = self._whole(blocks)
+            mels = self._recomputed(blocks)
         for block in blocks:
-            self._forget(block.rendering)
+            self._blocks.uncache(block.rendering)
             block.rendering.done += block.count
         return mels
 
     def inputs(self, batch: int, pages: int) -> StepInputs:
-        """The buffers of a step of ``batch`` rows with up to ``pages`` pages (a bucket) each."""
+        """The static buffers of a step of ``batch`` rows with ``pages`` pages (a bucket) each."""
         if (batch, pages) not in self._inputs:
             encoder, device, dtype = self.sizes.encoder, self.flow.device, self.flow.dtype
             chunk, ahead, bands = encoder.chunk, encoder.lookahead, self.sizes.mel_bands
-            # Of each layer's table the part for the nearest keys; half as many before upsampling.
+            # The part of each layer's table for the nearest keys; half as many before upsampling.
             tables = self._positions
             rates = [1] * encoder.blocks + [2] * encoder.up_blocks
             nearest = [rate * chunk * (pages + 1) for rate in rates]
@@ -310,9 +258,9 @@ class BlockRenderer:
 
     @torch.no_grad()
     def step(self, inputs: StepInputs) -> Tensor:
-        """One block of every row: encoder and solver, reading and writing caches in place.
+        """Compute one block of every row: encoder and solver, with caches updated in place.
 
-        Fresh inputs are idle: a step on them, as in capturing a graph, touches nobody's cache.
+        Fresh inputs are idle: a step on them, as in a capture, changes no utterance's cache.
 
         Returns:
             Float32 ``[batch, 50, bands]``.
@@ -326,39 +274,21 @@ class BlockRenderer:
         cached.commit()
         return mel
 
-    def _step(self, rows: Sequence[_Row], batch: int) -> Tensor:
+    def _step(self, rows: Sequence[Row], batch: int) -> Tensor:
         """Fill the buffers and run: float32 ``[len(rows), 50, bands]``."""
         most = max(len(row.pages) for row in rows)
         inputs = self.inputs(batch, next(size for size in self.page_buckets if size >= most))
-        pages = inputs.pages.shape[1]
-        idle = [self._integers(_IDLE, pages)] * (batch - len(rows))
-        integers = torch.tensor([self._integers(row, pages) for row in rows] + idle)
-        if inputs.integers.is_cuda:
-            integers = integers.pin_memory()
-        inputs.integers.copy_(integers, non_blocking=True)
-        torch.stack([row.speaker for row in rows], out=inputs.speaker[: len(rows)])
-        inputs.prompt.zero_()
-        for place, row in enumerate(rows):
-            if len(row.prompt):
-                inputs.prompt[place, : len(row.prompt)].copy_(row.prompt)
+        inputs.fill(rows)
         run = self.run or self.step
         return run(inputs)[: len(rows)].clone()
 
-    def _integers(self, row: _Row, pages: int) -> list[int]:
-        width = self.sizes.encoder.chunk + self.sizes.encoder.lookahead
-        tokens = [*row.tokens, *[0] * (width - len(row.tokens))]
-        held = [*[SPARE_PAGE] * (pages - len(row.pages)), *row.pages]
-        fixed = (len(row.tokens), row.index, len(row.pages), row.source, row.target)
-        return [*tokens, *fixed, *held]
-
-    def _row(self, block: Block, page: int) -> _Row:
+    def _row(self, block: Block, page: int) -> Row:
         rendering, prompt = block.rendering, block.rendering.prompt
         assert rendering.state is not None
-        spoken = block.tokens
         tail = prompt.tokens[block.start : block.stop + self.sizes.encoder.lookahead]
         skip = max(0, block.start - len(prompt.tokens))
-        return _Row(
-            tokens=[*tail, *spoken[skip:]],
+        return Row(
+            tokens=[*tail, *block.tokens[skip:]],
             index=block.index,
             source=rendering.state if rendering.pages else prompt.state,
             target=rendering.state,
@@ -368,7 +298,7 @@ class BlockRenderer:
         )
 
     @torch.no_grad()
-    def _whole(self, blocks: Sequence[Block]) -> list[Tensor]:
+    def _recomputed(self, blocks: Sequence[Block]) -> list[Tensor]:
         device, ahead = self.flow.device, self.sizes.encoder.lookahead
         size = max(block.stop for block in blocks) + ahead
         rows = [[*block.rendering.prompt.tokens, *block.tokens] for block in blocks]
@@ -394,17 +324,3 @@ class BlockRenderer:
             raise ValueError("the block is not the next one of its utterance")
         if block.index + block.count > self.max_blocks:
             raise ValueError(f"an utterance of more than {self.max_blocks} blocks")
-
-    def _forget(self, rendering: Rendering) -> None:
-        if rendering.state is not None:
-            self._pages.extend(rendering.pages)
-            self._states.append(rendering.state)
-            rendering.pages, rendering.state = [], None
-
-    def _drop(self, prompt: FlowPrompt) -> None:
-        if prompt.released and not prompt.users and prompt.state != SPARE_STATE:
-            self._pages.extend(prompt.pages)
-            if prompt.state != START_STATE:
-                self._states.append(prompt.state)
-            # Dropped once only.
-            prompt.pages, prompt.state = (), SPARE_STATE

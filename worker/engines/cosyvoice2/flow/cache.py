@@ -7,7 +7,6 @@ causal convolution. It is small; each utterance has one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,87 +17,8 @@ from voicefleet.worker.engines.cosyvoice2.flow.context import (
     additive_mask,
 )
 from voicefleet.worker.engines.cosyvoice2.flow.estimator import GUIDANCE_ROWS
+from voicefleet.worker.engines.cosyvoice2.flow.step_inputs import StepInputs
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import FlowSizes
-
-SPARE_PAGE = 0
-"""Fills page tables of rows with fewer pages; idle rows write to it."""
-
-START_STATE = 0
-"""The state before an utterance's start: all zeros, never written."""
-
-SPARE_STATE = 1
-"""Idle rows write to it."""
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """The inputs of one step, in buffers of fixed address.
-
-    ``integers`` is i64 ``[batch, n]``. The properties name its columns, so that one copy brings all
-    of them to the device. ``speaker`` is ``[batch, bands]``, ``prompt`` the prompt's mel
-    ``[batch, frames, bands]`` (zeros after the prompt), ``positions`` the encoder layers' position
-    embeddings by distance. A row's pages are right-aligned, its block's own page last, so that
-    distances to earlier frames are the same for all rows.
-    """
-
-    integers: Tensor
-    speaker: Tensor
-    prompt: Tensor
-    positions: list[Tensor]
-    block_tokens: int
-    lookahead: int
-
-    FIXED = 5
-    """How many columns there are besides tokens and pages."""
-
-    @property
-    def batch(self) -> int:
-        """How many rows there are."""
-        return len(self.integers)
-
-    @property
-    def tokens(self) -> Tensor:
-        """The block's tokens and the look-ahead, ``[batch, block + lookahead]``."""
-        return self.integers[:, : self.block_tokens + self.lookahead]
-
-    @property
-    def present(self) -> Tensor:
-        """How many of ``tokens`` are known, ``[batch]``."""
-        return self._column(0)
-
-    @property
-    def index(self) -> Tensor:
-        """The block's index, counted from the prompt's start, ``[batch]``."""
-        return self._column(1)
-
-    @property
-    def held(self) -> Tensor:
-        """How many pages the row has, its block's own included, ``[batch]``."""
-        return self._column(2)
-
-    @property
-    def source(self) -> Tensor:
-        """The index of the state to read, ``[batch]``."""
-        return self._column(3)
-
-    @property
-    def target(self) -> Tensor:
-        """The index of the state to write, ``[batch]``."""
-        return self._column(4)
-
-    @property
-    def pages(self) -> Tensor:
-        """Page indices, right-aligned, ``[batch, pages]``."""
-        return self.integers[:, self.block_tokens + self.lookahead + self.FIXED :]
-
-    def make_idle(self) -> None:
-        """Make all rows idle: they write to the spare page and the spare state."""
-        self.integers.zero_()
-        self.held.fill_(1)
-        self.target.fill_(SPARE_STATE)
-
-    def _column(self, index: int) -> Tensor:
-        return self.integers[:, self.block_tokens + self.lookahead + index]
 
 
 class CachedConvContext:

@@ -1,1 +1,1 @@
-"""A voicepack's files: reading, checking, converting and inventing them."""
+"""A voicepack's files: reading, checking, converting, and writing packs of random weights."""

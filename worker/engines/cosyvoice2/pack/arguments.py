@@ -1,7 +1,7 @@
-"""The arguments of a component in a HyperPyYAML file, looked at one by one.
+"""Checks the arguments of a component in a HyperPyYAML file, one by one.
 
-A reader asks for what it knows, says which values it supports, and at the end that this was all.
-What does not fit is gathered, so that one error can name it all.
+The reader asks for each argument that it knows, names the values it supports, and ends with
+``done``. All problems are collected, so that one error can name them.
 """
 
 import math
@@ -24,7 +24,7 @@ LONGEST_SHOWN: Final = 120
 
 
 class Arguments:
-    """The arguments of one component, looked at one by one; what stays unread is a problem."""
+    """The arguments of one component. Those that are never asked for count as problems."""
 
     def __init__(
         self, path: str, given: Mapping[str, Value], names: Mapping[str, Value], problems: list[str]
@@ -36,7 +36,7 @@ class Arguments:
         self._read: set[str] = set()
 
     def value(self, key: str, kind: type[T], fallback: T) -> T:
-        """The argument as a ``kind``. Where it is missing or wrong: a problem, and the fallback."""
+        """The argument as a ``kind``. If it is missing or invalid: a problem, and ``fallback``."""
         if key not in self._given:
             self._problem(key, "is missing")
             return fallback
@@ -55,13 +55,13 @@ class Arguments:
         return converted
 
     def only(self, key: str, *supported: object) -> None:
-        """The argument, where it is given, has to be one of these."""
+        """Require the argument, if it is given, to have one of the ``supported`` values."""
         if key in self._given and (value := self._resolved(key)) not in supported:
             what = " or ".join(repr(value) for value in supported)
             self._problem(key, f"is {_shown(value)}, but this engine implements only {what}")
 
     def component(self, key: str, target: str) -> "Arguments":
-        """A nested component, which has to be the one that is implemented."""
+        """The arguments of a nested component, whose class must be ``target``."""
         found = self._resolved(key)
         path = f"{self._path}{key}."
         if isinstance(found, Component) and found.target == target and not found.positional:
@@ -69,12 +69,12 @@ class Arguments:
         if key not in self._given:
             self._problem(key, "is missing")
         else:
-            said = found.target if isinstance(found, Component) else type(found).__name__
-            self._problem(key, f"is {_shown(said)}, but this engine implements only {target!r}")
+            kind = found.target if isinstance(found, Component) else type(found).__name__
+            self._problem(key, f"is {_shown(kind)}, but this engine implements only {target!r}")
         return Arguments(path, {}, self._names, [])
 
     def mapping(self, key: str) -> "Arguments":
-        """A nested mapping, perhaps wrapped as ``!new:omegaconf.DictConfig {content: ...}``."""
+        """A nested mapping, plain or wrapped in ``!new:omegaconf.DictConfig {content: ...}``."""
         found = self._resolved(key)
         if isinstance(found, Component):
             found = found.arguments.get("content", found.arguments)
@@ -85,7 +85,7 @@ class Arguments:
         return Arguments(f"{self._path}{key}.", arguments, self._names, self._problems)
 
     def done(self, *training: str) -> None:
-        """No argument is left but those that only training looks at."""
+        """Report arguments that were not asked for, except those that only ``training`` uses."""
         for key in self._given:
             if key not in self._read and key not in training:
                 self._problem(key, "is an option that this engine does not know")
@@ -103,6 +103,6 @@ class Arguments:
 
 
 def _shown(value: Value) -> str:
-    """A value for an error message: never longer than a line."""
+    """A value as shown in error messages, shortened to a line."""
     shown = repr(value)
     return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."

@@ -1,4 +1,4 @@
-"""What can be told about a CosyVoice 2 voicepack without loading it. Needs no torch."""
+"""Checks a CosyVoice 2 voicepack without loading it. Needs no torch."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from voicefleet.worker.engines.cosyvoice2.pack import layout, model_yaml
 
 
 def check(directory: Path, native_rate: int) -> list[str]:
-    """What stands in the way of loading ``directory``; empty where nothing is seen."""
+    """Problems that would keep ``directory`` from being loaded; empty if none is found."""
     findings = [f"there is no {directory / name}" for name in layout.missing(directory)]
     path = directory / layout.HYPERPARAMETERS
     if not path.is_file() or not (directory / layout.QWEN / "config.json").is_file():

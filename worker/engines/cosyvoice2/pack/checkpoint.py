@@ -1,4 +1,4 @@
-"""A checkpoint directory, as it is published, to modules that are ready to run."""
+"""Loads a checkpoint directory, as published, into modules that are ready to run."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ from voicefleet.worker.engines.cosyvoice2.vocoder.model import Vocoder
 M = TypeVar("M", bound=nn.Module)
 
 MOST_NAMED: Final = 20
-"""An error names this many tensors, and says how many more there are."""
+"""An error names at most this many tensors, and counts the others."""
 
 
 class Model(NamedTuple):
-    """The three parts, on their device, for inference only."""
+    """The model's three parts, on their device, for inference only."""
 
     language_model: LanguageModel
     flow: Flow
@@ -33,15 +33,15 @@ class Model(NamedTuple):
 def load(
     directory: Path, hyperparameters: Hyperparameters, dtype: torch.dtype, device: torch.device
 ) -> Model:
-    """Read the weights of ``directory`` into modules.
+    """Load the weights of ``directory``.
 
-    The language model and the flow are held in ``dtype``, the vocoder in float32. A safetensors
-    copy is read in place of a ``.pt`` file where there is one that is as good.
+    The language model and the flow get ``dtype``, the vocoder float32. A safetensors copy is read
+    instead of a ``.pt`` file if it has the same precision.
 
     Raises:
         CosyVoiceInitializationError: A file is missing, damaged, would run code, holds NaN or
             infinity, or is of another architecture. The message names every tensor that is
-            missing, too many or of another shape, in all three files.
+            missing, unknown or of another shape, in all three files.
     """
     model = skeleton(hyperparameters)
     parts = (
@@ -67,7 +67,7 @@ def load(
 
 
 def skeleton(hyperparameters: Hyperparameters) -> Model:
-    """The modules without weights: their parameters lie on the ``meta`` device."""
+    """The modules without weights: their parameters are on the ``meta`` device."""
     with parameters_on_meta():
         return Model(
             LanguageModel(hyperparameters.language_model),
@@ -78,10 +78,10 @@ def skeleton(hyperparameters: Hyperparameters) -> Model:
 
 @contextmanager
 def parameters_on_meta() -> Generator[None]:
-    """Modules built inside get their parameters without memory or values.
+    """Modules built in this context get parameters without memory or values.
 
-    Unlike under ``torch.device("meta")``, buffers are real: those that are no part of a checkpoint
-    (tables, windows, fixed noise) are computed by who builds them.
+    Unlike under ``torch.device("meta")``, buffers are real: those that are not in a checkpoint
+    (tables, windows, fixed noise) are computed when the module is built.
     """
 
     def empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
@@ -95,7 +95,7 @@ def parameters_on_meta() -> Generator[None]:
 
 
 def differences(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> list[str]:
-    """How the tensors of ``path`` differ from those that ``module`` needs; empty where not."""
+    """How the tensors of ``path`` differ from those that ``module`` needs; empty if they fit."""
     needed = {name: tensor.shape for name, tensor in module.state_dict().items()}
     found = {name: tensor.shape for name, tensor in state.items()}
     problems = [
@@ -131,13 +131,13 @@ def assign(
     """Give ``module`` copies of the tensors of ``state`` in ``dtype`` on ``device``.
 
     Raises:
-        CosyVoiceInitializationError: A tensor differs in name or shape, or is not finite, perhaps
-            only in ``dtype``.
+        CosyVoiceInitializationError: A tensor differs in name or shape, or is not finite once
+            converted to ``dtype``.
     """
     if problems := differences(module, state, path):
         raise CosyVoiceInitializationError(_elided(problems))
-    # Copies, even where nothing changes: a mapped file can be cut while it is in use, and its
-    # tensors lie at odd addresses, where some kernels round otherwise.
+    # Always copy: a memory-mapped file may be truncated while it is in use, and its tensors are at
+    # unaligned addresses, where some kernels round otherwise.
     placed = {
         name: tensor.to(device).to(dtype, copy=tensor.device == device)
         for name, tensor in state.items()
@@ -149,26 +149,26 @@ def assign(
 
 
 def finish(module: nn.Module, path: Path, device: torch.device) -> None:
-    """Make a module that has its weights ready to run.
+    """Prepare a module with weights for inference.
 
     Raises:
-        CosyVoiceInitializationError: A part of it never got its values.
+        CosyVoiceInitializationError: A parameter or buffer has no values.
     """
     module.requires_grad_(False).to(device)
     optimise: Callable[[], None] | None = getattr(module, "optimise", None)
     if optimise is not None:
         optimise()
-    module.eval().requires_grad_(False)  # what was fused just now as well
+    module.eval().requires_grad_(False)  # fused parameters too
     tensors = (*module.named_parameters(), *module.named_buffers())
     if empty := [name for name, tensor in tensors if tensor.is_meta]:
         raise CosyVoiceInitializationError(f"{path}: {', '.join(empty[:3])} were never set")
 
 
 def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors with NaN or infinity: one pass over each, one look at the device."""
+    """The names of tensors with NaN or infinity, with one transfer from the device."""
     if not state:
         return []
-    # NaN is the least and the greatest of what it is among.
+    # aminmax returns NaN if any value is NaN.
     extremes = [torch.stack(torch.aminmax(tensor)).float() for tensor in state.values()]
     finite: list[bool] = torch.isfinite(torch.stack(extremes)).all(dim=1).tolist()  # pyright: ignore
     return [name for name, good in zip(state, finite, strict=True) if not good]
@@ -180,6 +180,6 @@ def _shape(shape: Iterable[int]) -> str:
 
 def _elided(problems: list[str]) -> str:
     lines = problems[:MOST_NAMED]
-    if rest := len(problems) - len(lines):
-        lines.append(f"... and {rest} more")
+    if more := len(problems) - len(lines):
+        lines.append(f"... and {more} more")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Safetensors copies of a checkpoint's weights, which load faster.
 
-A copy lies beside its ``.pt`` file, has weight norm folded and what serving does not use left out,
-and says in its metadata what it was made of. The vocoder's is always float32.
+A copy is written beside its ``.pt`` file, with weight norm folded and without tensors that serving
+does not use. Its metadata names its source. The vocoder's copy is always float32.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 
 
 def convert(directory: Path, dtype: torch.dtype) -> list[Path]:
-    """Write the copies of ``directory``'s three files, each whole or not at all.
+    """Write copies of the three weight files in ``directory``, each atomically.
 
     Returns:
-        The files that were written.
+        The files written.
 
     Raises:
-        CosyVoiceInitializationError: A file is missing, damaged, or does not fit into ``dtype``.
-        OSError: There is no room, or no right to write there.
+        CosyVoiceInitializationError: A file is missing or damaged, or overflows in ``dtype``.
+        OSError: The directory is full or not writable.
     """
     return [_convert(directory / name, dtype) for name in layout.WEIGHTS]
 
@@ -45,7 +45,7 @@ def _convert(path: Path, dtype: torch.dtype) -> Path:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     copy = path.with_name(layout.safetensors(path.name))
     partial = copy.with_name(f".{copy.name}.partial")
-    said = {
+    metadata = {
         "format": "pt",
         "source": path.name,
         "source_size": str(path.stat().st_size),
@@ -53,7 +53,7 @@ def _convert(path: Path, dtype: torch.dtype) -> Path:
         "dtype": str(dtype).removeprefix("torch."),
     }
     try:
-        save_file(state, partial, said)
+        save_file(state, partial, metadata)
         partial.chmod(path.stat().st_mode & 0o777)  # the library writes for its owner alone
         partial.replace(copy)
     finally:

@@ -1,7 +1,7 @@
-"""HyperPyYAML read as data: its tags make objects elsewhere, here they make descriptions.
+"""Reads HyperPyYAML as data: tags become descriptions of objects instead of objects.
 
-Nothing is imported, called or opened. What a tag names is kept as a string, so that who reads the
-file decides what it means. Known tags: ``!new:``, ``!name:``, ``!apply:``, ``!module:`` (with
+Nothing is imported, called or opened. The name in a tag is kept as a string, and its meaning is
+left to the caller. Known tags: ``!new:``, ``!name:``, ``!apply:``, ``!module:`` (with
 arguments as a mapping or a list), ``!ref <key>`` with arithmetic, ``!copy``, ``!tuple``,
 ``!placeholder``. ``!include:`` is refused, as is every other tag.
 """
@@ -19,11 +19,11 @@ from voicefleet.schemas.fields import excerpt
 from voicefleet.worker.plain_yaml import PlainLoader
 
 Value: TypeAlias = Any
-"""A scalar, a list, a dict, or one of the two below."""
+"""A scalar, list, dict, ``Component`` or ``Reference``."""
 
 
 MOST_STEPS: Final = 10_000
-"""Keys and items looked at for one value."""
+"""The most keys and items visited to resolve one value."""
 
 DEEPEST: Final = 60
 LONGEST_SUM: Final = 200
@@ -31,13 +31,13 @@ LARGEST_NUMBER: Final = 2**63
 
 
 class HyperYamlError(ValueError):
-    """The text is not HyperPyYAML, or refers to what is not there."""
+    """The text is not valid HyperPyYAML, or refers to a key that does not exist."""
 
 
 class Component(msgspec.Struct, frozen=True):
-    """``!new:target`` and its like: what would have been made or called, with what arguments.
+    """A tag such as ``!new:target``: what HyperPyYAML would construct or call, and its arguments.
 
-    ``kind`` is the tag's name (``new``, ``name``, ``apply``, ``module``).
+    ``kind`` is the tag's name: ``new``, ``name``, ``apply`` or ``module``.
     """
 
     kind: str
@@ -47,16 +47,16 @@ class Component(msgspec.Struct, frozen=True):
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """``!ref``: another key's value, or a sum over such values."""
+    """``!ref``: another key's value, or an arithmetic expression of such values."""
 
     expression: str
 
 
 def parse(text: str) -> dict[str, Value]:
-    """The file's top level.
+    """Parse ``text`` into its top-level mapping.
 
     Raises:
-        HyperYamlError: It is not YAML, not a mapping, or has a tag that is not known.
+        HyperYamlError: It is not YAML, not a mapping, or has an unknown tag.
     """
     try:
         content: object = yaml.load(text, _Loader)  # noqa: S506 a SafeLoader underneath
@@ -70,20 +70,20 @@ def parse(text: str) -> dict[str, Value]:
 
 
 def resolve(value: Value, names: Mapping[str, Value]) -> Value:
-    """``value``, or what it refers to among the top level's ``names``; inside lists as well.
+    """Resolve references in ``value``, also within lists, to the top-level ``names``.
 
-    ``<key>`` alone may refer to anything; in a sum (``+ - * / // %`` and brackets) all must be
-    numbers.
+    ``<key>`` alone may refer to any value; in an expression (``+ - * / // %`` and brackets) all
+    keys must be numbers.
 
     Raises:
-        HyperYamlError: There is no such key, the keys refer to each other, it is no sum, or it
-            stands for more than any model needs.
+        HyperYamlError: A key does not exist, references are circular, an expression is invalid, or
+            the value is larger than any model needs.
     """
     return _Resolver(names).value_of(value, 0)
 
 
 class _Resolver:
-    """One call of ``resolve``, whose work is bounded: each key may refer to two others."""
+    """One call of ``resolve``, with limits: references can grow exponentially."""
 
     def __init__(self, names: Mapping[str, Value]) -> None:
         self._names = names
@@ -139,7 +139,7 @@ _OPERATORS: Final[dict[type[ast.operator], Callable[[Any, Any], Any]]] = {
 
 
 def _calculate(numbers: str, expression: str) -> int | float:
-    """The value of a sum. The syntax tree is walked, never compiled."""
+    """Evaluate an arithmetic expression by walking its syntax tree; nothing is executed."""
 
     def value_of(node: ast.AST) -> int | float:
         match node:
@@ -161,7 +161,7 @@ def _calculate(numbers: str, expression: str) -> int | float:
 
 
 class _Loader(PlainLoader):
-    """YAML's own types and the tags above."""
+    """Loads YAML's own types and HyperPyYAML's tags."""
 
 
 def _component(kind: str) -> Callable[[_Loader, str, yaml.Node], Component]:
@@ -183,14 +183,14 @@ def _reference(loader: _Loader, node: yaml.Node) -> Reference:
 
 
 def _tuple(loader: _Loader, node: yaml.Node) -> Value:
-    """As a list where it is one; ``(1, 2)`` as text, which nothing here needs."""
+    """A list for a sequence; the text of ``(1, 2)``, which no known key uses."""
     if isinstance(node, yaml.SequenceNode):
         return loader.construct_sequence(node, deep=True)
     return str(node.value)
 
 
 def _nothing(loader: _Loader, node: yaml.Node) -> None:
-    """A value to be given by whoever loads the file."""
+    """A value that the file leaves to its reader: None."""
 
 
 def _refused(loader: _Loader, suffix: str, node: yaml.Node) -> Value:
@@ -206,7 +206,7 @@ _Loader.add_constructor("!ref", _reference)
 _Loader.add_constructor("!copy", _reference)
 _Loader.add_constructor("!tuple", _tuple)
 _Loader.add_constructor("!placeholder", _nothing)
-# YAML 1.1, which PyYAML reads, takes 1e-06 for a string: it wants a point in a float.
+# PyYAML follows YAML 1.1, which reads 1e-06, without a point, as a string.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+"),

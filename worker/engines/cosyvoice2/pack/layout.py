@@ -11,10 +11,10 @@ SPEAKER_ENCODER: Final = "campplus.onnx"
 SPEECH_TOKENIZER: Final = "speech_tokenizer_v2.onnx"
 SPEAKERS: Final = "spk2info.pt"
 QWEN: Final = "CosyVoice-BlankEN"
-"""A folder: the text tokenizer and the language model's sizes."""
+"""The folder of the text tokenizer and the language model's sizes."""
 
 VOICES: Final = "voices"
-"""A folder of ready voices. Ours: upstream has none."""
+"""The folder of ready voices, which upstream does not have."""
 
 WEIGHTS: Final = (LANGUAGE_MODEL, FLOW, VOCODER)
 NEEDED: Final = (
@@ -24,16 +24,16 @@ NEEDED: Final = (
     *(f"{QWEN}/{name}" for name in ("config.json", "vocab.json", "merges.txt")),
     f"{QWEN}/tokenizer_config.json",
 )
-"""What serving needs beside the weights."""
+"""The files that serving needs besides the weights."""
 
 
 def safetensors(name: str) -> str:
-    """What the copy of a ``.pt`` file is called that ``voicepacks convert`` makes."""
+    """The name of the copy that ``voicepacks convert`` makes of a ``.pt`` file."""
     return f"{name.removesuffix('.pt')}.safetensors"
 
 
 def missing(directory: Path) -> list[str]:
-    """The files that serving needs and ``directory`` lacks. Either form of the weights will do."""
+    """The files that serving needs and ``directory`` lacks; weights may be in either form."""
     weights = [
         name
         for name in WEIGHTS

@@ -1,8 +1,8 @@
-"""``cosyvoice2.yaml`` and the sizes of its Qwen2 to hyperparameters.
+"""Reads hyperparameters from ``cosyvoice2.yaml`` and the ``config.json`` of its Qwen2.
 
-The published file describes Python objects to be made. Here it is data: each component's class
-has to be the one that this engine implements, each of its arguments is either read, or has to
-have the one value that is implemented. All that does not fit is said in one error.
+The published file describes Python objects to construct; here it is read as data. Each component's
+class must be the one that this engine implements; each argument is read, or must have the value
+that is implemented. One error names everything that does not fit.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,13 @@ from voicefleet.worker.engines.cosyvoice2.pack.arguments import Arguments
 from voicefleet.worker.engines.cosyvoice2.pack.hyper_yaml import HyperYamlError, parse
 
 _FEATURES = {"n_fft": 1920, "num_mels": 80, "hop_size": 480, "win_size": 1920, "fmin": 0}
-"""The mel spectrogram of prompts, which the engine computes with these values only."""
+"""The only parameters that the engine implements for prompts' mel spectrograms."""
 
 
 def read(path: Path) -> Hyperparameters:
     """Read ``path`` (a ``cosyvoice2.yaml``) and the ``CosyVoice-BlankEN/config.json`` beside it.
 
-    Nothing that the file names is imported or run. The parts that only training needs are passed
-    over.
+    Nothing that the file names is imported or run. Parts that only training needs are ignored.
 
     Raises:
         CosyVoiceInitializationError: A file cannot be read, or asks for an architecture that this
@@ -213,7 +212,7 @@ def _vocoder(hift: Arguments) -> VocoderSizes:
 
 
 def _inconsistencies(found: Hyperparameters) -> Sequence[str]:
-    """What no single key tells."""
+    """Problems between the values of different keys."""
     flow, vocoder = found.flow, found.vocoder
     checks = (
         (flow.mel_bands == vocoder.mel_bands == 80, "flow and hift must have 80 mel bands"),

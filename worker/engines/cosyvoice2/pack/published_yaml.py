@@ -1,6 +1,6 @@
-"""Writes ``cosyvoice2.yaml`` and Qwen2's ``config.json`` as they are published, for any sizes.
+"""Writes ``cosyvoice2.yaml`` and Qwen2's ``config.json`` in the published form, for any sizes.
 
-Upstream's own loader reads them too.
+Upstream's loader can read them.
 """
 
 import json
@@ -9,7 +9,7 @@ from voicefleet.worker.engines.cosyvoice2.hyperparameters import Hyperparameters
 
 
 def model_yaml(sizes: Hyperparameters) -> str:
-    """The text of ``cosyvoice2.yaml``. ``model_yaml.read`` gives ``sizes`` back."""
+    """The text of ``cosyvoice2.yaml``, from which ``model_yaml.read`` restores ``sizes``."""
     flow, vocoder = sizes.flow, sizes.vocoder
     sampling, encoder, estimator = sizes.language_model.sampling, flow.encoder, flow.estimator
     return _TEMPLATE.format(

@@ -1,4 +1,4 @@
-"""The sizes of the language model's body, as ``CosyVoice-BlankEN/config.json`` has them."""
+"""Reads the sizes of the language model's transformer from ``CosyVoice-BlankEN/config.json``."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from voicefleet.worker.engines.cosyvoice2.hyperparameters import LanguageModelSi
 
 
 class _Qwen(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of Qwen2's ``config.json`` that matter here."""
+    """The keys of Qwen2's ``config.json`` that are used."""
 
     vocab_size: int
     hidden_size: int
@@ -29,7 +29,7 @@ class _Qwen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(path: Path) -> LanguageModelSizes:
-    """The body's sizes; the speech head's are left as they are by default.
+    """Read the transformer's sizes; the speech head's keep their defaults.
 
     Newer files nest ``rope_theta`` under ``rope_parameters``.
 

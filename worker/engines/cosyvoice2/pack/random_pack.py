@@ -1,7 +1,7 @@
-"""Voicepacks of random weights in the published layout: everything runs, and nothing is speech.
+"""Writes voicepacks of random weights in the published layout. Their output is not speech.
 
-They prove and measure the engine where the published weights cannot be had. Upstream's own loader
-reads them too.
+They serve to test and measure the engine without the published weights. Upstream's loader can read
+them.
 """
 
 import shutil
@@ -27,25 +27,25 @@ from voicefleet.worker.engines.cosyvoice2.voices import files as voice_files
 from voicefleet.worker.engines.cosyvoice2.voices import voice
 
 MODELS: Final = {"cosyvoice2-tiny": TINY, "cosyvoice2-full": Hyperparameters()}
-"""The packs that can be asked for, by model id."""
+"""The packs that can be written, by model id."""
 
 SPEAKER: Final = "default"
-"""The one speaker of ``spk2info.pt``."""
+"""The only speaker in ``spk2info.pt``."""
 
 VOICE: Final = "random"
-"""The ready voice, with a prompt of ``PROMPT_S``."""
+"""The ready voice, with a prompt of ``PROMPT_S`` seconds."""
 
 PROMPT_S: Final = 3
 
 
 def write(directory: Path, hyperparameters: Hyperparameters, seed: int, name: str) -> Path:
-    """Write a pack called ``name`` into ``directory``, which comes to be whole or not at all.
+    """Write a pack called ``name`` to ``directory``, atomically.
 
-    Equal arguments give equal tensors on every machine. At full size it takes 3.6 GB of disk: what
-    the published checkpoint takes, and half a minute.
+    Equal arguments give equal tensors on every machine. The full size takes half a minute and, like
+    the published checkpoint, 3.6 GB of disk.
 
     Raises:
-        FileExistsError: There is something in ``directory``.
+        FileExistsError: ``directory`` is not empty.
     """
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty")
@@ -54,14 +54,17 @@ def write(directory: Path, hyperparameters: Hyperparameters, seed: int, name: st
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         _write(partial, hyperparameters, seed, name)
-        for path in (partial, *partial.rglob("*")):  # temporary files are their owner's alone
+        for path in (
+            partial,
+            *partial.rglob("*"),
+        ):  # temporary files are readable by their owner only
             path.chmod(0o755 if path.is_dir() else 0o644)
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # another pack may have come to lie there
+        with suppress(OSError):  # another pack may have been written there
             for folder in new:
                 folder.rmdir()
         raise
@@ -89,7 +92,7 @@ def _write(directory: Path, sizes: Hyperparameters, seed: int, name: str) -> Non
 
 
 def _write_qwen(path: Path, state: dict[str, torch.Tensor]) -> None:
-    """The body on its own, from which upstream makes its module before it loads ``llm.pt``."""
+    """Write the transformer alone, which upstream loads before ``llm.pt``."""
     prefix = "llm.model."
     body = {
         name.removeprefix(prefix): tensor.bfloat16()
@@ -136,6 +139,6 @@ def _metadata(sizes: Hyperparameters, name: str) -> dict[str, Any]:
 
 
 def _memory_mb(sizes: Hyperparameters) -> int:
-    """Of the weights in 16 bit; the text head is none of them."""
+    """Megabytes of the weights in 16 bit, without the text head."""
     model = checkpoint.skeleton(sizes)
     return sum(2 * p.numel() for part in model for p in part.parameters()) // 1_000_000

@@ -1,7 +1,7 @@
-"""Random weights in the published layout, scaled so that a model made of them stays sane.
+"""Random weights in the published layout, scaled so that activations stay in a sane range.
 
-Every tensor is drawn from its own generator, seeded by the pack's seed and its name: the same on
-every machine, whatever else there is.
+Every tensor has its own generator, seeded by the pack's seed and the tensor's name, so that it is
+the same on every machine.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from voicefleet.worker.engines.cosyvoice2.hyperparameters import Hyperparameters
 from voicefleet.worker.engines.cosyvoice2.pack import checkpoint, layout
 
 F0_HZ: Final = 150.0
-"""The pitch of a random voice: an untouched predictor says unvoiced."""
+"""The pitch of a random voice: without it the predictor would return unvoiced frames."""
 
 LOUDNESS: Final = 2.5
-"""Raises log magnitudes: small weights whisper."""
+"""Added to log magnitudes: random weights alone are almost silent."""
 
 END_BIAS: Final = 2.8
-"""Raises the token that ends an utterance to a tenth of the nucleus: random logits never end."""
+"""Added to the end token's logit, for a tenth of the nucleus: random logits alone never end."""
 
 LM_HEAD: Final = "llm.model.lm_head.weight"
 EMBED_TOKENS: Final = "llm.model.model.embed_tokens.weight"
@@ -32,7 +32,7 @@ _WEIGHT_NORMED: Final = re.compile(
     r"(conv_pre|conv_post|ups\.\d+|(source_)?resblocks\.\d+\.convs[12]\.\d+"
     r"|f0_predictor\.condnet\.\d+)\.weight"
 )
-"""The vocoder's layers that are published as a magnitude and a direction."""
+"""The vocoder's layers that are published with weight norm, as magnitude and direction."""
 
 _EMBEDDINGS: Final = frozenset(
     {EMBED_TOKENS, "llm_embedding.weight", "speech_embedding.weight", "input_embedding.weight"}
@@ -43,8 +43,8 @@ _RESIDUAL: Final = re.compile(r"resblocks\.\d+\.convs2\.\d+\.weight")
 def draw(sizes: Hyperparameters, seed: int) -> dict[str, dict[str, Tensor]]:
     """The contents of ``llm.pt``, ``flow.pt`` and ``hift.pt``, by file: float32 on the CPU.
 
-    As published: the text head is the text embedding once more, and the vocoder's weight norm is
-    in parts.
+    As published, the text head is a copy of the text embedding, and the vocoder's weight norm is
+    not folded.
     """
     model = checkpoint.skeleton(sizes)
     llm = _state(model.language_model.state_dict(), seed)
@@ -62,7 +62,7 @@ def draw(sizes: Hyperparameters, seed: int) -> dict[str, dict[str, Tensor]]:
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """The source of what is called ``name``."""
+    """The random generator of the tensor ``name``."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -78,8 +78,8 @@ def _tensor(name: str, shape: torch.Size, source: torch.Generator) -> Tensor:
     if name in _EMBEDDINGS:
         return drawn.normal_(generator=source)
     if len(shape) == 1:
-        # Gains of norms and slopes stand at one, biases at zero; none exactly, so that a mistake
-        # with them shows.
+        # Norm gains and slopes are about 1, biases about 0; not exactly, so that tests notice
+        # mistakes with them.
         centre = 0.0 if name.endswith("bias") else 1.0
         return drawn.normal_(centre, 0.02, generator=source)
     bound = 1.0 / math.sqrt(math.prod(shape[1:]))

@@ -1,8 +1,8 @@
-"""Stand-ins for the published parts that random weights cannot be drawn for.
+"""Stubs for the published parts that are not drawn as random weights.
 
-Small, deterministic, and dependent on their input, with the signatures of the published files:
-the speaker encoder, the speech tokenizer and the text tokenizer.
-They make everything run without the published weights; what comes out is not speech.
+Small, deterministic networks with the signatures of the published files, for the speaker encoder
+and the speech tokenizer; and a text tokenizer of single bytes. Their output depends on their input,
+but is meaningless.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ _OPSET = 17
 def write_speaker_encoder(path: Path, seed: int = 0) -> None:
     """Write a ``campplus.onnx``: ``input`` f32 ``[1, T, 80]`` to ``output`` f32 ``[1, 192]``.
 
-    A random layer with tanh, averaged over time: fbanks have their mean subtracted, so that a
-    linear layer would see nothing.
+    A random layer with tanh, averaged over time. (The fbank's mean over time is 0, so a linear
+    layer alone would return 0.)
     """
     node, kind = onnx.helper.make_node, onnx.TensorProto.FLOAT
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -43,8 +43,8 @@ def write_speech_tokenizer(path: Path, seed: int = 0) -> None:
     """Write a ``speech_tokenizer_v2.onnx``.
 
     ``feats`` f32 ``[1, 128, T]`` and ``feats_length`` int32 ``[1]`` to ``indices`` int32
-    ``[1, ceil(T / 4)]``, each below 6561: two convolutions of stride 2 as the published one has,
-    and the strongest of 6561 random directions.
+    ``[1, ceil(T / 4)]``, each below 6561: two convolutions of stride 2, as in the published one,
+    then the index of the strongest of 6561 random directions.
     """
     node, info, kinds = (
         onnx.helper.make_node,
@@ -62,7 +62,7 @@ def write_speech_tokenizer(path: Path, seed: int = 0) -> None:
             node("Tanh", ["quarter"], ["quarter_bent"]),
             node("Conv", ["quarter_bent", "codes"], ["scores"], kernel_shape=[1]),
             node("ArgMax", ["scores"], ["best"], axis=1, keepdims=0),
-            # The length is an input of the published file, so this one uses it too.
+            # The published file has the length as an input, so this one uses it too.
             node("Cast", ["feats_length"], ["length"], to=kinds.INT64),
             node("Add", ["length", "three"], ["length_up"]),
             node("Div", ["length_up", "four"], ["tokens"]),
@@ -87,7 +87,7 @@ def write_speech_tokenizer(path: Path, seed: int = 0) -> None:
 
 
 def write_text_tokenizer(directory: Path) -> None:
-    """Write a ``CosyVoice-BlankEN/`` whose words are single bytes: 275 tokens with the marks."""
+    """Write a ``CosyVoice-BlankEN/`` whose tokens are single bytes: 275 with the added tokens."""
     directory.mkdir(parents=True, exist_ok=True)
     vocabulary = {character: number for number, character in enumerate(_byte_characters())}
     added = {

@@ -1,7 +1,7 @@
-"""Weights from disk: the published ``.pt`` files, or the safetensors copies made of them.
+"""Reads weights: the published ``.pt`` files, or the safetensors copies made of them.
 
-Tensors come out under the names that our modules have: without the trainer's prefixes, weight norm
-folded, and without what serving does not use. They lie on the CPU and may be mapped from the file.
+Tensors get the names of our modules: the trainer's prefixes are removed, weight norm is folded, and
+tensors that serving does not use are left out. They are on the CPU, perhaps memory-mapped.
 """
 
 import pickle
@@ -22,34 +22,34 @@ from voicefleet.worker.engines.cosyvoice2.tensors import is_plain
 from voicefleet.worker.engines.cosyvoice2.vocoder.weight_norm import fold_weight_norm
 
 UNUSED: Final = re.compile(
-    r"llm\.model\.lm_head\.weight"  # predicts text, which nobody asks for
-    r"|llm\.model\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # computed here
+    r"llm\.model\.lm_head\.weight"  # predicts text
+    r"|llm\.model\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # computed by Rotary
 )
 TRAINING: Final = frozenset({"epoch", "step"})
-"""Numbers that upstream's trainer saves among the weights."""
+"""Numbers that upstream's trainer saves with the weights."""
 
 REMEDY: Final = "`voicefleet voicepacks fetch` gets the published files"
 
 
 def read(directory: Path, name: str, dtype: torch.dtype) -> tuple[Path, dict[str, Tensor]]:
-    """The weights of ``name`` (``llm.pt``), from its safetensors copy where that is as good.
+    """Read the weights of ``name`` (``llm.pt``), preferably from its safetensors copy.
 
-    A copy is as good where it is exact (float32) or holds the ``dtype`` that is asked for.
+    A copy is used if it is exact (float32) or has the wanted ``dtype``.
 
     Returns:
         The file that was read, and its tensors.
 
     Raises:
-        CosyVoiceInitializationError: No file is there, it is damaged, or it is something else.
+        CosyVoiceInitializationError: There is no file, it is damaged, or is not a weight file.
     """
     original, copy = directory / name, directory / layout.safetensors(name)
     if copy.is_file():
-        said = read_header(copy)
-        if original.is_file() and said.get("source_size", "") != str(original.stat().st_size):
+        header = read_header(copy)
+        if original.is_file() and header.get("source_size", "") != str(original.stat().st_size):
             raise CosyVoiceInitializationError(
                 f"{copy}: was not made from this {name}: convert it again, or remove the copy"
             )
-        held = said.get("dtype", "float32")
+        held = header.get("dtype", "float32")
         if held in ("float32", str(dtype).removeprefix("torch.")):
             return copy, read_copy(copy)
         if not original.is_file():
@@ -63,13 +63,13 @@ def read(directory: Path, name: str, dtype: torch.dtype) -> tuple[Path, dict[str
 
 
 def read_original(path: Path) -> dict[str, Tensor]:
-    """A ``.pt`` file. It is read as tensors only: a pickle that needs code is refused.
+    """Read a ``.pt`` file, tensors only: a pickle that would run code is refused.
 
     Raises:
-        CosyVoiceInitializationError: It is damaged, needs code, or holds no tensors.
+        CosyVoiceInitializationError: It is damaged, would run code, or holds no tensors.
     """
     try:
-        mapped = _is_archive(path)  # only files of the current format can be mapped
+        mapped = _is_archive(path)  # only the current format can be memory-mapped
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
@@ -78,15 +78,17 @@ def read_original(path: Path) -> dict[str, Tensor]:
             ) from None
         raise _damaged(path) from None
     except Exception:
-        # Whatever its opcodes make of what they are given: there is no end of types.
+        # A damaged pickle can raise any type of exception.
         raise _damaged(path) from None
     return normalise(path, loaded)
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether it is a file of the current format. Raises ``ValueError`` for one that is packed.
+    """Whether it is a zip archive, PyTorch's current format.
 
-    PyTorch stores its records as they are: what is deflated may be a thousand times its size.
+    Raises:
+        ValueError: A record is compressed. PyTorch never does that, and it may expand to a thousand
+            times its size.
     """
     if not zipfile.is_zipfile(path):
         return False
@@ -97,11 +99,11 @@ def _is_archive(path: Path) -> bool:
 
 
 def normalise(path: Path, loaded: object) -> dict[str, Tensor]:
-    """What a ``.pt`` file holds under the names that our modules have.
+    """Rename the tensors of a ``.pt`` file to our modules' names, and fold weight norm.
 
     Raises:
-        CosyVoiceInitializationError: It is no mapping of names to tensors, or weight norm's parts
-            do not fit together.
+        CosyVoiceInitializationError: It is not a mapping of names to plain tensors, or the parts of
+            weight norm do not fit together.
     """
     if not isinstance(loaded, Mapping):
         raise CosyVoiceInitializationError(f"{path}: holds no mapping of names to tensors")
@@ -123,7 +125,7 @@ def normalise(path: Path, loaded: object) -> dict[str, Tensor]:
 
 
 def read_copy(path: Path) -> dict[str, Tensor]:
-    """A safetensors copy, as ``voicepacks convert`` writes it.
+    """Read a safetensors copy, as ``voicepacks convert`` writes it.
 
     Raises:
         CosyVoiceInitializationError: It is damaged.
@@ -136,7 +138,7 @@ def read_copy(path: Path) -> dict[str, Tensor]:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """What a safetensors copy says of itself: ``source``, its ``source_size``, ``dtype``.
+    """Read a safetensors copy's metadata: ``source``, ``source_size``, ``dtype``.
 
     Raises:
         CosyVoiceInitializationError: It is damaged.

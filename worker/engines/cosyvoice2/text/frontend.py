@@ -1,7 +1,7 @@
-"""A segment's text to the utterances that the model speaks, as token ids.
+"""Turns a segment's text into utterances of token ids.
 
-The rules are upstream's: what stands for a word becomes one, and a long text is cut at the ends
-of sentences into pieces of 60 to 80 tokens (characters, where it is Chinese).
+The rules are upstream's: numbers and signs become words, and a long text is cut at sentence ends
+into pieces of 60 to 80 tokens (characters, if it is Chinese).
 """
 
 import re
@@ -16,8 +16,9 @@ from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
 Normaliser = Literal["builtin", "wetext", "none"]
 
 LONGEST, SHORTEST, MERGED = 80, 60, 20
-"""An utterance grows to at most ``LONGEST`` once it has ``SHORTEST``; a rest shorter than
-``MERGED`` joins the one before. In tokens, or characters where the text is Chinese."""
+"""Sentences are joined to an utterance of up to ``LONGEST``, or more while it has less than
+``SHORTEST``; a last one shorter than ``MERGED`` joins the one before. In tokens, or in characters
+if the text is Chinese."""
 
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _CHINESE_STOPS = "。？！；：、.?!;"  # noqa: RUF001
@@ -37,12 +38,12 @@ class _Rules(Protocol):
 
 
 class TextFrontend:
-    """Normalises, cuts and tokenises.
+    """Normalises, splits and tokenises text.
 
     Args:
         tokenizer: The model's.
-        normaliser: ``builtin`` spells English numbers and mends Chinese punctuation; ``wetext``
-            applies that package's rules before; ``none`` speaks the text as it is written.
+        normaliser: ``builtin`` spells English numbers and cleans Chinese punctuation; ``wetext``
+            applies that package's rules first; ``none`` leaves the text as it is written.
 
     Raises:
         CosyVoiceInitializationError: ``wetext`` is asked for and not installed.
@@ -54,7 +55,7 @@ class TextFrontend:
         self._rules = _wetext() if normaliser == "wetext" else None
 
     def utterances(self, text: str) -> list[list[int]]:
-        """The token ids of each utterance of ``text``. None where nothing in it can be spoken."""
+        """The token ids of each utterance of ``text``. Empty if nothing in it can be spoken."""
         spoken = self.normalise(text)
         chinese = is_chinese(spoken)
         measure = len if chinese else self._count
@@ -62,29 +63,29 @@ class TextFrontend:
         return [self._tokenizer.encode(piece) for piece in pieces if not is_silent(piece)]
 
     def piece(self, text: str, *, first: bool) -> list[int]:
-        """The token ids of a part of a sentence, ``first`` or going on from others."""
+        """The token ids of a part of a sentence, the ``first`` one or a later one."""
         spoken = self.normalise(text)
         blank = "" if first or is_chinese(spoken) else " "
         return self._tokenizer.encode(blank + spoken)
 
     def prompt(self, text: str) -> list[int]:
-        """The token ids of what is said in a reference recording, in one piece."""
+        """The token ids of a reference recording's transcript, unsplit."""
         return self._tokenizer.encode(self.normalise(text))
 
     def instruction(self, text: str) -> list[int]:
-        """The token ids of an instruction ("speak softly"), with the mark that ends it."""
+        """The token ids of an instruction ("speak softly"), with the token that ends it."""
         instruction = _CONTROL.sub("", text).strip()
         return [*self._tokenizer.encode(instruction), self._tokenizer.end_of_prompt]
 
     def normalise(self, text: str) -> str:
-        """``text`` as it is spoken, in words. Marks of control (``<|...|>``) go."""
+        """``text`` in words, as it is spoken, without control tokens (``<|...|>``)."""
         text = _CONTROL.sub("", text).strip()
         if self._normaliser == "none" or not text:
             return text
         if is_chinese(text):
-            return _mend_chinese(self._rules[0].normalize(text) if self._rules else text)
+            return _clean_chinese(self._rules[0].normalize(text) if self._rules else text)
         text = self._rules[1].normalize(text) if self._rules else text
-        # Where a sentence was cut at a comma, the split would set a stop behind the comma.
+        # A segment may end with a comma, after which the split would append a stop.
         text = _LAST_COMMAS.sub(".", text)
         return numerals.spell(text) if _is_latin(text) else text
 
@@ -93,12 +94,12 @@ class TextFrontend:
 
 
 def is_chinese(text: str) -> bool:
-    """Whether a Chinese character is in it: upstream's choice of rules for the whole text."""
+    """Whether ``text`` has a Chinese character: upstream then uses Chinese rules for all of it."""
     return _CHINESE.search(text) is not None
 
 
 def is_silent(text: str) -> bool:
-    """Whether nothing in ``text`` is spoken: punctuation, symbols and blanks alone."""
+    """Whether ``text`` has nothing to speak: only punctuation, symbols and spaces."""
     return all(char.isspace() or unicodedata.category(char)[0] in "PS" for char in text)
 
 
@@ -112,11 +113,11 @@ def split(
     merged: int = MERGED,
     at_commas: bool = False,
 ) -> list[str]:
-    """Cut ``text`` at the ends of sentences, as upstream's ``split_paragraph`` does.
+    """Split ``text`` at sentence ends, as upstream's ``split_paragraph`` does.
 
-    A stop is set at the end where there is none. Of several stops in a row the first is kept.
-    Sentences join while the piece stays within ``longest`` or has not reached ``shortest``, both
-    in units of ``measure``, and a last piece below ``merged`` joins the one before.
+    A missing final stop is added; of several stops in a row the first is kept. Sentences are joined
+    while the piece stays within ``longest`` or has not reached ``shortest``, both in units of
+    ``measure``; a last piece shorter than ``merged`` joins the one before.
     """
     if not text:
         return []
@@ -138,7 +139,7 @@ def split(
 
 
 def _sentences(text: str, stops: str) -> list[str]:
-    """Each with its stop and the quotation mark that closes it. ``text`` ends with a stop."""
+    """Sentences with their stop and closing quotation mark. ``text`` ends with a stop."""
     found: list[str] = []
     for body, stop, quote in re.findall(rf'([^{stops}]*)([{stops}])(["”]?)', text):
         if body:
@@ -148,8 +149,8 @@ def _sentences(text: str, stops: str) -> list[str]:
     return found
 
 
-def _mend_chinese(text: str) -> str:
-    """Chinese punctuation for a text with Chinese in it, and no blanks between its characters."""
+def _clean_chinese(text: str) -> str:
+    """Use Chinese punctuation, and remove spaces between Chinese characters."""
     text = _DECIMAL_POINT.sub("点", text)
     text = _BLANK_BESIDE_CHINESE.sub("", text.replace("\n", ""))
     text = text.translate(_CHINESE_SIGNS).replace(" - ", "，").replace("——", " ")  # noqa: RUF001
@@ -157,12 +158,12 @@ def _mend_chinese(text: str) -> str:
 
 
 def _is_latin(text: str) -> bool:
-    """English rules would do harm between the letters of another script."""
+    """Whether all letters are Latin: English rules would harm text in other scripts."""
     return not any(char.isalpha() and ord(char) > 0x24F for char in text)
 
 
 def _wetext() -> tuple[_Rules, _Rules]:
-    """The rules for Chinese and for everything else, as upstream makes them."""
+    """The rules for Chinese and for all other text, set up as in upstream."""
     try:
         from wetext import (  # noqa: PLC0415  # pyright: ignore
             Normalizer,  # pyright: ignore

@@ -1,7 +1,7 @@
-"""English numbers as words, for a model that was trained on words.
+"""Spells English numbers as words, for a model that was trained on words.
 
-What upstream spells with ``inflect`` it spells alike ("one thousand, two hundred and five"). Around
-the digits it knows more: decimals, thousands, ordinals, per cent, money, times of day, years.
+Integers are spelled as upstream does with ``inflect`` ("one thousand, two hundred and five").
+Beyond that it knows decimals, ordinals, per cent, money, times of day, years and phone numbers.
 """
 
 import re
@@ -27,7 +27,7 @@ _NUMBER = re.compile(
     (?P<phone>(?<![\w-])\d{{3}}-(?:\d{{3}}-)?\d{{4}}(?![\w-]))
   | (?P<hour>(?<![\d:.,])\d{{1,2}}):(?P<minute>[0-5]\d)(?![\d:])
   | (?P<sign>(?<!\S)-)?(?P<coin>[$€£])?(?P<whole>{_WHOLE})
-    (?:(?P<ordinal>st|nd|rd|th)\b|(?P<rest>(?:\.\d+)+)?(?P<percent>\s?%)?)
+    (?:(?P<ordinal>st|nd|rd|th)\b|(?P<decimals>(?:\.\d+)+)?(?P<percent>\s?%)?)
     (?P<scale>\s(?:thousand|million|billion|trillion)\b)?
     """,
     re.VERBOSE | re.ASCII,
@@ -55,7 +55,7 @@ def _words(found: re.Match[str]) -> str:
         return ", ".join(_digits(group) for group in found["phone"].split("-"))
     if found["hour"]:
         return _time(int(found["hour"]), found["minute"])
-    whole, decimals = found["whole"].replace(",", ""), found["rest"] or ""
+    whole, decimals = found["whole"].replace(",", ""), found["decimals"] or ""
     sign, scale = "minus " if found["sign"] else "", found["scale"] or ""
     if found["coin"]:
         return sign + _money(found["coin"], whole, decimals, scale)
@@ -76,8 +76,8 @@ def _digits(digits: str) -> str:
     return " ".join(_ONES[int(digit)] for digit in digits)
 
 
-def _decimals(rest: str) -> str:
-    return "".join(f" point {_digits(group)}" for group in rest.split(".")[1:])
+def _decimals(decimals: str) -> str:
+    return "".join(f" point {_digits(group)}" for group in decimals.split(".")[1:])
 
 
 def cardinal(number: int) -> str:
@@ -94,10 +94,10 @@ def cardinal(number: int) -> str:
 
 
 def _below_thousand(number: int) -> str:
-    hundreds, rest = divmod(number, 100)
+    hundreds, tens = divmod(number, 100)
     if not hundreds:
-        return _below_hundred(rest)
-    return f"{_ONES[hundreds]} hundred" + (f" and {_below_hundred(rest)}" if rest else "")
+        return _below_hundred(tens)
+    return f"{_ONES[hundreds]} hundred" + (f" and {_below_hundred(tens)}" if tens else "")
 
 
 def _below_hundred(number: int) -> str:
@@ -116,11 +116,11 @@ def _ordinal(words: str) -> str:
 
 
 def _year(digits: str) -> str:
-    """1100 to 1999, read in pairs, as years are and most other such numbers may be."""
-    century, rest = int(digits[:2]), int(digits[2:])
+    """1000 to 1999, from 1100 on read in pairs, as years are and other such numbers may be."""
+    century, year = int(digits[:2]), int(digits[2:])
     if century == 10:
         return cardinal(int(digits))
-    return f"{_below_hundred(century)} {_pair(rest) or 'hundred'}"
+    return f"{_below_hundred(century)} {_pair(year) or 'hundred'}"
 
 
 def _time(hour: int, minute: str) -> str:
@@ -128,7 +128,7 @@ def _time(hour: int, minute: str) -> str:
 
 
 def _pair(number: int) -> str:
-    """Nothing for 0, "oh five", "eighty-four"."""
+    """Two digits as read in a year or time: "" for 0, "oh five", "eighty-four"."""
     return ("oh " if 0 < number < 10 else "") + (_below_hundred(number) if number else "")
 
 

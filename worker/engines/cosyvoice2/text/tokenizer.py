@@ -1,7 +1,7 @@
-"""Text to text tokens: Qwen2's byte-level BPE with the marks that CosyVoice 2 adds to it.
+"""Text to token ids: Qwen2's byte-level BPE with the tokens that CosyVoice 2 adds to it.
 
-The rules come from the checkpoint's ``CosyVoice-BlankEN/``. Ids equal those of upstream's
-``AutoTokenizer`` plus ``add_special_tokens``, without either at serving time.
+The vocabulary comes from the checkpoint's ``CosyVoice-BlankEN/``. Ids equal those of upstream's
+``AutoTokenizer`` with ``add_special_tokens``; transformers is not needed.
 """
 
 import re
@@ -14,23 +14,24 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 
 END_OF_PROMPT = "<|endofprompt|>"
-"""Stands between an instruction and the text that is spoken."""
+"""Separates an instruction from the text to speak."""
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", END_OF_PROMPT)
-"""Tokens that steer the model. Only the engine places them, never a turn's text."""
+"""Tokens that control the model. Only the engine inserts them; in a turn's text they are plain
+characters."""
 
 MARKUP = (
     *("[breath]", "<strong>", "</strong>", "[noise]", "[laughter]", "[cough]", "[clucking]"),
     *("[accent]", "[quick_breath]", "<laughter>", "</laughter>", "[hissing]", "[sigh]"),
     *("[vocalized-noise]", "[lipsmack]", "[mn]"),
 )
-"""Marks that a text may carry: each is one token, and is heard."""
+"""Markup that a text may contain: each is one token, and is audible."""
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen2 parts a text before byte pairs are merged: contractions, words, digits, signs."""
+"""Qwen2's pre-tokenisation: contractions, words, digits, signs."""
 
 
 class _AddedToken(msgspec.Struct, frozen=True):
@@ -50,7 +51,7 @@ class TextTokenizer:
     """Reads ``tokenizer.json`` in ``directory``, else ``vocab.json`` and ``merges.txt``.
 
     Raises:
-        CosyVoiceInitializationError: Neither is there, or one cannot be read.
+        CosyVoiceInitializationError: Neither exists, or one cannot be read.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -60,7 +61,7 @@ class TextTokenizer:
             raise
         except Exception as error:  # the tokenizers library raises bare Exceptions
             raise CosyVoiceInitializationError(f"{directory}: {error}") from None
-        # Marks are told from text here, not in the library: which of them count is ours to say.
+        # Markup is split off here, not in the library, so that control tokens stay plain text.
         self._bpe.encode_special_tokens = True
         ids = self._bpe.get_vocab(with_added_tokens=False)
         self._ids = added | {token: ids[token] for token in CONTROL if token in ids}
@@ -81,9 +82,9 @@ class TextTokenizer:
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """The tokens of ``text``.
 
-        Markup such as ``[laughter]`` is one token each. ``<|endofprompt|>``, ``<|im_start|>`` and
-        the like are plain characters, so that a text cannot steer the model, unless ``control``:
-        then they are what they are to upstream.
+        Markup such as ``[laughter]`` becomes one token. ``<|endofprompt|>``, ``<|im_start|>`` and
+        the like are plain characters, so that a text cannot control the model; with ``control``
+        they become control tokens, as in upstream.
         """
         ids: list[int] = []
         for piece in (self._all if control else self._markup).split(text):
@@ -100,7 +101,7 @@ def _splitter(tokens: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _read(directory: Path) -> tuple[Tokenizer, dict[str, int]]:
-    """The byte pairs, and the tokens that are added to them, by content."""
+    """The BPE model, and the ids of added tokens by their content."""
     whole = directory / "tokenizer.json"
     if whole.is_file():
         listed = msgspec.json.decode(whole.read_bytes(), type=_TokenizerFile).added_tokens
@@ -133,7 +134,7 @@ def _lines(merges: Path) -> list[str]:
 
 
 def _listed_beside(directory: Path) -> dict[str, int]:
-    """The added tokens that ``tokenizer_config.json`` or ``added_tokens.json`` give ids to."""
+    """The ids of added tokens from ``tokenizer_config.json`` or ``added_tokens.json``."""
     config, added = directory / "tokenizer_config.json", directory / "added_tokens.json"
     if config.is_file():
         listed = msgspec.json.decode(config.read_bytes(), type=_TokenizerConfig)

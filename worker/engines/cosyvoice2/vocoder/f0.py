@@ -1,15 +1,15 @@
-"""The vocoder's pitch: convolutions over mel frames (HiFTNet, arXiv:2309.09493, section 2.1)."""
+"""The vocoder's pitch predictor (HiFTNet, arXiv:2309.09493, section 2.1)."""
 
 from torch import Tensor, nn
 
 from voicefleet.worker.engines.cosyvoice2.hyperparameters import VocoderSizes
 
 LAYERS = 5
-"""Each looks one frame to either side."""
+"""Convolutions, each of kernel three: one frame of context on either side."""
 
 
 class F0Predictor(nn.Module):
-    """One fundamental frequency for each mel frame. Equals upstream's ``ConvRNNF0Predictor``."""
+    """Predicts each mel frame's fundamental frequency, as upstream's ``ConvRNNF0Predictor``."""
 
     def __init__(self, sizes: VocoderSizes) -> None:
         super().__init__()
@@ -24,8 +24,7 @@ class F0Predictor(nn.Module):
     def forward(self, mel: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-mel ``[B, mel_bands, W]`` to Hz ``[B, W]``, both in the dtype of the weights.
 
-        ``mask`` ``[B, 1, W]`` is 0 for frames that are no part of the utterance: they have no say,
-        and are at 0 Hz.
+        ``mask`` ``[B, 1, W]`` is 0 for padding: it affects no other frame, and gets 0 Hz.
         """
         x: Tensor = mel.to(self.classifier.weight.dtype)
         if mask is None:

@@ -1,7 +1,8 @@
 """HiFT: mel frames and an excitation to samples (HiFTNet, arXiv:2309.09493, section 2).
 
-Transposed convolutions bring mel frames to the rate of short spectra; at each rate the spectrum
-of the excitation is added. What comes out is a magnitude and a phase for an inverse transform.
+Transposed convolutions upsample the mel frames to the frame rate of a short-time spectrum; at each
+level the spectrum of the excitation is added. The output is the magnitude and phase of an inverse
+STFT.
 """
 
 from math import prod
@@ -18,11 +19,11 @@ from voicefleet.worker.engines.cosyvoice2.vocoder.spectrum import InverseSpectru
 
 LARGEST_MAGNITUDE = 100.0
 LAST_SLOPE = 0.01
-"""Of the leaky ReLU before the last layer: upstream leaves it at PyTorch's default."""
+"""The slope of the leaky ReLU before the last layer: PyTorch's default, as in upstream."""
 
 
 class Snake(nn.Module):
-    """``x + sin(a x)^2 / a`` with an ``a`` for each channel (arXiv:2006.08195)."""
+    """``x + sin(a x)^2 / a`` with one ``a`` for each channel (arXiv:2006.08195)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -30,7 +31,7 @@ class Snake(nn.Module):
         self._divisor: Tensor | None = None
 
     def optimise(self) -> None:
-        """One launch less. Call after the weights are loaded and on their device."""
+        """Precompute the divisor, to save a kernel. Call once weights are on their device."""
         self._divisor = self._safe_alpha().detach()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ class Snake(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Pairs of a dilated and a plain convolution, each behind a snake, around a residual."""
+    """Pairs of a dilated and a plain convolution, each after a ``Snake``, with a residual."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
@@ -59,11 +60,11 @@ class ResidualBlock(nn.Module):
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``[B, channels, n]`` to the same shape; where ``mask`` is zero, as ``x`` is, so is it."""
+        """``[B, channels, n]`` to the same; where ``mask`` is 0, ``x`` and the result are 0."""
         for snake1, conv1, snake2, conv2 in zip(
             self.activations1, self.convs1, self.activations2, self.convs2, strict=True
         ):
-            # A snake leaves zeros as they are, a convolution spreads what is beside them.
+            # Snake keeps zeros; a convolution spreads neighbouring values into them.
             branch: Tensor = _masked(conv1(snake1(x)), mask)
             branch = _masked(conv2(snake2(branch)), mask)
             x = branch.add_(x)
@@ -71,7 +72,7 @@ class ResidualBlock(nn.Module):
 
 
 class HiFT(nn.Module):
-    """The network, named as in upstream's ``HiFTGenerator`` with its weight norm folded."""
+    """The network, with the weight names of upstream's ``HiFTGenerator`` and weight norm folded."""
 
     def __init__(self, sizes: VocoderSizes) -> None:
         super().__init__()
@@ -112,16 +113,21 @@ class HiFT(nn.Module):
         trim: tuple[int, int] = (0, 0),
         extent: Extent | None = None,
     ) -> Tensor:
-        """Log-mel ``[B, mel_bands, W]``, excitation ``[B, 1, W * hop]`` to ``[B, W * hop]``.
+        """Turn mel frames and excitation into samples.
 
-        All float32; samples are within ``limit``. What lies beyond the edges is zero to every
-        convolution and a reflection to the spectrum, as at the ends of an utterance.
+        At the window's edges convolutions are padded with zeros and the spectrum with a reflection,
+        as at the ends of an utterance.
 
-        ``trim`` frames on the left and right are left out behind the first level, and of the
-        result: the context that is needed gets shorter from level to level and dearer to compute.
+        Args:
+            mel: Log-mel, float32 ``[B, mel_bands, W]``.
+            source: Excitation, float32 ``[B, 1, W * hop]``.
+            trim: Frames on the left and right to drop after the first level, and from the result.
+                Later levels need less context, and computing it costs more.
+            extent: Where utterances end within the window. Frames after the end may hold any finite
+                values. Without ``trim``.
 
-        ``extent``: the utterances end within the window, each at its own frame, and what is behind
-        may hold anything finite. Nothing is trimmed then.
+        Returns:
+            Float32 ``[B, (W - sum(trim)) * hop]`` in [-limit, limit].
         """
         sizes = self.sizes
         frames = mel.shape[2]
@@ -138,7 +144,7 @@ class HiFT(nn.Module):
             x = up(functional.leaky_relu_(x, sizes.slope))
             more = level == len(sizes.upsampling) - 1
             if more:
-                x = functional.pad(x, (1, 0), mode="reflect")  # a spectrum has one frame more
+                x = functional.pad(x, (1, 0), mode="reflect")  # the spectrum has one more frame
             if extent is not None:
                 mask = extent.mask(x.shape[2], prod(sizes.upsampling[: level + 1]), more)
             source_part: Tensor = _masked(self.source_downs[level](spectrum), mask)
@@ -164,7 +170,7 @@ class HiFT(nn.Module):
         )
 
     def _samples(self, x: Tensor, mask: Tensor | None, extent: Extent | None) -> Tensor:
-        """Log magnitude and phase ``[B, fft + 2, n]`` to samples."""
+        """Turn log magnitude and phase ``[B, fft + 2, n]`` into samples."""
         bins = self.sizes.fft // 2 + 1
         magnitude = x[:, :bins].exp().clamp_(max=LARGEST_MAGNITUDE)
         phase = x[:, bins:].sin()
@@ -174,5 +180,5 @@ class HiFT(nn.Module):
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    """``x`` with zeros where ``mask`` is zero, in place."""
+    """Multiply ``x`` by ``mask``, in place."""
     return x if mask is None else x.mul_(mask)

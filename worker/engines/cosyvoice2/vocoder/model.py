@@ -1,8 +1,8 @@
-"""Mel frames to samples, whole or in windows that join without a seam.
+"""Mel frames to samples, at once or in windows that join without a seam.
 
-A window computes what it keeps and the network's reach on both sides of it. The phase of the
-fundamental is carried from window to window and noise is read by position, so that a kept sample
-is that of the whole utterance rendered at once, whatever the windows. ``vocoder_windows`` plans.
+A window computes the frames that it keeps and the network's receptive field on both sides. The
+phase of the fundamental is carried from window to window, and noise is read by position, so that
+the kept samples equal those of the whole utterance, whatever the windows. ``windows`` plans them.
 """
 
 import torch
@@ -18,8 +18,8 @@ from voicefleet.worker.engines.cosyvoice2.vocoder.source import Cursor
 class Vocoder(HiFT):
     """HiFT over batches of windows. Always float32; f0 and phase in float64.
 
-    ``rows_apart``: on the CPU each row of a batch is computed by itself, as kernels there add up
-    in an order that depends on the batch, and a row must not depend on its company.
+    ``rows_apart``: on the CPU, compute the rows of a batch one by one. Kernels there sum in an
+    order that depends on the batch, and a row's samples must not.
     """
 
     _noise: Tensor
@@ -31,10 +31,10 @@ class Vocoder(HiFT):
         self.register_buffer("_noise", table, persistent=False)
 
     def optimise(self) -> None:
-        """Call after the weights are loaded and on their device; twice is no harm.
+        """Prepare the weights. Call once they are on their device; a second call does no harm.
 
-        f0 goes to float64, where two windows agree on a frame's pitch to the last bit that
-        counts: the phase adds their differences up over an utterance.
+        The f0 predictor goes to float64, so that two windows agree on a frame's pitch: the phase
+        sums up their differences over an utterance.
         """
         self.f0_predictor.double()
         for module in self.modules():
@@ -42,7 +42,7 @@ class Vocoder(HiFT):
                 module.optimise()
 
     def waveform(self, mel: Tensor, noise: Tensor, phase: Tensor | None = None) -> Tensor:
-        """Whole utterances of one length at once.
+        """Render whole utterances of one length.
 
         Args:
             mel: Log-mel ``[B, mel_bands, W]`` float32.
@@ -64,22 +64,21 @@ class Vocoder(HiFT):
         trim: tuple[int, int] = (0, 0),
         filled: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One window each of ``B`` utterances. Safe in a CUDA graph: no sync, static shapes.
+        """Render one window of each of ``B`` utterances. Can be captured in a CUDA graph.
 
         Args:
-            mel: Log-mel ``[B, W, mel_bands]`` float32. Frames behind an unfinished utterance's
-                last may hold anything finite.
-            noise_offset: Of each utterance, from ``vocoder_noise.noise_offset``: ``[B]`` int64.
-            cursor: Where the windows stand and the phase carried to them.
-            trim: Frames on the left and right whose samples are not wanted; like the shapes,
-                one for all rows and fixed in a graph.
-            filled: Where the utterances both begin and end in their windows: how many frames are
-                theirs, ``[B]`` int64. Samples behind those are of no use. Without ``trim``.
+            mel: Log-mel ``[B, W, mel_bands]`` float32. Padding may hold any finite values.
+            noise_offset: Each utterance's offset from ``noise.noise_offset``: ``[B]`` int64.
+            cursor: The windows' positions, and the phase carried to them.
+            trim: Frames on the left and right whose samples are not needed. The same for all rows,
+                and fixed in a graph.
+            filled: For windows that hold whole utterances: how many frames these have, ``[B]``
+                int64. Samples after them are undefined. Without ``trim``.
 
         Returns:
-            Samples ``[B, (W - sum(trim)) * hop]`` float32 at ``sizes.sample_rate``, of which the
-            plan says what to keep, and the phase before frame ``cursor.until``: ``[B]`` float64,
-            in cycles.
+            Samples ``[B, (W - sum(trim)) * hop]`` float32 at ``sizes.sample_rate``, of which
+            ``Window.kept`` selects those to keep, and the phase before frame ``cursor.until``:
+            ``[B]`` float64, in cycles.
         """
         rows = mel.shape[0]
         if self.rows_apart and rows > 1 and mel.device.type == "cpu":

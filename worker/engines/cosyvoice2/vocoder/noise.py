@@ -1,4 +1,4 @@
-"""The excitation's noise: a fixed table, read by position, so that any window hears the same."""
+"""The excitation's noise: a fixed table read by position, so that all windows agree."""
 
 import hashlib
 
@@ -10,7 +10,7 @@ _SEED = 20_240
 
 
 def noise_table(sample_rate: int, width: int) -> Tensor:
-    """``SECONDS`` of standard normal noise ``[N, width]``, float32 on the CPU, always the same."""
+    """``SECONDS`` of standard normal noise, float32 ``[N, width]`` on the CPU, always the same."""
     generator = torch.Generator(device="cpu").manual_seed(_SEED)
     return torch.randn(
         SECONDS * sample_rate, width, generator=generator, dtype=torch.float32, device="cpu"
@@ -18,15 +18,15 @@ def noise_table(sample_rate: int, width: int) -> Tensor:
 
 
 def noise_offset(seed: int, segment: int) -> int:
-    """Where an utterance begins in the table: any number in [0, 2**32), the same everywhere."""
+    """The utterance's offset in the table, in [0, 2**32): the same on every machine."""
     words = f"{seed}/{segment}".encode()
     return int.from_bytes(hashlib.blake2b(words, digest_size=4).digest(), "little")
 
 
 def read_noise(table: Tensor, offset: Tensor, first: Tensor, samples: int) -> Tensor:
-    """``[B, samples, width]`` from sample ``first`` of the utterances that begin at ``offset``.
+    """Read noise ``[B, samples, width]`` from sample ``first`` of utterances at ``offset``.
 
-    Both are int64 ``[B]`` on the table's device. Behind the table's end its start follows.
+    Both are int64 ``[B]`` on the table's device. The table repeats after its end.
     """
     positions = (offset + first).unsqueeze(1) + torch.arange(samples, device=table.device)
     return torch.nn.functional.embedding(positions.remainder_(table.shape[0]), table)

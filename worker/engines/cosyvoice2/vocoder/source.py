@@ -1,7 +1,7 @@
 """The vocoder's excitation: harmonics of f0 and noise (NSF, arXiv:1904.12088, section II.C).
 
-Upstream adds up the phase in float32 from the start of each call. Here it is carried in float64,
-so that a window continues the one before it and an hour is as exact as a second.
+Upstream sums the phase in float32 from the start of each call. Here it is carried in float64, so
+that a window continues the one before it, without losing precision over a long utterance.
 """
 
 from typing import NamedTuple
@@ -13,12 +13,14 @@ from voicefleet.worker.engines.cosyvoice2.hyperparameters import VocoderSizes
 
 
 class Cursor(NamedTuple):
-    """Where each row's window stands in its utterance, on the device: all ``[B]``.
+    """The position of each row's window in its utterance; all ``[B]`` on the device.
 
-    ``first``, ``anchor`` and ``until`` are int64 frame numbers from the utterance's start: of the
-    window's first frame, of the frame before which ``phase`` holds, and of the frame before which
-    the phase is asked for; the latter two lie in the window or right behind it. ``phase`` is the
-    fundamental's, float64, in cycles.
+    Attributes:
+        first: The window's first frame, int64, counted from the utterance's start.
+        anchor: The frame before which ``phase`` is given.
+        until: The frame before which the phase is returned. Like ``anchor`` it lies in the window
+            or directly after it.
+        phase: The fundamental's phase in cycles, float64.
     """
 
     first: Tensor
@@ -28,11 +30,11 @@ class Cursor(NamedTuple):
 
 
 class HarmonicSource(nn.Module):
-    """Sines at f0 and its multiples where a frame is voiced, else noise, mixed into one signal.
+    """Mixes sines at f0 and its multiples for voiced frames, and noise for unvoiced ones.
 
-    Equals upstream's ``SourceModuleHnNSF2`` with ``SineGen2`` where the highest harmonic stays
-    below the sample rate. There each frame's phase stands in the middle of its samples and is
-    interpolated linearly; it rests in the half frames at the utterance's two ends.
+    Equals upstream's ``SourceModuleHnNSF2`` with ``SineGen2`` if the highest harmonic is below the
+    sample rate. A frame's phase holds for the middle of its samples and is interpolated linearly
+    between frames; it is constant in the half frames at the utterance's two ends.
     """
 
     _harmonics: Tensor
@@ -43,7 +45,7 @@ class HarmonicSource(nn.Module):
         super().__init__()
         self._sizes = sizes
         self.l_linear = nn.Linear(sizes.harmonics + 1, 1)
-        # The device is named because parameters may be wanted on the meta device.
+        # The device is named because the module may be built on the meta device.
         harmonics = torch.arange(1, sizes.harmonics + 2, dtype=torch.float32, device="cpu")
         samples = torch.arange(sizes.hop, dtype=torch.float32, device="cpu")
         from_middle = samples + 0.5 - sizes.hop / 2
@@ -52,12 +54,12 @@ class HarmonicSource(nn.Module):
         self.register_buffer("_after", from_middle.clamp(min=0), persistent=False)
 
     def forward(self, f0: Tensor, noise: Tensor, cursor: Cursor) -> tuple[Tensor, Tensor]:
-        """The window's excitation, and the phase for the window after it.
+        """Compute the window's excitation, and the phase for the next window.
 
         Args:
             f0: Hz, ``[B, W]``.
             noise: Standard normal, ``[B, W * hop, harmonics + 1]`` float32.
-            cursor: Where the window stands.
+            cursor: The window's position.
 
         Returns:
             Samples ``[B, 1, W * hop]`` float32 in (-1, 1), and the phase before frame
@@ -66,7 +68,7 @@ class HarmonicSource(nn.Module):
         sizes = self._sizes
         rows, frames = f0.shape
         phase, carried = self._phase(f0.double() / sizes.sample_rate, cursor)
-        # The fundamental is reduced in float64 before it is multiplied in float32.
+        # The fundamental's phase is reduced to one cycle in float64, then multiplied in float32.
         cycles = (phase - phase.round()).to(noise.dtype).unsqueeze(-1) * self._harmonics
         cycles -= cycles.round()
         sines = cycles.mul_(2 * torch.pi).sin_()
@@ -79,7 +81,7 @@ class HarmonicSource(nn.Module):
         return mixed.tanh_().view(rows, 1, -1), carried
 
     def _phase(self, cycles: Tensor, cursor: Cursor) -> tuple[Tensor, Tensor]:
-        """From cycles a sample ``[B, W]``: phase of each sample ``[B, W, hop]``, and to carry."""
+        """The phase of each sample ``[B, W, hop]`` and the one to carry, from cycles per sample."""
         rows, frames = cycles.shape
         passed = (cycles * self._sizes.hop).cumsum(1)
         passed = torch.cat([passed.new_zeros(rows, 1), passed], dim=1)

@@ -1,4 +1,4 @@
-"""Short-time Fourier transforms as one convolution each: exact in float32, one launch, no plans.
+"""Short-time Fourier transforms, each as one convolution: one kernel, and no FFT plans.
 
 They equal ``torch.stft`` and ``torch.istft`` with a periodic Hann window, centred frames and
 reflected edges.
@@ -13,7 +13,7 @@ from voicefleet.worker.engines.cosyvoice2.vocoder.extent import Extent
 
 def _bases(size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines and sines ``[size // 2 + 1, size]`` and the window ``[size]``, float64."""
-    # The device is named because parameters may be wanted on the meta device.
+    # The device is named because the module may be built on the meta device.
     window = torch.hann_window(size, periodic=True, dtype=torch.float64, device="cpu")
     n = torch.arange(size, dtype=torch.float64, device="cpu")
     angles = 2 * torch.pi / size * torch.outer(n[: size // 2 + 1], n)
@@ -33,7 +33,7 @@ class Spectrum(nn.Module):
         self.register_buffer("_basis", basis, persistent=False)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """``n`` is a multiple of ``hop`` and more than half of ``size``."""
+        """Transform; ``n`` is a multiple of ``hop`` and more than half of ``size``."""
         half = self._size // 2
         padded = functional.pad(samples, (half, half), mode="reflect")
         return functional.conv1d(padded, self._basis, stride=self._hop)
@@ -43,8 +43,8 @@ class InverseSpectrum(nn.Module):
     """Bins ``[B, size + 2, n / hop + 1]`` to samples ``[B, n]`` by weighted overlap and add.
 
     Raises:
-        ValueError: The squared windows do not add up to a constant: ``size`` must be a multiple
-            of ``hop``, three times or more.
+        ValueError: ``size`` is not a multiple of ``hop``, at least three times it: the squared
+            windows would not add up to a constant.
     """
 
     _basis: Tensor
@@ -63,19 +63,19 @@ class InverseSpectrum(nn.Module):
         overlap = _overlap(window, hop)
         steady = overlap[overlap.shape[0] // 2]
         basis = torch.cat([cosines * twice, -sines * twice]) * window / (size * steady)
-        # At the two ends fewer frames overlap: there the samples are divided by less.
+        # Fewer frames overlap at the two ends, so the samples there are divided by less.
         correction = (steady / overlap)[size // 2 : -(size // 2)].float()
         self.register_buffer("_basis", basis.unsqueeze(1).float(), persistent=False)
         self.register_buffer("_head", correction[: size // 2].clone(), persistent=False)
         self.register_buffer("_tail", correction[-(size // 2) :].clone(), persistent=False)
 
     def forward(self, bins: Tensor, extent: Extent | None = None, hop: int = 1) -> Tensor:
-        """``n`` is at least ``size``.
+        """Transform back; ``n`` is at least ``size``.
 
         Args:
-            bins: Zero behind the end that ``extent`` tells.
-            extent: Of each row, if it is not the whole.
-            hop: Samples a frame of ``extent``.
+            bins: Zeros after the end that ``extent`` gives.
+            extent: Where each row ends, if not at the window's end.
+            hop: Samples for each frame of ``extent``.
         """
         half = self._size // 2
         padded = functional.conv_transpose1d(bins, self._basis, stride=self._hop)
@@ -88,7 +88,7 @@ class InverseSpectrum(nn.Module):
 
 
 def _overlap(window: Tensor, hop: int) -> Tensor:
-    """The squared windows of some frames added up; in the middle it repeats every ``hop``."""
+    """The sum of the squared windows of a few frames; in the middle its period is ``hop``."""
     size = window.shape[0]
     frames = 4 * size // hop + 1
     total = window.new_zeros((frames - 1) * hop + size)

@@ -1,4 +1,4 @@
-"""Another speed: mel frames interpolated along time, in blocks that join without a seam."""
+"""Speaking faster or slower: mel frames interpolated along time, streaming without seams."""
 
 from math import floor
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def stretched_frames(frames: int, speed: float, final: bool) -> int:
-    """How many stretched frames ``frames`` give; ``final``: no more follow them."""
+    """How many stretched frames ``frames`` frames give; ``final``: no more follow."""
     if speed == 1.0:
         return frames
     if final:
         return floor(frames / speed)
-    # Frame i lies at (i + 0.5) * speed - 0.5 and needs the frame after it.
+    # Stretched frame i lies at (i + 0.5) * speed - 0.5 and needs the frame after that.
     count = max(0, floor((frames - 0.5) / speed - 0.5) + 1)
     while count and _right(count - 1, speed) >= frames:
         count -= 1
@@ -24,10 +24,10 @@ def _right(index: int, speed: float) -> int:
 
 
 class Stretch:
-    """One utterance at ``speed`` (above 0; 2 is twice as fast).
+    """Stretches one utterance to ``speed`` (above 0; 2 is twice as fast).
 
-    Equals ``interpolate(mode="linear", scale_factor=1 / speed)`` over the whole utterance: what a
-    frame is depends on its position alone. Upstream offers this only without streaming, and there
+    Equals ``interpolate(mode="linear", scale_factor=1 / speed)`` over the whole utterance: a
+    stretched frame depends on its position alone. Upstream offers this only without streaming, and
     rounds the factor so that the last frame ends with the utterance.
     """
 
@@ -38,9 +38,9 @@ class Stretch:
         self._history: Tensor | None = None
 
     def push(self, mel: Tensor, final: bool) -> Tensor:
-        """Frames ``[..., T]``, perhaps none, to the stretched frames that they complete.
+        """Take frames ``[..., T]``, perhaps none; return the stretched frames they complete.
 
-        Past the utterance's end its last frame goes on. Nothing may follow ``final``.
+        After the utterance's end its last frame repeats. Do not call it again after ``final``.
         """
         if self._speed == 1.0:
             return mel

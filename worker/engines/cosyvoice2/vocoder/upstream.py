@@ -1,9 +1,9 @@
-"""Upstream's own way to stream the vocoder, through our modules: for comparison, with its seams.
+"""Upstream's vocoder streaming, with our modules: for comparison, audible seams included.
 
-Each call starts with the last 8 mel frames of the call before, puts that call's excitation over
-the start of its own, withholds 8 frames of samples and fades between the two renderings of them
-with the halves of a Hamming window. These add up to 1.08 instead of 1, phase and noise start
-anew in each call, and 8 frames are less than the network's reach: so its seams can be heard.
+Each call starts with the last 8 mel frames of the previous call, reuses that call's excitation for
+them, withholds 8 frames of samples and cross-fades both renderings of these with the halves of a
+Hamming window. The halves add up to 1.08 instead of 1, phase and noise start anew in each call, and
+8 frames are less than the network's receptive field: hence the seams.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from voicefleet.worker.engines.cosyvoice2.vocoder.source import Cursor
 CACHED_FRAMES = 8
 
 Noise = Callable[[int], Tensor]
-"""Standard normal ``[1, n, harmonics + 1]`` float32 on the vocoder's device, given ``n``."""
+"""Returns standard normal float32 ``[1, n, harmonics + 1]`` on the vocoder's device, for ``n``."""
 
 
 class UpstreamStreaming:
@@ -30,7 +30,9 @@ class UpstreamStreaming:
         self._cache: tuple[Tensor, Tensor, Tensor] | None = None
 
     def push(self, mel: Tensor, final: bool) -> Tensor:
-        """Log-mel ``[1, mel_bands, T]`` to samples, ``[1, n]`` float32; ``final`` withholds none.
+        """Turn log-mel ``[1, mel_bands, T]`` into samples, float32 ``[1, n]``.
+
+        Unless ``final``, the last 8 frames of samples are withheld.
 
         Upstream's chunks are never shorter than 8 frames before the final one.
         """

@@ -1,4 +1,4 @@
-"""Weight normalisation folded away: a checkpoint's pairs become plain weights."""
+"""Folds weight normalisation: a checkpoint's magnitude and direction become one weight."""
 
 from collections.abc import Mapping
 
@@ -9,17 +9,17 @@ _SPELLINGS = (
     (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
     (".weight_g", ".weight_v"),
 )
-"""How PyTorch names a magnitude and its direction: since 2.0, and before."""
+"""PyTorch's names of magnitude and direction: since 2.0, and before."""
 
 _TRAINER_PREFIX = "generator."
-"""Stands before every name where the vocoder was saved together with its discriminator."""
+"""The prefix of all names if the vocoder was saved together with its discriminator."""
 
 
 def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``X.weight = g v / |v|`` (arXiv:1602.07868, equation 2) for every pair; the rest as it is.
+    """Replace every pair by ``weight = g v / |v|`` (arXiv:1602.07868, equation 2).
 
-    The norm runs over all dimensions but the first, as upstream's layers have it, in float64; the
-    weight has the dtype of ``v``. A leading ``generator.`` is cut off.
+    The norm runs over all dimensions but the first, as in upstream's layers, in float64; the weight
+    has the dtype of ``v``. A leading ``generator.`` is removed; other tensors stay.
 
     Raises:
         KeyError: Half of a pair is missing.

@@ -1,7 +1,7 @@
-"""Which window of an utterance to render next, and what of it to keep.
+"""Plans the vocoder's windows: which one to render next, and which of its samples to keep.
 
-The plan depends on the utterance alone and never on how its frames happened to arrive, so that a
-worker that takes a turn over makes the same samples again.
+The plan depends on the utterance alone, never on when its frames arrive, so that a worker that
+takes a turn over makes the same samples.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,17 @@ from voicefleet.worker.engines.cosyvoice2.vocoder.f0 import LAYERS
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A window, in frames from the utterance's start.
+    """A window; frame numbers count from the utterance's start.
 
-    It is ``frames`` long from ``start``. The first ``filled`` are the utterance's, the others
-    padding that may hold anything finite. ``whole``: both ends of the utterance lie in it, and the
-    vocoder has to be told ``filled``. Its samples from frame ``anchor`` on, up to ``until``,
-    are kept. The carried phase holds before ``anchor``, the phase to carry before ``until``.
-    ``trim`` frames on its two sides are computed no further than the network's first level.
+    Attributes:
+        start: Its first frame.
+        frames: Its length in frames.
+        filled: How many of its first frames are the utterance's; the others are padding, which may
+            hold any finite values.
+        anchor: The first frame whose samples are kept; the carried phase holds before it.
+        until: The frame after the last one that is kept; the phase before it is carried on.
+        final: Whether it is the utterance's last window.
+        trim: Frames on its two sides that are not computed beyond the network's first level.
     """
 
     start: int
@@ -34,19 +38,19 @@ class Window:
 
     @property
     def whole(self) -> bool:
-        """Whether the whole utterance lies in it."""
+        """Whether it holds the whole utterance; the vocoder then needs ``filled``."""
         return self.final and self.start == 0
 
     def kept(self, hop: int) -> slice:
-        """Of the window's samples, which ``Vocoder.window`` gives without the trimmed frames."""
+        """The samples to keep of those that ``Vocoder.window`` returns (without trimmed frames)."""
         first = self.start + self.trim[0]
         return slice((self.anchor - first) * hop, (self.until - first) * hop)
 
 
 class ReceptiveField(NamedTuple):
-    """How many frames before and behind a frame its samples depend on.
+    """How many frames before and after a frame its samples depend on.
 
-    ``late_left`` and ``late_right``: by way of all levels but the first.
+    ``late_left`` and ``late_right``: through the levels after the first alone.
     """
 
     left: int
@@ -58,23 +62,22 @@ class ReceptiveField(NamedTuple):
 class Windows:
     """The windows of one utterance.
 
-    They end at fixed frames: ``first``, then every ``hops[0]``, ``hops[1]``, ... frames, the last
-    hop repeating; each is shortened to what fits a window. ``lengths`` are the windows' lengths,
-    for which there are graphs and by which they batch. Every window has one of them: it reaches
-    further back to have it, and where there is no further back it is padded behind, where it is
-    not kept.
-
-    ``margin`` is how many frames follow for sure on any that came before the final ones: the
-    flow's look-ahead. An end that has fewer behind it opens no window of its own. 1 is always
-    right.
-
-    ``context`` is how many frames are computed on the left and right of what is kept: the
-    network's whole reach, or less where a deviation is no harm. The right is what a window
-    withholds.
+    Args:
+        sizes: The vocoder's sizes.
+        first: The frame at which the first window ends.
+        hops: The following windows end ``hops[0]``, ``hops[1]``, ... frames later; the last hop
+            repeats. Each is shortened to what fits a window.
+        lengths: The lengths that windows can have; there are graphs for these alone. A window
+            starts further back to get one of them, or is padded after its end at the utterance's
+            start.
+        margin: How many frames are sure to follow those that came before ``final``: the flow's
+            look-ahead. A window end with fewer frames after it is left out. 1 is always safe.
+        context: How many frames are computed to the left and right of the kept ones: by default
+            the network's receptive field. A window withholds the right one.
 
     Raises:
-        ValueError: ``context`` is less than the pitch predictor's own reach of 5 frames, so that
-            a wrong phase would be carried on.
+        ValueError: ``context`` is less than the pitch predictor's receptive field of 5 frames, so
+            that a wrong phase would be carried on.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class Windows:
             raise ValueError(f"a window needs at least {LAYERS} frames of context on each side")
         self._trim = max(0, self._left - late_left), max(0, self._right - late_right)
         self._lengths = tuple(sorted(lengths))
-        # The last window takes up to ``margin - 1`` frames more than a hop.
+        # The last window has up to ``margin - 1`` frames more than a hop.
         widest = self._lengths[-1] - margin + 1
         self._hops = tuple(min(hop, widest - self._left - self._right) for hop in hops)
         self._margin = margin
@@ -103,24 +106,24 @@ class Windows:
 
     @property
     def trim(self) -> tuple[int, int]:
-        """Of a window that holds neither end of the utterance."""
+        """The trim of a window that holds neither end of the utterance."""
         return self._trim
 
     @property
     def emitted(self) -> int:
-        """Frames whose samples are planned so far."""
+        """How many frames have been planned to be kept so far."""
         return self._emitted
 
     @property
     def oldest(self) -> int:
-        """The oldest frame that a window to come may need."""
+        """The oldest frame that a later window may need."""
         history = max(self._left, self._lengths[-1] - self._right)
         return max(0, self._emitted - history)
 
     def next(self, frames: int, final: bool) -> Window | None:
-        """The next window, if ``frames`` are enough for one; ``final``: there will be no more.
+        """The next window, if ``frames`` frames are enough for one; ``final``: no more will come.
 
-        To be called until it gives ``None``. The utterance's last window has ``final`` set.
+        Call it until it returns ``None``.
         """
         while not self._done and frames >= self._end + (self._margin if final else 0):
             end = self._end
@@ -140,17 +143,17 @@ class Windows:
         length = next(n for n in self._lengths if n >= end - start)
         start = max(0, end - length)
         filled = end - start
-        # The utterance's own ends are kept: nothing is trimmed there.
+        # Nothing is trimmed at the utterance's own ends.
         trim = self._trim[0] if start else 0, 0 if final else self._trim[1]
         return Window(start, length, filled, anchor, until, final, trim)
 
 
 @cache
 def receptive_field(sizes: VocoderSizes) -> ReceptiveField:
-    """The network's reach: 20 frames to the left and 21 to the right as published.
+    """The network's receptive field: 20 frames to the left and 21 to the right as published.
 
-    Found by walking back through the layers with the range of inputs that a frame's samples need.
-    The pitch reaches furthest: the mel frames themselves count for 14 to either side.
+    Computed by walking back through the layers with the range of inputs that a frame's samples
+    need. The path through the pitch is the widest; mel frames alone need 14 on either side.
     """
     frame = 1000  # far from any edge
     low, high = frame * sizes.hop, (frame + 1) * sizes.hop - 1
@@ -184,5 +187,5 @@ def receptive_field(sizes: VocoderSizes) -> ReceptiveField:
 
 
 def _block_field(kernel: int, dilations: tuple[int, ...]) -> int:
-    """To either side, of a residual block."""
+    """The receptive field of a residual block, to either side."""
     return sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)

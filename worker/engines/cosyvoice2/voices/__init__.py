@@ -1,1 +1,1 @@
-"""Voices: recordings, and what the model is told of them."""
+"""Voices: reference recordings, and the model inputs made of them."""

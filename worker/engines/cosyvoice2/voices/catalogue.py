@@ -1,4 +1,4 @@
-"""All voices of a pack, wherever they come from."""
+"""Collects a pack's voices from all their sources."""
 
 from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceInitializationError
 from voicefleet.worker.engines.cosyvoice2.voices import files
@@ -11,7 +11,7 @@ def voices(pack: Voicepack) -> dict[str, Voice]:
     """The pack's voices by name: its files, the recordings it names, upstream's speakers.
 
     Raises:
-        CosyVoiceInitializationError: There is none, one is invalid, or the default is not there.
+        CosyVoiceInitializationError: There is no voice, one is invalid, or the default is missing.
     """
     found = files.voices_of(pack.directory)
     for name, prompt in pack.prompts.items():

@@ -1,4 +1,4 @@
-"""A recording to a voice of a pack."""
+"""Makes a voice of a recording, with a pack's networks."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,18 +14,18 @@ SPEECH_TOKENIZER = "speech_tokenizer_v2.onnx"
 
 
 def enrol(pack: Voicepack, name: str, recording: Path, text: str) -> Voice:
-    """What the pack's networks make of a recording. Its gain is not measured.
+    """Make a voice of a recording. Its gain is not measured.
 
     Args:
         pack: Its folder holds the networks, unless its ``source.files`` name them as
             ``speaker_encoder`` and ``speech_tokenizer``.
         name: What requests will call the voice.
         recording: 3 to 30 s of one speaker: WAV, FLAC, OGG or MP3, at any rate.
-        text: What is said in it, word for word.
+        text: Its transcript, word for word.
 
     Raises:
         RecordingError: The recording cannot be used.
-        CosyVoiceInitializationError: A network is missing, or the name is none.
+        CosyVoiceInitializationError: A network is missing, or ``name`` is not a valid name.
     """
     encoder = _network(pack, "speaker_encoder", SPEAKER_ENCODER)
     tokenizer = _network(pack, "speech_tokenizer", SPEECH_TOKENIZER)
@@ -42,12 +42,12 @@ def enrol(pack: Voicepack, name: str, recording: Path, text: str) -> Voice:
         source_rate=rate,
         seconds=prompt.seconds,
     )
-    # A prompt of whole blocks: no session computes a part of one again.
+    # The flow's prompt becomes whole blocks, so that no turn renders a part of one again.
     return aligned(voice, first_tokens=25)
 
 
 def _network(pack: Voicepack, role: str, published: str) -> Path:
-    """A file that the pack names, else one of the published name in its folder."""
+    """The file that the pack names for ``role``, else the published one in its folder."""
     if role in pack.source.files:
         return pack.file(role)
     path = pack.directory / published

@@ -1,8 +1,8 @@
-"""What a reference recording is turned into for the model: three kinds of spectrogram.
+"""The three spectrograms of a reference recording that the model's networks take.
 
-NumPy in double precision: they are made once for a voice, and need no tensor library. All take
-mono float32 samples ``[n]`` in [-1, 1] and equal what upstream computes with matcha, Whisper and
-torchaudio.
+They take mono float32 samples ``[n]`` in [-1, 1] and equal what upstream computes with matcha,
+Whisper and torchaudio (``kaldi.fbank``) to 1e-5. Computed once for each voice, with NumPy in double
+precision, so that no tensor library is needed.
 """
 
 from functools import cache
@@ -29,10 +29,10 @@ def speech_mel(
     low: float = 0.0,
     high: float = 8000.0,
 ) -> F32:
-    """Log mel magnitudes ``[n // hop, bands]``: the flow's own domain.
+    """Log mel magnitudes ``[n // hop, bands]``, in which the flow works.
 
-    The defaults are those of ``feat_extractor`` in the published cosyvoice2.yaml; window and FFT
-    are of one length there. Frame t is centred on sample ``hop * (t + 1/2)``.
+    The defaults are those of ``feat_extractor`` in the published cosyvoice2.yaml, whose window is
+    as long as the FFT. Frame t is centred on sample ``hop * (t + 1/2)``.
     """
     padded = np.pad(samples.astype(np.float64), (fft - hop) // 2, mode="reflect")
     spectrum = np.fft.rfft(_frames(padded, fft, hop) * _hann(fft))
@@ -44,7 +44,8 @@ def speech_mel(
 def whisper_log_mel(samples: F32, bands: int = 128) -> F32:
     """Whisper's log mel powers ``[bands, n // 160]`` of 16 kHz audio: the speech tokenizer's input.
 
-    Clipped to 8 decades below the loudest, shifted and scaled by 4 (openai/whisper, audio.py).
+    Values are clipped at 8 decades below the maximum, then shifted and scaled by 4, as in
+    ``audio.py`` of openai/whisper.
     """
     fft, hop = 400, 160
     padded = np.pad(samples.astype(np.float64), fft // 2, mode="reflect")
@@ -58,7 +59,7 @@ def whisper_log_mel(samples: F32, bands: int = 128) -> F32:
 def kaldi_fbank(samples: F32, bands: int = 80) -> F32:
     """Kaldi's log mel powers ``[1 + (n - 400) // 160, bands]`` of 16 kHz audio, without dither.
 
-    The mean over time is subtracted from each band: the speaker encoder's input.
+    The speaker encoder's input: the mean over time is subtracted from each band.
     """
     width, hop, fft = 400, 160, 512
     frames = _frames(samples.astype(np.float64), width, hop)
@@ -76,13 +77,13 @@ def _frames(samples: F64, width: int, hop: int) -> F64:
 
 
 def _hann(width: int) -> F64:
-    """Periodic, as every STFT here has it."""
+    """A periodic Hann window."""
     return np.hanning(width + 1)[:-1]
 
 
 @cache
 def _slaney_filters(rate: int, fft: int, bands: int, low: float, high: float) -> F64:
-    """Triangles of equal area, evenly spaced on Slaney's mel scale: ``[bands, fft // 2 + 1]``."""
+    """Triangular filters of equal area, evenly spaced on Slaney's mel scale: ``[bands, bins]``."""
     edges = _slaney_hz(np.linspace(_slaney_mel(low), _slaney_mel(high), bands + 2))
     bins = np.linspace(0, rate / 2, fft // 2 + 1)
     return _triangles(edges, bins) * (2.0 / (edges[2:] - edges[:-2]))[:, None]
@@ -90,7 +91,7 @@ def _slaney_filters(rate: int, fft: int, bands: int, low: float, high: float) ->
 
 @cache
 def _kaldi_filters(fft: int, bands: int) -> F64:
-    """Triangles in mel, from 20 Hz to 8 kHz: ``[bands, fft // 2 + 1]``, the last bin left out."""
+    """Kaldi's triangular mel filters, 20 Hz to 8 kHz: ``[bands, bins]``, 0 in the last bin."""
     hz = np.arange(fft // 2 + 1) * KALDI_RATE / fft
     low, high = (1127.0 * float(np.log1p(edge / 700.0)) for edge in (20.0, KALDI_RATE / 2))
     filters = _triangles(np.linspace(low, high, bands + 2), 1127.0 * np.log1p(hz / 700.0))
@@ -106,8 +107,8 @@ def _triangles(edges: F64, at: F64) -> F64:
     return np.maximum(0.0, np.minimum(rising, falling))
 
 
-_LINEAR_HZ = 200 / 3  # a mel below 1 kHz
-_LOG_STEP = np.log(6.4) / 27  # and above
+_LINEAR_HZ = 200 / 3  # Hz for each mel below 1 kHz
+_LOG_STEP = np.log(6.4) / 27  # log Hz for each mel above
 
 
 def _slaney_mel(hz: float) -> float:

@@ -31,11 +31,11 @@ PUBLISHED_SPEAKERS = {
     "英文男": "en-male",
     "韩语女": "ko-female",
 }
-"""The published speakers' names, and what a request, whose names are ASCII, calls them."""
+"""The published speakers' names, and the ASCII names that requests use for them."""
 
 
 def save(voice: Voice, path: Path) -> None:
-    """Write ``voice`` to ``path``, in one piece: a reader sees the old file or the new one."""
+    """Write ``voice`` to ``path`` atomically: a reader sees the old file or the new one."""
     from safetensors.numpy import (  # noqa: PLC0415  (the extra)
         save_file,  # pyright: ignore[reportUnknownVariableType]
     )
@@ -68,7 +68,7 @@ def load(path: Path) -> Voice:
     """Read a voice.
 
     Raises:
-        VoiceError: There is no such file, it is no voice or of another version, a tensor is
+        VoiceError: The file is missing, is not a voice or has another version, or a tensor is
             missing or has another shape or dtype. The message names the file.
     """
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415  (the extra)
@@ -113,8 +113,8 @@ def voices_of(pack: Path) -> dict[str, Voice]:
     """The voices of the pack in the folder ``pack``, by name, in order.
 
     Raises:
-        VoiceError: A file is no valid voice, or is named otherwise than the voice in it. All that
-            is wrong is in the one message.
+        VoiceError: A file is not a valid voice, or its name is not its voice's. The message lists
+            all problems.
     """
     voices: dict[str, Voice] = {}
     problems: list[str] = []
@@ -133,19 +133,19 @@ def voices_of(pack: Path) -> dict[str, Voice]:
 
 
 def files(pack: Path) -> list[Path]:
-    """The files in the pack's folder of voices, in order, whether they are valid or not."""
+    """The voice files of the pack, sorted, whether they are valid or not."""
     return sorted((pack / FOLDER).glob(f"[!.]*{SUFFIX}"))
 
 
 def sft_speakers(path: Path) -> dict[str, Voice]:
-    """The speakers in upstream's ``spk2info.pt``, by name. None if there is no such file.
+    """The speakers in upstream's ``spk2info.pt``, by name. Empty if there is no such file.
 
-    An entry is an ``embedding``, or all that upstream's ``add_zero_shot_spk`` saves: the prompt's
-    text tokens, speech tokens, mel and embedding. Names that are not ASCII become those of
-    ``PUBLISHED_SPEAKERS``.
+    An entry has an ``embedding``, and perhaps what upstream's ``add_zero_shot_spk`` saves too: the
+    prompt's text tokens, speech tokens and mel. ``PUBLISHED_SPEAKERS`` gives the published names
+    their ASCII form.
 
     Raises:
-        VoiceError: The file or an entry is not what it should be, or a name cannot be asked for.
+        VoiceError: The file or an entry is invalid, or a name is not a valid voice name.
     """
     import torch  # noqa: PLC0415  (only this file needs it)
 
@@ -175,7 +175,7 @@ def _speaker(name: str, entry: Mapping[str, Any]) -> Voice:
     from voicefleet.worker.engines.cosyvoice2.tensors import is_plain  # noqa: PLC0415
 
     def array(field: str, dtype: type[np.generic]) -> NDArray[Any]:
-        """Upstream's tensors have a batch of one in front; an old embedding may have none."""
+        """Remove the batch dimension of 1, which old embeddings may lack."""
         tensor = entry[field]
         if not is_plain(tensor):
             plain = "plain " if isinstance(tensor, torch.Tensor) else ""

@@ -1,7 +1,7 @@
-"""A reference recording to what the model is told of a voice.
+"""Makes the model's inputs of a reference recording.
 
-Two published networks read it through ONNX Runtime: ``campplus.onnx`` (the speaker) and
-``speech_tokenizer_v2.onnx`` (the speech tokens).
+Two published networks run in ONNX Runtime: ``campplus.onnx`` computes the speaker embedding,
+``speech_tokenizer_v2.onnx`` the speech tokens.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ SHORTEST_S = 3.0
 """A shorter recording says too little of a voice. ``recording.LONGEST_S`` is the other limit."""
 
 RATES = (8_000, 192_000)
-"""The sample rates that are taken, in Hz."""
+"""The lowest and the highest sample rate accepted, in Hz."""
 
 _SILENT_PEAK = 1e-3
 _LOUDEST_PEAK = 0.8
@@ -40,11 +40,11 @@ _CLOSING_S = 0.2
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class PromptFeatures:
-    """What was read from a recording.
+    """The model's inputs made of a recording.
 
-    ``speech_tokens`` int64 ``[P]`` (25 a second) and ``mel`` f32 ``[2 P, 80]`` (50 frames a
-    second) cover the same time; ``speaker`` f32 ``[192]`` is raw, not normalised; ``seconds`` is
-    how much of the recording was used, without the silence set behind it.
+    ``speech_tokens`` int64 ``[P]`` (25 per second) and ``mel`` f32 ``[2 P, 80]`` (50 frames per
+    second) cover the same time. ``speaker`` f32 ``[192]`` is not normalised. ``seconds`` is how
+    much of the recording was used, without the silence added after it.
     """
 
     speech_tokens: I64
@@ -60,7 +60,7 @@ class _Session(Protocol):
 
 
 class PromptReader:
-    """Reads recordings. Loads both networks once; ``cuda`` asks for the GPU.
+    """Makes prompt features. Loads both networks once, on the GPU if ``cuda``.
 
     Raises:
         CosyVoiceInitializationError: ONNX Runtime is not installed or has no CUDA, or a file
@@ -75,14 +75,14 @@ class PromptReader:
         self._speech_tokenizer = _load(speech_tokenizer, 2, provider, threads)
 
     def read(self, samples: F32, rate: int, *, condition: bool = True) -> PromptFeatures:
-        """Read a recording: float32 ``[n]`` or ``[n, channels]``, at ``rate`` Hz.
+        """Compute the features of samples, float32 ``[n]`` or ``[n, channels]``, at ``rate`` Hz.
 
-        It is conditioned first (see ``conditioned``), and 0.2 s of silence follow (less where that
-        would exceed 30 s), so that the model begins to speak after a pause and not in the middle
-        of a sound. Without ``condition`` it is read as it is, as upstream's library reads it.
+        With ``condition``, silence is trimmed and high peaks are lowered (see ``conditioned``), and
+        0.2 s of silence are added (less if the recording would exceed 30 s), so that the model
+        starts to speak after a pause. Without, samples are used as upstream's library does.
 
         Raises:
-            RecordingError: It is not 3 to 30 s of finite samples in which something sounds.
+            RecordingError: The recording is too short, too long, silent or not finite.
         """
         mono = _mono(samples, rate)
         if condition:
@@ -99,7 +99,7 @@ class PromptReader:
         low = resample(mono, rate, features.WHISPER_RATE)
         mel = features.speech_mel(resample(mono, rate, features.MEL_RATE))
         tokens = self._tokens(low)
-        # Both round: the last token may lack its frames, or the last frames their token.
+        # Both lengths are rounded: the last token may lack its frames, or the last frames a token.
         count = min(len(mel) // 2, len(tokens))
         return PromptFeatures(
             speech_tokens=tokens[:count],
@@ -120,9 +120,9 @@ class PromptReader:
 
 
 def conditioned(mono: F32, rate: int) -> F32:
-    """The part of a recording that sounds, no louder than a peak of 0.8: as upstream's web page.
+    """Trim silence at the ends and lower the peak to 0.8, as upstream's web page does.
 
-    Silence at its ends goes, all but 50 ms: windows of 10 ms that are 60 dB below the loudest.
+    Silence is what is 60 dB below the loudest window of 10 ms; 50 ms of it stay at each end.
     """
     window = max(1, round(_TRIM_S * rate))
     padded = np.pad(mono, (0, -len(mono) % window)).reshape(-1, window)
@@ -136,7 +136,7 @@ def conditioned(mono: F32, rate: int) -> F32:
 
 
 def _closed(mono: F32, rate: int) -> F32:
-    """``mono`` and the silence after it."""
+    """``mono`` followed by silence."""
     room = max(0, int(LONGEST_S * rate) - len(mono))
     return np.pad(mono, (0, min(room, round(_CLOSING_S * rate))))
 

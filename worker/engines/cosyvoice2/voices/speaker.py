@@ -1,4 +1,4 @@
-"""A voice as the model is given it, and what a turn's mode takes of it."""
+"""Voices in use, and the prompt that a turn's mode takes from a voice."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,32 +15,32 @@ ZERO_SHOT, CROSS_LINGUAL, INSTRUCT, SFT = "zero_shot", "cross_lingual", "instruc
 
 @dataclass(frozen=True, eq=False)
 class Speaker:
-    """A voice in use. ``flow_prompt`` is what the renderer keeps of it for all its sessions."""
+    """A voice in use. ``flow_prompt`` is the renderer's prompt, shared by all its turns."""
 
     voice: Voice
     flow_prompt: Any
 
     @property
     def flow_tokens(self) -> int:
-        """Prompt tokens in front of the flow's."""
+        """How many speech tokens the flow's prompt has."""
         return len(self.voice.flow_tokens)
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the language model is told beside the text: token ids."""
+    """The prompt of the language model: token ids of its text and of its speech."""
 
     text: list[int]
     speech: list[int]
 
     @property
     def length(self) -> int:
-        """Positions that it takes."""
+        """How many KV cache positions it takes."""
         return len(self.text) + len(self.speech)
 
 
 def modes_of(voice: Voice) -> tuple[str, ...]:
-    """What can be done with a voice, its default first."""
+    """The modes that a voice offers, its default first."""
     if not voice.has_prompt:
         return SFT, INSTRUCT
     if voice.prompt_text or voice.prompt_text_tokens is not None:
@@ -49,13 +49,13 @@ def modes_of(voice: Voice) -> tuple[str, ...]:
 
 
 def condition(spec: TurnSpec, voice: Voice, frontend: TextFrontend) -> Conditioning:
-    """What the mode of ``spec`` takes of the voice for the language model.
+    """The language model's prompt for the mode of ``spec``.
 
-    The flow is given the whole voice in every mode (upstream's ``frontend_zero_shot``,
-    ``frontend_cross_lingual``, ``frontend_instruct2`` and ``frontend_sft``).
+    The flow gets the whole voice in every mode, as in upstream's ``frontend_zero_shot``,
+    ``frontend_cross_lingual``, ``frontend_instruct2`` and ``frontend_sft``.
 
     Raises:
-        CannotSpeakError: The voice has not what the mode needs.
+        CannotSpeakError: The voice does not offer the mode, or the instruction does not fit it.
     """
     offered = modes_of(voice)
     mode = spec.mode or (INSTRUCT if spec.instruct is not None else offered[0])
@@ -89,14 +89,14 @@ def find(voices: Mapping[str, Voice], name: str) -> Voice:
 
 
 class Speakers:
-    """The voices of a model: each is prepared when it is first asked for, and kept.
+    """A cache of prepared voices: each is prepared at its first use, and kept.
 
-    Where there is no room for another, the one that has been unused longest makes room.
+    If there is no room for another, the least recently used voice without a turn is evicted.
 
     Args:
-        voices: By name.
-        prepare: Makes what the renderer keeps of a voice.
-        free: Frees it.
+        voices: All voices by name.
+        prepare: Makes the renderer's prompt of a voice.
+        free: Frees such a prompt.
     """
 
     def __init__(
@@ -108,21 +108,21 @@ class Speakers:
         self._voices = voices
         self._prepare = prepare
         self._free = free
-        # Those used last are at the end.
+        # Ordered by use, the most recent last.
         self._kept: dict[str, Speaker] = {}
         self._users: Counter[Speaker] = Counter()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those that can be asked for, in order."""
+        """The names of all voices, in order."""
         return tuple(self._voices)
 
     def acquire(self, name: str) -> Speaker:
-        """The speaker of that name, to be given back.
+        """The speaker of that name; ``release`` it after use.
 
         Raises:
-            CannotSpeakError: There is none.
-            CosyVoiceOOMError: There is no room for it, and all others are in use.
+            CannotSpeakError: There is no such voice.
+            CosyVoiceOOMError: There is no room for it, and all prepared voices are in use.
         """
         voice = find(self._voices, name)
         speaker = self._kept.pop(name, None) or self._prepared(voice)
@@ -131,15 +131,15 @@ class Speakers:
         return speaker
 
     def preload(self, name: str) -> None:
-        """Prepare a voice before anybody asks for it. Raises as ``acquire``."""
+        """Prepare a voice ahead of its first turn. Raises as ``acquire``."""
         self.release(self.acquire(name))
 
     def release(self, speaker: Speaker) -> None:
-        """One user less."""
+        """Count one user less."""
         self._users[speaker] -= 1
 
     def evict(self) -> bool:
-        """Forget the voice that has been unused longest. Returns whether there was one."""
+        """Evict the least recently used voice without a turn. Returns whether there was one."""
         unused = next((s for s in self._kept.values() if not self._users[s]), None)
         if unused is None:
             return False

@@ -1,7 +1,6 @@
-"""A voice: what is kept of a reference recording, and the file it is kept in.
+"""A voice: the model inputs made of a reference recording, with their checks.
 
-One safetensors file a voice in ``<pack>/voices/``; its name is the voice's. Nothing here needs a
-tensor library, save reading upstream's own ``spk2info.pt``.
+Each voice is one safetensors file in ``<pack>/voices/``, named after it. Needs no tensor library.
 """
 
 import re
@@ -24,40 +23,45 @@ FORMAT = "cosyvoice2-voice"
 VERSION = "1"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}", re.ASCII)
-"""As ``voicepacks.Name``: what a request may ask for, and what makes a safe file name."""
+"""As ``voicepacks.Name``: what a request may contain, and what is safe as a file name."""
 
 _SIZES = FlowSizes()
 _BANDS, _SPEAKER, _FRAMES = _SIZES.mel_bands, _SIZES.speaker_width, _SIZES.frames_per_token
 
 
 class VoiceError(CosyVoiceInitializationError):
-    """A voice, or its file, is not what it should be. The message names it."""
+    """A voice or its file is invalid. The message names it."""
 
 
 def no_tokens() -> I64:
-    """The speech tokens of a voice without a recording."""
+    """The tokens of a voice without a recording: int64 ``[0]``."""
     return np.zeros(0, dtype=np.int64)
 
 
 def no_frames() -> F32:
-    """Its mel."""
+    """The mel of a voice without a recording: float32 ``[0, bands]``."""
     return np.zeros((0, _BANDS), dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Voice:
-    """What the model is told of a voice.
+    """The model inputs of a voice.
 
-    The language model continues ``prompt_text`` and ``speech_tokens`` ``[P]``; the flow continues
-    ``flow_tokens`` ``[Q]`` and ``mel`` f32 ``[2 Q, 80]``, which are the end of the same recording.
-    A voice without a recording has a ``speaker`` f32 ``[192]`` alone.
-
-    ``prompt_text_tokens`` stand in where the text itself is not known. ``gain`` is the measured
-    linear gain that brings the voice to its loudness, None where it was not measured. ``seconds``
-    and ``source_rate`` (Hz) are those of the recording, ``created`` is in ISO 8601.
+    Attributes:
+        name: The name that requests use.
+        speaker: The speaker embedding, f32 ``[192]``; all that a voice without a recording has.
+        prompt_text: The recording's transcript.
+        prompt_text_tokens: Its tokens, if the transcript itself is not known.
+        speech_tokens: The language model's prompt, int64 ``[P]``.
+        flow_tokens: The flow's prompt, int64 ``[Q]``: the end of the same recording.
+        mel: Its mel frames, f32 ``[2 Q, 80]``.
+        gain: The linear gain that brings the voice to the common loudness; None if not measured.
+        created: ISO 8601.
+        source_rate: The recording's sample rate in Hz.
+        seconds: The recording's duration.
 
     Raises:
-        VoiceError: A name, shape or dtype is wrong, a token is none or a number is not finite.
+        VoiceError: A name, shape, dtype or token is invalid, or a number is not finite.
     """
 
     name: str
@@ -91,7 +95,7 @@ class Voice:
 
     @property
     def has_prompt(self) -> bool:
-        """Whether there is a recording to continue: the zero-shot mode needs one."""
+        """Whether it has a recording, which the zero-shot mode needs."""
         return len(self.speech_tokens) > 0
 
     def _expect(self, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:
@@ -110,7 +114,7 @@ class Voice:
 
 
 def checked_name(name: str) -> str:
-    """``name``, if it may be a voice's. Raises ``VoiceError``."""
+    """Return ``name`` if it is a valid voice name. Raises ``VoiceError``."""
     if not _NAME.fullmatch(name):
         raise VoiceError(
             f"{name!r} is no name for a voice: 1 to 64 of A-Z a-z 0-9 _ . -, "
@@ -120,24 +124,24 @@ def checked_name(name: str) -> str:
 
 
 def checked_tokens(tokens: I64, what: str) -> I64:
-    """``tokens``, if they are all speech tokens of the model. Raises ``VoiceError``."""
+    """Return ``tokens`` if all are speech tokens of the model. Raises ``VoiceError``."""
     if len(tokens) and not (tokens.min() >= 0 and tokens.max() < _SIZES.vocabulary):
         raise VoiceError(f"{what}: not all are from 0 to {_SIZES.vocabulary - 1}")
     return tokens
 
 
 def path_of(pack: Path, name: str) -> Path:
-    """Where the pack's voice ``name`` lies, if there is one. Raises ``VoiceError``."""
+    """The path of the pack's voice ``name``, whether it exists or not. Raises ``VoiceError``."""
     return pack / FOLDER / f"{checked_name(name)}{SUFFIX}"
 
 
 def aligned(voice: Voice, first_tokens: int, block: int = 25) -> Voice:
     """``voice`` with its flow's prompt cut so that the first block needs ``first_tokens`` more.
 
-    The flow works in blocks of ``block`` tokens that begin with the prompt; a prompt of ``-
-    first_tokens`` modulo ``block`` gives audio soonest. Tokens are cut from the front, where they
-    are farthest from what is spoken, and never all of them: a prompt too short for a cut stays.
-    The language model's prompt stays whole.
+    The flow renders blocks of ``block`` tokens, counted from the prompt's start, so the first block
+    waits for the tokens that complete the prompt's last one. Tokens are cut from the prompt's
+    start, farthest from the speech, and never all of them: a prompt too short to be cut stays. The
+    language model's prompt is not cut.
 
     Raises:
         VoiceError: ``first_tokens`` is not between 1 and ``block``.
@@ -153,10 +157,9 @@ def aligned(voice: Voice, first_tokens: int, block: int = 25) -> Voice:
 def mix(a: Voice, b: Voice, weight: float, name: str) -> Voice:
     """A voice between two: ``weight`` 0 is ``a``, 1 is ``b``.
 
-    The flow looks at the direction of ``speaker`` alone, so the mixture lies on the arc between
-    the two directions (spherical interpolation), where equal steps of ``weight`` are equal steps
-    of angle. The prompt cannot be mixed: it is that of the heavier voice (of ``a`` at 0.5), whose
-    colour it lends. The gain is to be measured anew.
+    The flow uses the direction of ``speaker`` alone, so embeddings are interpolated spherically:
+    equal steps of ``weight`` are equal steps of angle. Prompts cannot be mixed: the heavier voice's
+    is used (at 0.5 that of ``a``). The gain is unset, to be measured again.
 
     Raises:
         VoiceError: ``weight`` is not in [0, 1], or the voices are exact opposites.

@@ -1,7 +1,7 @@
-"""From an engine's chunks to the frames that are published.
+"""Turns an engine's chunks into the frames that are published.
 
-gain -> resampler -> limiter -> 16 bit -> frames of 20 ms. The limiter comes last: conversion to
-another rate moves peaks, and the ceiling is meant for what the listener gets.
+gain -> resampler -> limiter -> 16 bit -> frames of 20 ms. The limiter follows the resampler because
+resampling moves peaks, and the ceiling holds for what the listener gets.
 """
 
 from collections import deque
@@ -22,9 +22,9 @@ _FULL_SCALE = 32768.0
 
 
 class SegmentStart(msgspec.Struct, frozen=True):
-    """``segment`` begins at sample ``native`` of the turn's audio, at the native rate.
+    """``segment`` begins at sample ``native`` of the turn's audio, at the engine's native rate.
 
-    ``resumable``: the turn can be taken up there.
+    ``resumable``: the turn can be resumed there.
     """
 
     segment: Segment
@@ -33,12 +33,12 @@ class SegmentStart(msgspec.Struct, frozen=True):
 
     @property
     def resume_point(self) -> ResumePoint:
-        """This place as one where the turn can be taken up."""
+        """The start of the segment as a resume point."""
         return ResumePoint(self.segment.index, self.segment.start, self.native)
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """Frame number ``n`` of a turn, from 1: 20 ms of 16-bit little-endian mono PCM.
+    """Frame number ``n`` (from 1) of a turn: 20 ms of 16-bit little-endian mono PCM.
 
     ``marks`` are the segments that begin in it.
     """
@@ -51,10 +51,10 @@ class Frame(msgspec.Struct, frozen=True):
 class AudioChain:
     """Turns one turn's native-rate audio into frames.
 
-    The frames are a function of the samples alone, to the last bit, not of the chunks they come
-    in. To take a turn up in the middle, pass ``start`` (from ``resume_point``) and
-    ``first_frame``, and push what the engine speaks from that segment on: the frames from
-    ``first_frame`` on are those of the undisturbed turn; those before it are left out.
+    Frames depend on the samples alone, to the last bit, not on how they are split into chunks. To
+    resume a turn in the middle, pass ``start`` (from ``resume_point``) and ``first_frame``, and
+    push the engine's audio from that segment on: the frames from ``first_frame`` on equal those of
+    the uninterrupted turn; earlier ones are left out.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class AudioChain:
         self._marks: deque[tuple[int, SegmentStart]] = deque()
 
     def push(self, chunk: Chunk) -> list[Frame]:
-        """Take the next chunk and return the frames that are complete.
+        """Add a chunk; return the frames that are complete.
 
         Raises:
-            EngineError: The chunk holds NaN or infinity, which would spread through the filters.
+            EngineError: The chunk has NaN or infinity, which would spread through the filters.
         """
         for mark in chunk.marks:
             native = self._native + mark.offset
@@ -94,33 +94,33 @@ class AudioChain:
         if not np.isfinite(np.dot(chunk.samples, chunk.samples)):
             raise EngineError("the engine made samples that are not finite numbers")
         amplified = np.multiply(chunk.samples, self._gain, dtype=np.float64)
-        self._take(self._limiter.push(self._resampler.push(amplified)))
+        self._append(self._limiter.push(self._resampler.push(amplified)))
         return self._frames()
 
     def finish(self) -> list[Frame]:
-        """Return the rest of the turn. Its last frame is padded with silence."""
-        self._take(self._limiter.push(self._resampler.finish()))
-        self._take(self._limiter.finish())
+        """Return the remaining frames. The last one is padded with silence."""
+        self._append(self._limiter.push(self._resampler.finish()))
+        self._append(self._limiter.finish())
         size = bytes_per_frame(self._sample_rate)
         self._pcm += bytes(-len(self._pcm) % size)
-        # The limiter's look-ahead has kept the last frame back until now, so a segment without
-        # audio of its own, at the very end, still finds a frame.
+        # A segment without audio at the very end gets the last frame, which the limiter's
+        # look-ahead has withheld until now.
         last = self._next_frame + len(self._pcm) // size - 1
         self._marks = deque((min(frame, last), begin) for frame, begin in self._marks)
         return self._frames()
 
     def _frame_at(self, native: int) -> int:
-        """The number of the frame in which native sample ``native`` sounds."""
+        """The number of the frame that contains native sample ``native``."""
         return native * self._sample_rate // (self._native_rate * self._samples_per_frame) + 1
 
-    def _take(self, samples: NDArray[np.float64]) -> None:
-        """Append samples as 16 bit: to the nearest, halves to even, without dither."""
+    def _append(self, samples: NDArray[np.float64]) -> None:
+        """Append samples as 16 bit, rounded to nearest (halves to even), without dither."""
         scaled = np.rint(samples * _FULL_SCALE)
         np.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1.0, out=scaled)
         self._pcm += scaled.astype("<i2").tobytes()
 
     def _frames(self) -> list[Frame]:
-        """Cut off the frames that are complete, less those before the first that is wanted."""
+        """Remove the complete frames from the buffer; return those from ``first_frame`` on."""
         size = bytes_per_frame(self._sample_rate)
         complete = len(self._pcm) // size
         frames: list[Frame] = []
@@ -134,7 +134,7 @@ class AudioChain:
         return frames
 
     def _marks_in(self, n: int) -> tuple[SegmentStart, ...]:
-        """Take the marks of frame ``n`` off the queue."""
+        """Remove and return the marks of frame ``n``."""
         marks: list[SegmentStart] = []
         while self._marks and self._marks[0][0] <= n:
             marks.append(self._marks.popleft()[1])

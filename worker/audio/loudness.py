@@ -1,6 +1,6 @@
-"""How loud a signal is, measured offline: integrated loudness and true peak.
+"""Measures integrated loudness and true peak of a whole signal.
 
-A voice is measured once, when it is loaded; a turn then gets one constant gain.
+A voice is measured once, when its model is loaded; its turns then get one constant gain.
 """
 
 import math
@@ -25,10 +25,10 @@ TRUE_PEAK_OVERSAMPLING = 4
 
 
 MAX_MAKEUP_DB = 3.0
-"""Beyond this, peaks are flattened audibly for loudness that is hardly missed."""
+"""The most gain added for loudness lost in the limiter. More would flatten peaks audibly."""
 
 _MAKEUP_ROUNDS = 4
-"""A decibel of gain under a limiter yields some 0.8 LU: four rounds come within 0.01."""
+"""A decibel of gain before a limiter adds about 0.8 LU; four rounds converge to within 0.01."""
 
 
 class _Meter(Protocol):
@@ -48,13 +48,11 @@ def gain_for(
 ) -> float:
     """The linear gain that brings ``samples`` to ``target_lufs``.
 
-    It is a whole number of hundredths of a decibel, so that all workers of a fleet, whatever
-    their processors round to, give one voice the same gain. What cannot be measured keeps its
-    level: the gain is 1.
+    It is rounded to 0.01 dB, so that all workers give a voice the same gain, however their
+    processors round. Signals that cannot be measured get a gain of 1.
 
-    With ``ceiling_dbtp`` the target is meant for what a limiter at that ceiling leaves: a voice
-    with high peaks loses loudness there (0.8 LU for piper-en-joe), and gets it back up to
-    ``MAX_MAKEUP_DB``.
+    With ``ceiling_dbtp`` the target holds after a limiter at that ceiling: a voice with high peaks
+    loses loudness there (0.8 LU for piper-en-joe), and gets up to ``MAX_MAKEUP_DB`` more gain.
     """
     loudness = integrated_loudness(samples, rate)
     if not math.isfinite(loudness):
@@ -70,10 +68,10 @@ def gain_for(
 
 
 def true_peak_dbtp(samples: Signal, rate: int) -> float:
-    """The highest value between and on the samples, in dB relative to full scale."""
+    """The highest magnitude on and between the samples, in dB relative to full scale."""
     if not np.any(samples):
         return -math.inf
-    # Silence around the signal lets peaks at its very ends ring out.
+    # Padding with silence, so that peaks at the very ends are interpolated too.
     padded = np.pad(np.asarray(samples, dtype=np.float64), rate // 50)
     oversampled = soxr.resample(padded, rate, TRUE_PEAK_OVERSAMPLING * rate, quality="VHQ")
     return decibels(float(np.max(np.abs(oversampled))))

@@ -1,4 +1,4 @@
-"""One turn's sample-rate conversion."""
+"""Sample-rate conversion of one turn, streaming."""
 
 import numpy as np
 import soxr
@@ -7,20 +7,20 @@ from numpy.typing import NDArray
 Signal = NDArray[np.float64]
 
 SETTLING_MS = 200
-"""After a ``skip``, outputs this much later than its end are those of an undisturbed stream.
+"""From this long after the end of a ``skip``, the output equals that of an uninterrupted stream.
 
-Measured with soxr 1.1 over all pairs of rates the fleet knows: at most 160 ms (22 050 to 8000 Hz),
-which is soxr's longest internal block; the filter itself spans less than 20 ms.
+Measured with soxr 1.1 over all pairs of supported rates: at most 160 ms (22 050 to 8000 Hz), which
+is soxr's longest internal block; the filter itself spans less than 20 ms.
 """
 
 _SKIP_BLOCK_S = 1
 
 
 class StreamResampler:
-    """A soxr stream at its highest quality, float64 in and out, equal to one-shot conversion.
+    """A soxr stream of the highest quality, float64 in and out, equal to one-shot conversion.
 
-    VHQ computes in double precision, so processors that round differently still agree once the
-    result is 16 bit; soxr's lower qualities compute in single.
+    VHQ computes in double precision, so that processors that round differently agree once the
+    result is 16 bit; soxr's lower qualities compute in single precision.
     """
 
     def __init__(self, native_rate: int, sample_rate: int) -> None:
@@ -32,20 +32,20 @@ class StreamResampler:
         )
 
     def push(self, samples: Signal) -> Signal:
-        """Take float64 ``[n]`` at the native rate; return what is ready at the output rate."""
+        """Add float64 ``[n]`` at the native rate; return the samples ready at the output rate."""
         if self._stream is None or not len(samples):
             return samples
         return self._stream.resample_chunk(samples)
 
     def skip(self, count: int) -> int:
-        """Begin ``count`` native samples into the signal, with silence before them.
+        """Start ``count`` native samples into the signal, with silence before.
 
-        The silence is really fed: soxr works in blocks, and its result depends slightly
-        (2e-10 from 16 000 to 8000 Hz) on where a block begins. So blocks begin here where they
-        begin in a stream that was fed from the signal's start. Costs 3 us for 20 ms skipped.
+        The silence is actually fed to soxr, which works in blocks: its output depends slightly
+        (2e-10 from 16 000 to 8000 Hz) on where a block begins, so blocks must begin where they do
+        in a stream from the signal's start. Costs 3 us for each 20 ms skipped.
 
         Returns:
-            How many output samples are skipped; all of them would have been silent.
+            The number of output samples skipped.
         """
         skipped = 0
         silence = np.zeros(_SKIP_BLOCK_S * self._rate)
@@ -54,7 +54,7 @@ class StreamResampler:
         return skipped
 
     def finish(self) -> Signal:
-        """Return what the stream still holds. The signal ends here."""
+        """End the signal; return the remaining samples."""
         if self._stream is None:
             return np.zeros(0)
         return self._stream.resample_chunk(np.zeros(0), last=True)

@@ -1,4 +1,4 @@
-"""Where a turn can be taken up so that its frames come out as if nothing had happened."""
+"""Points where a turn can be resumed so that its frames equal those of the uninterrupted turn."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -10,14 +10,14 @@ from voicefleet.schemas.audio import FRAME_MS
 from voicefleet.worker.audio import limiter, resample
 
 SETTLING_MS = resample.SETTLING_MS + limiter.MEMORY_MS
-"""A chain started in mid-turn is, from this much later on, the same as one started with it."""
+"""How long after its start a resumed ``AudioChain`` gives the frames of the uninterrupted turn."""
 
 
 Count = Annotated[int, Meta(ge=0)]
 
 
 class ResumePoint(msgspec.Struct, frozen=True):
-    """A place where a turn can be taken up: the beginning of one of its segments.
+    """A point where a turn can be resumed: the start of one of its segments.
 
     Segment number ``segment`` begins at character ``char`` of the turn's whole text and at
     sample ``native`` of its audio at the engine's native rate.
@@ -31,7 +31,7 @@ class ResumePoint(msgspec.Struct, frozen=True):
 def resume_point(points: Sequence[ResumePoint], n: int, native_rate: int) -> ResumePoint | None:
     """The latest point from which the frames ``n``, ``n + 1``, ... can be made again.
 
-    ``None``: only the turn's start will do.
+    ``None``: only from the turn's start.
     """
     begins_ms = (n - 1) * FRAME_MS
     settled = (

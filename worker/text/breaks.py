@@ -1,4 +1,4 @@
-"""Where a sentence that is too long for one breath is cut."""
+"""Finds places to cut a sentence that is longer than a segment may be."""
 
 import re
 import unicodedata
@@ -15,33 +15,33 @@ _WORD_END = re.compile(rf"(?<=\S)(?=\s)|(?<=[{_CJK}])(?=[{_CJK}])")
 
 
 def clause_ends(text: str, low: int, high: int) -> list[int]:
-    """Offsets in ``[low, high]`` behind a comma, colon, dash and the like, in ascending order."""
+    """Offsets in ``[low, high]`` after a comma, colon, dash and the like, ascending."""
     ends = (match.end() for match in _CLAUSE_END.finditer(text, 0, high + 1))
     return [end for end in ends if low <= end <= high]
 
 
 def last_word_end(text: str, high: int) -> int | None:
-    """The greatest offset up to ``high`` at which a word ends. CJK text may part anywhere.
+    """The greatest offset up to ``high`` at which a word ends. CJK text can be cut anywhere.
 
-    In the upper half it passes over words of up to three letters: most of them (the, of, and;
-    le, der, con) belong to the word that follows.
+    In the upper half, ends of words of up to three letters are skipped: most of these (the, of,
+    and; le, der, con) belong to the next word.
     """
     last = None
     previous = 0
     for match in _WORD_END.finditer(text, 0, high + 1):
         end = match.start()
-        if last is None or last < high // 2 or not _leans(text[previous:end]):
+        if last is None or last < high // 2 or not _belongs_to_next(text[previous:end]):
             last = end
         previous = end
     return last
 
 
-def _leans(word: str) -> bool:
+def _belongs_to_next(word: str) -> bool:
     return len(word.strip()) <= 3 and word[-1].isalpha() and not _CJK_CHAR.match(word[-1])
 
 
 def within_word(text: str, high: int) -> int:
-    """An offset up to ``high`` that at least parts no character from its marks and joiners."""
+    """An offset up to ``high`` that does not separate a character from its marks and joiners."""
     cut = high
     while cut > 1 and (_joins(text[cut]) or text[cut - 1] == "\u200d"):
         cut -= 1

@@ -1,4 +1,4 @@
-"""A turn's text as it arrives, cut into segments."""
+"""Cuts a turn's text into segments as it arrives."""
 
 import math
 from collections import deque
@@ -11,34 +11,36 @@ from voicefleet.worker.engines.protocol import Segment, SegmentLimits
 from voicefleet.worker.text.segment import Segmenter
 
 TEXT_TIMEOUT = "text_timeout"
-"""Streamed text stopped arriving before its end."""
+"""The failure of streamed text that stopped arriving before its end."""
 
 SETTLE = TextPiece(settle=True)
 TIMEOUT = TextPiece(timeout=True)
 
 TEXT_TOO_LONG = "text_too_long"
-"""Streamed text had more characters than a turn may have."""
+"""The failure of streamed text with more characters than a turn may have."""
 
 MARK_AGAIN_S = 1.0
-"""A mark that had no effect, for text came in between, say, is tried again after this time."""
+"""The time after which a mark is tried again if it had no effect, as when text came meanwhile."""
 
 BACKLOG_CHARS = 10_000
-"""So much text may wait here to be spoken; more of it stays where it comes from."""
+"""The most text that waits here to be spoken; its source keeps the rest."""
 
 
 class TextFeed:
-    """Takes text in pieces and gives it out in segments.
+    """Takes text in pieces and yields it in segments.
 
-    The segments depend on the pieces and the limits alone, not on when they arrive: whoever takes
-    the turn over cuts the same ones. What time decides becomes a piece, too: a mark. While the
-    engine waits for text and none comes, ``mark`` is called with ``settle`` or ``timeout``. Unless
-    told otherwise it pushes the piece here; where others are to come by it, it puts it there first.
+    Segments depend on the pieces and the limits alone, not on when pieces arrive, so that a worker
+    that takes the turn over cuts the same ones. Decisions made by time become pieces too, called
+    marks: if the engine waits for text and none comes, ``mark`` is called with a piece that settles
+    or times out. By default it pushes the piece here; for streamed text it is set to a function
+    that first appends the piece to the text stream, for later readers.
 
     Args:
-        limits: What the engine takes at once.
-        timeout_s: No text for so long ends the turn, when what there is has been spoken.
+        limits: The lengths of segments that the engine wants.
+        timeout_s: Without text for this long, the turn ends once all its text has been spoken.
         most_chars: A turn with more text fails.
-        settle_s: No text for so long: what reads as a complete sentence is spoken. 0: never.
+        settle_s: Without text for this long, waiting text that reads as a complete sentence is
+            spoken. 0: never.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class TextFeed:
         self.mark: Callable[[TextPiece], Awaitable[None]] = self._mark_here
         self._marked_at = -math.inf
         self._chars = self._given = 0
-        self.emptier: Callable[[], None] = _nothing
+        self.emptier: Callable[[], None] = _no_op
         self._ready: deque[Segment] = deque()
         self._text: list[str] = []
         self._joined = ""
@@ -61,7 +63,7 @@ class TextFeed:
         self._arrival = anyio.Event()
 
     def push(self, piece: TextPiece) -> None:
-        """Take the next piece. What comes after the end is ignored."""
+        """Add the next piece. Pieces after the end are ignored."""
         if self._ended:
             return
         self._chars += len(piece.text)
@@ -85,26 +87,26 @@ class TextFeed:
 
     @property
     def is_full(self) -> bool:
-        """Whether text is to be kept back until ``emptier`` is called."""
+        """Whether the source should hold text back until ``emptier`` is called."""
         return bool(self._ready) and self._chars - self._given > BACKLOG_CHARS
 
     def fail(self, problem: str) -> None:
-        """The text cannot be read any further."""
+        """End the text with ``problem``, unless it failed before."""
         self.failure = self.failure or problem
         self._wake()
 
     def text_of(self, segment: Segment) -> str:
-        """The part of the whole text that a segment speaks, as it was written."""
+        """The original text of a segment, before normalisation."""
         if self._text:
             self._joined += "".join(self._text)
             self._text.clear()
         return self._joined[segment.start : segment.end].strip()
 
     async def segments(self, first: int = 0) -> AsyncGenerator[Segment]:
-        """Segments from number ``first`` on, as they become ready.
+        """Yield segments from number ``first`` on, as they become ready.
 
-        They end early when the text fails or stops arriving: ``failure`` then says why. Waits and
-        raises as ``mark``, where there is something to mark.
+        Ends early if the text fails or stops arriving; ``failure`` then says why. Calls ``mark``,
+        and raises what that raises.
         """
         while True:
             while self._ready:
@@ -126,7 +128,7 @@ class TextFeed:
                 await self.mark(mark)
 
     def _next_mark(self) -> tuple[TextPiece, float]:
-        """What is decided if no text comes until then."""
+        """The mark to make if no text comes, and the time at which to make it."""
         mark, after_s = TIMEOUT, self._timeout_s
         if 0 < self._settle_s < self._timeout_s and self._segmenter.reads_complete:
             mark, after_s = SETTLE, self._settle_s
@@ -140,5 +142,5 @@ class TextFeed:
         self._arrival = anyio.Event()
 
 
-def _nothing() -> None:
-    """Nobody keeps text back."""
+def _no_op() -> None:
+    """Do nothing: no source holds text back."""

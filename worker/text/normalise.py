@@ -1,7 +1,7 @@
-"""What every engine wants done to a piece of text before it is spoken.
+"""Normalises text for all engines.
 
-Signs for the eye go: markup, emoji, invisible characters. No letter or digit is ever lost, and
-nothing is expanded into words: that depends on the language and belongs to the engine.
+Markup, emoji and invisible characters are removed. Letters and digits are always kept, and nothing
+is expanded into words: that depends on the language and is left to the engine.
 """
 
 import re
@@ -12,9 +12,9 @@ EMOJI = (
     "\u20e3\ufe0e\ufe0f"  # keycap, text and emoji presentation
     "\U0001f000-\U0001f0ff\U0001f130-\U0001faff"  # tiles, cards, flags, pictographs
 )
-"""Emoji and decorative symbols, as the inside of a regular expression's character class.
+"""Emoji and decorative symbols, as the contents of a regular expression's character class.
 
-The digits in circles among the dingbats are left out: they are spoken.
+Circled digits, which are dingbats too, are not included: they are spoken.
 """
 
 _EMOJI = re.compile(f"[{EMOJI}]+")
@@ -33,7 +33,7 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co"})
 
 
 def normalise(text: str) -> str:
-    """The text as it is spoken: NFC, on one line, single spaces, without markup and emoji."""
+    """The text to speak: NFC, on one line, single spaces, without markup and emoji."""
     text = _LINE_MARKUP.sub("", text)
     text = _EMPHASIS.sub("", text)
     text = _EMOJI.sub(" ", text)
@@ -44,5 +44,5 @@ def normalise(text: str) -> str:
 
 
 def speakable(text: str) -> bool:
-    """Whether there is a letter or digit in it: something to say."""
+    """Whether ``text`` has a letter or digit, and so something to speak."""
     return any(char.isalnum() for char in text)

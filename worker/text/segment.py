@@ -1,4 +1,4 @@
-"""Cutting a stream of text into the pieces that an engine speaks one after another."""
+"""Cuts streaming text into segments, which an engine speaks one after another."""
 
 from voicefleet.worker.engines.protocol import Segment, SegmentLimits
 from voicefleet.worker.text.breaks import clause_ends, last_word_end, within_word
@@ -9,38 +9,37 @@ from voicefleet.worker.text.sentences import NeedsMoreTextError, reads_complete,
 class Segmenter:
     """Finds a turn's segments while its text arrives.
 
-    A segment is a sentence. One longer than ``max_chars`` is cut at clauses, else between words,
-    and within a word only where the word alone is longer. The turn's first is cut earlier, at the
-    first clause end that is worth it before ``first_chars``, unless it is hardly longer.
+    A segment is a sentence. A sentence longer than ``max_chars`` is cut at clause ends, else
+    between words, and within a word only if that alone is too long. The turn's first segment is cut
+    earlier, at a clause end before ``first_chars``, unless the sentence is hardly longer.
 
-    The same text gives the same segments however it arrives in pieces (``flush`` and ``settle`` at
-    the same places granted): a boundary is decided by content, once enough has arrived, never by
-    time.
+    The same text gives the same segments, however it is split into pieces, if ``flush`` and
+    ``settle`` are called at the same places: boundaries depend on content, never on time.
     """
 
     def __init__(self, limits: SegmentLimits) -> None:
         self._max = limits.max_chars
         self._first = limits.first_chars
-        self._text = ""  # what is not spoken yet
+        self._text = ""  # not in a segment yet
         self._start = 0  # its offset in the turn's text
         self._index = 0
 
     def push(self, text: str) -> list[Segment]:
-        """Take more of the turn's text; return the segments that it completes."""
+        """Add text; return the segments that it completes."""
         self._text += text
         return self._segments(final=False)
 
     def flush(self) -> list[Segment]:
-        """Return all that has arrived, also an unfinished sentence. More may be pushed."""
+        """Return all remaining text, even an unfinished sentence. More may be pushed."""
         return self._segments(final=True)
 
     @property
     def reads_complete(self) -> bool:
-        """Whether what waits here for more text reads as a complete sentence already."""
+        """Whether the remaining text reads as a complete sentence."""
         return reads_complete(self._text)
 
     def settle(self) -> list[Segment]:
-        """Return what has arrived if it reads as a complete sentence. More may be pushed."""
+        """Return the remaining text if it reads as a complete sentence. More may be pushed."""
         return self.flush() if self.reads_complete else []
 
     def _segments(self, *, final: bool) -> list[Segment]:
@@ -54,7 +53,7 @@ class Segmenter:
             except NeedsMoreTextError:
                 return found
             spoken = normalise(self._text[:length])
-            # What has nothing to say (an emoji, a rule) leaves no trace but its characters.
+            # Text with nothing to speak (an emoji, a rule) gives no segment.
             if speakable(spoken):
                 end = self._start + length
                 found.append(Segment(self._index, spoken, self._start, end, open=not sentence))
@@ -67,7 +66,7 @@ class Segmenter:
 
     def _next(self, *, final: bool) -> tuple[int, bool]:
         """The length of the next segment, and whether a sentence ends with it."""
-        # A quarter more than the first may have is spoken in one go: no tail of two words.
+        # A first sentence up to a quarter too long stays whole, to leave no tail of two words.
         whole = self._first + self._first // 4
         if self._index == 0 and whole < self._max:
             length = sentence_end(self._text, whole, final=final)
@@ -83,12 +82,12 @@ class Segmenter:
         return self._cut(min(self._max, length - tail) if length else self._max), False
 
     def _first_cut(self) -> int | None:
-        """The earliest clause end that is worth a segment, else the last word end in reach."""
+        """The earliest clause end that makes a segment long enough, else the last word end."""
         ends = clause_ends(self._text, self._first // 3, self._first + self._first // 8)
         return ends[0] if ends else last_word_end(self._text, self._first)
 
     def _cut(self, high: int) -> int:
-        """The latest clause end up to ``high`` that is worth it, else a word end, else a cut."""
+        """The latest suitable clause end up to ``high``, else a word end, else a cut in a word."""
         ends = clause_ends(self._text, self._max // 3, high)
         if ends:
             return ends[-1]

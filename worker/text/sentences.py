@@ -1,8 +1,8 @@
-"""Where a sentence ends, decided from the text alone.
+"""Finds sentence ends from the text alone.
 
-A full stop ends a sentence or an abbreviation, a number, an initial; what follows tells which.
-A decision looks at ``LOOKAHEAD`` characters past the stop at most, and is put off while they
-have not arrived, so it never depends on how a stream of text was cut into pieces.
+A full stop may end a sentence, or belong to an abbreviation, a number or an initial; the text after
+it decides. A decision needs at most ``LOOKAHEAD`` characters after the stop, and is deferred until
+they have arrived, so that it never depends on how the text is split into pieces.
 """
 
 import re
@@ -12,20 +12,20 @@ from voicefleet.worker.text.normalise import EMOJI, speakable
 LOOKAHEAD = 64
 
 CLOSERS = "\"'”’»›)\\]}*_`」』）》】〕〉"  # noqa: RUF001
-"""What may stand between a stop and the space after it: the inside of a character class."""
+"""Characters that may stand between a stop and the next space, for a character class."""
 
 _STOPS = ".!?…؟۔।॥"  # noqa: RUF001
 _CJK_STOPS = "。！？｡．"  # noqa: RUF001 (full-width on purpose)
 _CANDIDATE = re.compile(rf"(?P<stop>[{_STOPS}{_CJK_STOPS}]+)[{CLOSERS}{EMOJI}]*|(?P<lines>\n\s*)")
 _CJK_STOP = re.compile(rf"[{_CJK_STOPS}]")
 _GAP = re.compile(rf"[\s\"'“‘«‹(\[{{*_`¿¡–—{EMOJI}-]*")  # noqa: RUF001
-"""What may stand between two sentences, up to the first letter of the second."""
+"""Characters that may stand between two sentences, before the first letter of the second."""
 
 _LAST_STOP = re.compile(
     rf"(?<![{_STOPS}{_CJK_STOPS}])(?P<stop>[{_STOPS}{_CJK_STOPS}]++)"
     rf"[{CLOSERS}{EMOJI}]*+[\s{EMOJI}]*+\Z"
 )
-"""The stops at the end of a text, and what may stand behind them."""
+"""The stops at the end of a text, with the characters that may follow them."""
 
 _HEADING = re.compile(r"[^\S\n]*#{1,6}[^\S\n]")
 _LINE_START = re.compile(r"(?:[-*+•‣◦·>]|#{1,6}|\d{1,3}[.)])\s|([-*_=`~])\1{2}")
@@ -51,7 +51,7 @@ _BEFORE_NUMBER = _words(
     "apr art aug ca ch chap dec eq feb fig figs jan jul jun mar no nos nov nr oct p pp sec sect "
     "sep sept tab vol"
 )
-"""Abbreviations where a number follows, words or abbreviations at the end elsewhere."""
+"""Abbreviations before a number; without one they are words, or end the sentence."""
 
 _OFTEN_LAST = _words("ave blvd co corp inc jr ltd mt rd sr st")
 """Abbreviations that end a sentence as often as not, as "U.S." and "p.m." do."""
@@ -60,7 +60,7 @@ _IN_LOWER_CASE = _words("approx dept etc excl incl tel")
 """Abbreviations after which a sentence goes on in lower case, if it does."""
 
 _ALSO_WORDS = _words("art no")
-"""In lower case these end a sentence more often than they shorten a word."""
+"""Lower-case forms of these are more often a sentence's last word than an abbreviation."""
 
 _STARTERS = _words(
     "a after although an and are as at because but by can did do does even for he her here his "
@@ -68,26 +68,26 @@ _STARTERS = _words(
     "our please she since so some still thanks that the their then there these they this those "
     "today was we well what when where which while who why with yes yet you your"
 )
-"""Words whose capital shows that a sentence begins: they have none within one."""
+"""Words that are capitalised only at the start of a sentence."""
 
 
 class NeedsMoreTextError(Exception):
-    """What has arrived does not decide it yet."""
+    """More text is needed to decide."""
 
 
 def sentence_end(text: str, stop: int, *, final: bool) -> int | None:
-    """Where the sentence that begins ``text`` ends: the offset behind its last character.
+    """Find the end of the sentence that begins ``text``: the offset after its last character.
 
     Args:
-        text: What has arrived so far, from the sentence's first character on.
-        stop: The longest sentence of interest.
-        final: Nothing more belongs to ``text``: its end is the end of a sentence.
+        text: The text that has arrived so far, from the sentence's first character on.
+        stop: The longest sentence of interest, in characters.
+        final: No more text follows, so the end of ``text`` ends a sentence.
 
     Returns:
         The offset, or None if the sentence is longer than ``stop``.
 
     Raises:
-        NeedsMoreTextError: Text that has not arrived decides. Never when ``final``.
+        NeedsMoreTextError: Later text decides. Never raised if ``final``.
     """
     for candidate in _CANDIDATE.finditer(text):
         begin, end = candidate.span()
@@ -115,10 +115,10 @@ def sentence_end(text: str, stop: int, *, final: bool) -> int | None:
 
 
 def reads_complete(text: str) -> bool:
-    """Whether a sentence ends where ``text`` does, as far as one can tell before more has arrived.
+    """Whether a sentence seems to end where ``text`` does, before more has arrived.
 
-    ``text`` begins with a sentence. What may be an abbreviation, an initial, a list number or the
-    first half of a number is not taken for an end.
+    ``text`` begins with a sentence. A point that may belong to an abbreviation, an initial, a list
+    number or a decimal number does not count as an end.
     """
     length = len(text.rstrip())
     breaks = text.count("\n", length)
@@ -139,7 +139,7 @@ def reads_complete(text: str) -> bool:
 
 
 def _may_go_on(text: str, before: re.Match[str]) -> bool:
-    """Whether the sentence may well go on behind this word and a point."""
+    """Whether the sentence may continue after this word and its point."""
     if before[0] in _ALSO_WORDS or (before[0] == "No" and not speakable(text[: before.start()])):
         return False
     word = before[0].lower()
@@ -150,7 +150,7 @@ def _may_go_on(text: str, before: re.Match[str]) -> bool:
 
 
 def _ends_line(text: str, begin: int, end: int, *, final: bool) -> bool:
-    """Whether the line break ``text[begin:end]`` parts two paragraphs, list items or headings."""
+    """Whether the line break ``text[begin:end]`` separates paragraphs, list items or headings."""
     if text.count("\n", begin, end) > 1:
         return True
     if _HEADING.match(text, text.rfind("\n", 0, begin) + 1):

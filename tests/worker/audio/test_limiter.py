@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voicefleet.worker.audio.interpolation import REACH, TruePeakDetector
+from voicefleet.worker.audio.interpolation import HALF_TAPS, TruePeakDetector
 from voicefleet.worker.audio.level import linear
 from voicefleet.worker.audio.limiter import MEMORY_MS, TruePeakLimiter, limited
 from voicefleet.worker.audio.loudness import true_peak_dbtp
@@ -90,7 +90,7 @@ def test_the_detector_overlooks_nothing_above_the_ceiling():
 def test_a_loud_sample_at_the_windows_edge():
     signal = np.zeros(100)
     signal[0] = 5.0
-    assert len(TruePeakDetector(0.9).peaks(signal)) == 100 - 2 * REACH
+    assert len(TruePeakDetector(0.9).peaks(signal)) == 100 - 2 * HALF_TAPS
 
 
 @given(values=st.lists(st.integers(-50, 50), min_size=1, max_size=80), width=st.integers(1, 80))

@@ -1,4 +1,4 @@
-"""Which kernel attention gets, for each shape that an engine brings it."""
+"""Records which attention kernel runs, for each shape that an engine uses."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,11 +12,11 @@ from torch.overrides import TorchFunctionMode
 from bench.cosyvoice.trace import device_events
 
 Description = tuple[tuple[Any, ...], ...]
-"""Of each tensor of a call: dtype, shape, strides, device; nothing for a mask that is not there."""
+"""Dtype, shape, strides and device of each tensor of a call; empty for an absent mask."""
 
 
 class AttentionCalls(TorchFunctionMode):
-    """While it is entered, remembers each kind of call, and how often it came."""
+    """A context manager that counts attention calls by the kind of their tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class AttentionCalls(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Let ``func`` run; note what it is given, if it is attention."""
+        """Run ``func``, and record its arguments if it is attention."""
         named = kwargs or {}
         if func is F.scaled_dot_product_attention:
             mask = named.get("attn_mask", args[3] if len(args) > 3 else None)
@@ -77,7 +77,7 @@ def _described(tensor: Tensor | None) -> tuple[Any, ...]:
 
 
 def _tensor(described: tuple[Any, ...]) -> Tensor | None:
-    """A tensor of that kind: noise, or a mask that hides nothing."""
+    """A tensor of that kind: noise, or a mask without effect."""
     if not described:
         return None
     dtype, shape, strides, device = described

@@ -1,8 +1,8 @@
-"""What a batch costs: one step, one block and one window, by how many sessions share it.
+"""Measures a decode step, a flow block and a vocoder window by the number of sequences in a batch.
 
-Measured on the engine's own parts outside its loop, on otherwise idle hands. ``rows_apart`` is
-the engine's choice on a CPU: each row by itself, so that no row depends on its company to the last
-bit. ``together`` is what a batch would bring there, and what a GPU does.
+The engine's parts are measured outside its loop. ``apart`` computes each row alone, as the engine
+does on a CPU so that a row's samples do not depend on its batch. ``together`` computes a real
+batch, as on a GPU.
 """
 
 import time
@@ -28,15 +28,15 @@ from voicefleet.worker.engines.cosyvoice2.vocoding import WINDOW_LENGTHS, Vocode
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 
 PROMPT: Final = 120
-"""Positions in front of the measured steps: prompt and text."""
+"""KV cache positions before the measured steps: prompt and text."""
 
 STEPS: Final = 16
 PAGES: Final = 8
-"""Blocks that a block looks back on, its own included: 8 s of prompt and speech."""
+"""Blocks in the context of a block, its own included: 8 s of prompt and speech."""
 
 
 class Batching:
-    """Parts of one pack on one device."""
+    """The parts of one model on one device."""
 
     def __init__(
         self, pack: Voicepack, device: str, dtype: str, graphs: bool, repeats: int
@@ -54,19 +54,19 @@ class Batching:
         return [self._decode(count_) for count_ in slots]
 
     def _decode(self, count_: int) -> dict[str, float]:
-        # Its decoder is gone when the next is made: a graph that goes takes libraries' workspaces
-        # with it, which another may use.
+        # One decoder at a time: a graph that is freed also frees libraries' workspaces, which
+        # another one may use.
         decoder = self._decoder(count_)
         self._fill(decoder)
         done = 0
 
-        def burst() -> None:
+        def steps() -> None:
             nonlocal done
             done += STEPS
             decoder.multi_step(dict.fromkeys(range(count_), done), STEPS)
             decoder.collect()
 
-        step_s = self._time(burst) / STEPS
+        step_s = self._time(steps) / STEPS
         return {"rows": count_, "ms": 1000 * step_s, "per_second": count_ / step_s}
 
     @torch.inference_mode()
@@ -142,7 +142,7 @@ class Batching:
         )
 
     def _fill(self, decoder: Decoder) -> None:
-        """An utterance in every slot that will not end by itself."""
+        """Start an utterance without an end token in every slot."""
         width = self._sizes.language_model.width
         for slot in range(decoder.slots):
             decoder.begin(slot, sampling.draws(slot, 0, budget.MAX_TOKENS))
@@ -181,7 +181,7 @@ class Batching:
 
 @contextmanager
 def threads(count_: int) -> Iterator[None]:
-    """With so many threads of the CPU; 0: as it is."""
+    """Use ``count_`` CPU threads in this context; 0: leave the number as it is."""
     before = torch.get_num_threads()
     if count_:
         torch.set_num_threads(count_)
@@ -199,7 +199,7 @@ def measure(
     dtype: str,
     repeats: int,
 ) -> dict[str, Any]:
-    """All of it, as points to plot."""
+    """Measure everything, as points to plot."""
     with threads(config.threads):
         parts = Batching(pack, device, dtype, config.cuda_graphs != "off", repeats)
         apart = (False, True) if device == "cpu" else (False,)

@@ -1,13 +1,13 @@
-"""One call on a GPU machine: its steps one after another, each in a process of its own.
+"""Runs one call on a GPU machine: its steps one after another, each in its own process.
 
-``bench/gpu.sh`` prepares what this needs and says how it is called; nothing but Python's own
-library is imported here. In the folder of results stand, at any moment,
+``bench/gpu.sh`` installs what the steps need and documents the options; this module imports the
+standard library alone. At any moment the folder of results has
 
     <call>.json     how each step went, and the reports of those that are over
     <call>.tar.gz   the logs of those
     running/        the report so far and the log of the one that runs
 
-so that a call that is killed loses nothing that was measured, and a few files are all there is.
+so that a killed call loses no measurement, in a few files.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Step(NamedTuple):
 
 
 FULL_PACK = Step("full pack", 150, ("-m", "bench.cosyvoice.packs", "{packs}", "full"))
-"""Written where it is missing, so that no measured part waits for it."""
+"""Write the pack first if it is missing, so that no measured step waits for it."""
 
 
 def smoke(gpu: bool, _: tuple[str, ...]) -> Iterator[Step]:
@@ -115,7 +115,7 @@ def fleet(gpu: bool, sizes: tuple[str, ...]) -> Iterator[Step]:
 
 
 class Call:
-    """Runs the steps and writes what came of them."""
+    """Runs the steps and writes their results."""
 
     def __init__(self, name: str, out: Path, packs: Path, limit_s: float) -> None:
         self._name = name
@@ -136,24 +136,24 @@ class Call:
             "reports": {},
         }
         out.mkdir(parents=True, exist_ok=True)
-        # What an earlier call left there belongs to a call that was killed.
+        # Left over from a call that was killed.
         shutil.rmtree(self._running, ignore_errors=True)
         self._write()
 
     @property
     def failed(self) -> list[str]:
-        """Steps that did not end well; those that the time was up for do not count."""
+        """Steps that failed, without those that were cut short by the time limit."""
         return [
             one["name"] for one in self._found["steps"] if one["status"] not in (0, "cut short")
         ]
 
     def skip(self, what: str) -> None:
-        """Say that something is not measured, and why."""
+        """Record that something is not measured, and why."""
         self._found["skipped"].append(what)
         self._write()
 
     def run(self, step: Step) -> None:
-        """One step, in what time there is."""
+        """Run one step in the remaining time."""
         left = self._limit_s - (time.monotonic() - self._begun)
         if left < LEAST_S:
             self.skip(f"{step.name}: no time left")
@@ -179,7 +179,7 @@ class Call:
         self._gather()
 
     def show(self) -> None:
-        """How the steps went."""
+        """Print how the steps ended."""
         print(f"\n== {self._name}, in {time.monotonic() - self._begun:.0f} s")
         for one in self._found["steps"]:
             print(f"{one['seconds']:6.0f} s  {one['status']!s:>9}  {one['name']}")
@@ -200,13 +200,13 @@ class Call:
         except subprocess.TimeoutExpired:
             return "too long"
         finally:
-            # A worker that a step has left behind would hold the device.
+            # A worker left behind by a step would hold the device.
             _end(process)
             self._process = None
             copying.join(GRACE_S)
 
     def _gather(self) -> None:
-        """Take over what the step that is over has written."""
+        """Collect the files of the step that ended."""
         for path in sorted(self._running.glob("*")) if self._running.exists() else ():
             if path.suffix == ".json":
                 self._found["reports"][path.stem] = json.loads(path.read_bytes())
@@ -226,7 +226,7 @@ class Call:
 
 
 def _copy(output: IO[bytes], log: Path) -> None:
-    """To the terminal and to the log, as it comes."""
+    """Copy lines to the terminal and to the log as they come."""
     with log.open("wb", buffering=0) as file:
         for line in output:
             file.write(line)
@@ -235,7 +235,7 @@ def _copy(output: IO[bytes], log: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """All of a step's processes: asked first, then told."""
+    """End all processes of a step: SIGTERM first, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -279,7 +279,7 @@ def main() -> int:
 
 
 def _has_gpu() -> bool:
-    """Asked in a process of its own: this one shall hold nothing of the device."""
+    """Ask in another process, so that this one uses no device memory."""
     asked = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     return subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0
 

@@ -161,7 +161,7 @@ def _packs(given: Path | None) -> Path:
 
 
 Measure = Callable[[Callable[[Report], object]], Report]
-"""What measures: it is given what hears of the report so far."""
+"""A measurement: it is called with a function that takes each report so far."""
 
 
 def _report(measure: Measure, plan: EnginePlan, out: Path, picture: bool) -> int:

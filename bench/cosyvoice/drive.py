@@ -1,4 +1,4 @@
-"""A core in this process, driven as its host drives it, under a load, with listeners."""
+"""Drives a core in this process as its host does, under a load, with simulated listeners."""
 
 import time
 from collections import deque
@@ -15,10 +15,10 @@ from voicefleet.worker.engines.protocol import Segment, TurnSpec
 from voicefleet.worker.text.segment import Segmenter
 
 IDLE_S: Final = 0.0005
-"""Where there is nothing to do; a command comes as soon as that in a fleet too."""
+"""How long to sleep if the core is idle; commands in a fleet come with a similar delay."""
 
 TOLD_S: Final = 0.02
-"""The host tells of so much more audio taken at once: a frame."""
+"""The host reports consumed audio in frames of this length."""
 
 
 class Turn(msgspec.Struct, kw_only=True):
@@ -31,7 +31,7 @@ class Turn(msgspec.Struct, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a load. ``waited`` turns found no free slot at first."""
+    """The result of a load. ``waited`` turns found no free slot at first."""
 
     heard: tuple[Heard, ...]
     began_at: float
@@ -52,7 +52,7 @@ class Drive:
         self._busy_until = 0.0
 
     def emit(self, event: Any) -> None:
-        """What the core says."""
+        """Receive an event of the core."""
         now = time.monotonic()
         if isinstance(event, Audio):
             turn = self._live.get(event.turn)
@@ -61,14 +61,14 @@ class Drive:
         elif isinstance(event, Spoken | Failed):
             turn = self._live.pop(event.turn, None)
             if turn is not None:
-                said = event.message if isinstance(event, Failed) else None
-                self._end(turn, now, failed=said)
+                problem = event.message if isinstance(event, Failed) else None
+                self._end(turn, now, failed=problem)
 
     def run(self, load: Load, limit_s: float = 600.0) -> Run:
-        """All turns of a load, to their ends.
+        """Run all turns of a load to their ends.
 
         Raises:
-            TimeoutError: It does not end.
+            TimeoutError: The load does not end.
         """
         core, waiting = self.core, deque[Ask]()
         self._heard, self._load = [], load
@@ -107,7 +107,7 @@ class Drive:
         core.end(number)
 
     def _listen(self, now: float) -> None:
-        """Tell the core what was taken, and stop those who were to be stopped."""
+        """Report consumed audio to the core, and cancel turns that are due to stop."""
         for number, turn in list(self._live.items()):
             playback = turn.playback
             taken = playback.taken(now) if turn.ask.paced else playback.produced

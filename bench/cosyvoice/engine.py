@@ -52,7 +52,7 @@ class Findings(msgspec.Struct, kw_only=True):
     loop: Operations | None = None
     batching: dict[str, Any] = {}
     baselines: dict[str, list[Level]] = {}
-    said: list[str] = []
+    baseline_notes: list[str] = []
 
 
 def run(
@@ -152,8 +152,8 @@ def _report(
             if plan.brief
             else f"{plan.seconds:g} s for each closed or open load, and what was begun is finished",
             *plan.words,
-            "baseline: " + "; ".join(found.said)
-            if found.said
+            "baseline: " + "; ".join(found.baseline_notes)
+            if found.baseline_notes
             else "not compared with upstream in this run",
         ),
         figures=tuple(figures),
@@ -233,20 +233,24 @@ def _baseline(
     one = msgspec.structs.replace(config, slots=1, max_slots=1)
     if part == "one-slot":
         found.baselines[ONE_SLOT] = _alone("cosyvoice2", pack, one, plan)
-        found.said.append(ONE_SLOT)
+        found.baseline_notes.append(ONE_SLOT)
     elif part == "upstream-exact":
         exact = msgspec.structs.replace(one, upstream_exact=True)
         found.baselines[EXACT] = _alone("cosyvoice2", pack, exact, plan)
-        found.said.append(f"{EXACT} (upstream_exact), one turn at a time")
+        found.baseline_notes.append(f"{EXACT} (upstream_exact), one turn at a time")
     elif find_spec("cosyvoice") is None:
-        found.said.append("the package cosyvoice is not installed here")
+        found.baseline_notes.append("the package cosyvoice is not installed here")
     else:
         try:
             official = msgspec.structs.replace(one, implementation="upstream")
             found.baselines[UPSTREAM] = _alone(UPSTREAM, pack, official, plan)
-            found.said.append("the package cosyvoice behind our protocol, one turn at a time")
+            found.baseline_notes.append(
+                "the package cosyvoice behind our protocol, one turn at a time"
+            )
         except (EngineError, ImportError, RuntimeError) as error:
-            found.said.append(f"the package cosyvoice is here but could not be measured: {error}")
+            found.baseline_notes.append(
+                f"the package cosyvoice is here but could not be measured: {error}"
+            )
 
 
 def _alone(

@@ -1,4 +1,4 @@
-"""The whole fleet under a load, heard through Redis by one reader."""
+"""Runs a load against a whole fleet, through Redis, with one reader."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from bench.resp import Connection, pack
 from bench.testbed import Testbed
 
 RATE: Final = 24_000
-"""What is asked for: the model's own, so that nothing is resampled."""
+"""The requested sample rate: the model's own, so that nothing is resampled."""
 
 _BLOCK_S: Final = 0.02
 
@@ -32,10 +32,10 @@ class _Turn(msgspec.Struct, kw_only=True):
 
 
 class Fleet:
-    """Asks, listens and stops through raw commands, as an orchestrator does.
+    """Sends requests, reads audio and stops turns with raw Redis commands.
 
-    One connection reads all live sessions with one XREAD, another adds requests and control values
-    while no read is under way: a turn's clock begins when it was due, before its XADD.
+    One connection reads all live sessions with one XREAD; another adds requests and control values
+    between reads. A turn's time counts from when it was due, before its XADD.
     """
 
     def __init__(self, bed: Testbed, slots: int) -> None:
@@ -46,10 +46,10 @@ class Fleet:
         self._heard: list[Heard] = []
 
     def run(self, load: Load, limit_s: float = 600.0) -> Run:
-        """All turns of a load, to their ends.
+        """Run all turns of a load to their ends.
 
         Raises:
-            TimeoutError: It does not end.
+            TimeoutError: The load does not end.
         """
         self._heard = []
         with self._bed.connect() as client, self._bed.connect() as reader:
@@ -75,7 +75,7 @@ class Fleet:
         return Run(heard=tuple(self._heard), began_at=began_at, waited=waited, highest=highest)
 
     def taken_over_s(self, rounds: int) -> list[float]:
-        """From a stop to the first audio's start entry of the turn that waited for the slot."""
+        """Seconds from a stop to the start entry of the turn that waited for the slot."""
         found: list[float] = []
         with self._bed.connect() as client, self._bed.connect() as reader:
             speaking: deque[bytes] = deque()
@@ -87,11 +87,11 @@ class Fleet:
                 waiting = self._long(client)
                 time.sleep(0.1)
                 begun = time.monotonic()
-                self._wish_stop(client, speaking.popleft())
+                self._request_stop(client, speaking.popleft())
                 found.append(_await_entry(reader, waiting) - begun)
                 speaking.append(waiting)
             for stream in speaking:
-                self._wish_stop(client, stream)
+                self._request_stop(client, stream)
         return found
 
     def _add(self, client: Connection, ask: Ask) -> bytes:
@@ -106,7 +106,7 @@ class Fleet:
         return stream
 
     def _long(self, client: Connection) -> bytes:
-        """A turn that nobody waits for the end of."""
+        """Add a turn that is too long to end by itself."""
         text = " ".join(["A turn that speaks for as long as it is let."] * 40)
         stream = self._add(client, Ask(time.monotonic(), text, 1))
         del self._live[stream]
@@ -118,9 +118,9 @@ class Fleet:
             due = turn.ask.stop_at
             if due is not None and turn.stopped_at is None and now >= due:
                 turn.stopped_at = due
-                self._wish_stop(client, stream)
+                self._request_stop(client, stream)
 
-    def _wish_stop(self, client: Connection, stream: bytes) -> None:
+    def _request_stop(self, client: Connection, stream: bytes) -> None:
         session = stream.decode().partition("{")[2].rstrip("}")
         client.call("SET", self._bed.keys.control(session), "stop", "EX", 60)
 
@@ -139,8 +139,8 @@ class Fleet:
                 if fields[0] == b"pcm":
                     pcm.append(fields[1])
                 else:
-                    said = dict(zip(fields[::2], fields[1::2], strict=True))
-                    ended = said if said[b"event"] == b"end" else ended
+                    entry = dict(zip(fields[::2], fields[1::2], strict=True))
+                    ended = entry if entry[b"event"] == b"end" else ended
             if pcm:
                 samples = np.frombuffer(b"".join(pcm), "<i2").astype(np.float32) / 32768
                 turn.playback.arrive(at, samples)
@@ -148,9 +148,9 @@ class Fleet:
                 del self._live[stream]
                 self._end(turn, at, ended, load)
 
-    def _end(self, turn: _Turn, at: float, said: dict[bytes, bytes], load: Load) -> None:
+    def _end(self, turn: _Turn, at: float, end: dict[bytes, bytes], load: Load) -> None:
         playback, ask = turn.playback, turn.ask
-        reason = said[b"reason"].decode()
+        reason = end[b"reason"].decode()
         stopped = turn.stopped_at is not None and reason == "stopped"
         whole = reason == "completed" or stopped
         self._heard.append(
@@ -164,14 +164,14 @@ class Fleet:
                 first_piece_s=playback.first_samples / playback.rate,
                 late_s=tuple(playback.late_s) if ask.paced else (),
                 stop_s=at - turn.stopped_at if stopped and turn.stopped_at else None,
-                failed=None if whole else f"{reason}: {said.get(b'error', b'').decode()}",
+                failed=None if whole else f"{reason}: {end.get(b'error', b'').decode()}",
             )
         )
         load.ended(max(at, playback.ends_at) if ask.paced and whole and not stopped else at)
 
 
 def _await_entry(reader: Connection, stream: bytes) -> float:
-    """When a session's first entry is there, on the monotonic clock."""
+    """Wait for a session's first entry; return when it came, on the monotonic clock."""
     reader.send(pack("XREAD", "BLOCK", 30_000, "COUNT", 1, "STREAMS", stream, b"0-0"))
     reply, arrival = reader.receive()
     if not reply:
@@ -180,7 +180,7 @@ def _await_entry(reader: Connection, stream: bytes) -> float:
 
 
 def worker_record(bed: Testbed, name: str = "bench") -> dict[str, Any]:
-    """What the worker says of itself."""
+    """The worker's record."""
     with bed.connect() as client:
         flat = client.call("HGETALL", bed.keys.worker(name))
     return {k.decode(): v.decode() for k, v in zip(flat[::2], flat[1::2], strict=True)}

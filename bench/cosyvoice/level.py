@@ -1,4 +1,4 @@
-"""What listeners had under one load, in one row of a table."""
+"""The results of one load, as one row of a table."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,12 +12,12 @@ from bench.report import Figure, figure
 
 
 class Level(msgspec.Struct, frozen=True, kw_only=True):
-    """One load. Times are in ms; percentiles are None where nothing was measured.
+    """One load. Times are in ms; percentiles are None if nothing was measured.
 
-    ``first`` is from the moment a turn was asked for to its first audio, ``audible`` to its first
-    sample above -50 dB of its peak, ``first_piece`` how long that first audio is. ``rtf`` is the
-    time a session took for a second of audio, in company. ``x_real_time`` is audio made over the
-    time from the first turn to the last sample.
+    ``first`` is the time from a turn's request to its first audio, ``audible`` to its first sample
+    above -50 dB of its peak; ``first_piece`` is the duration of the first audio. ``rtf`` is a
+    session's time for each second of audio under this load. ``x_real_time`` is all audio divided by
+    the time from the first turn to the last sample.
     """
 
     load: str
@@ -40,7 +40,7 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """For a figure's name."""
+        """The level's part of a figure's name."""
         unit = "turns/s" if self.load == "open" else "sessions"
         return f"{self.load}, {self.sessions:g} {unit}"
 
@@ -53,7 +53,7 @@ def level_of(
     waited: int = 0,
     **more: Any,
 ) -> Level:
-    """Sum up what was heard."""
+    """Summarise the turns of a load."""
     whole = [one for one in heard if one.stop_s is None and one.failed is None]
     late = [1000 * late for one in whole for late in one.late_s]
     audio_s = sum(one.audio_s for one in heard)
@@ -81,7 +81,7 @@ def level_of(
 
 
 def figures_of(level: Level, targets: dict[str, float]) -> list[Figure]:
-    """A level's figures. ``targets`` by ``<sessions>``: of the first audio's p95, in ms."""
+    """A level's figures. ``targets`` by number of sessions: the first audio's p95, in ms."""
     name, figures = level.name, list[Figure]()
     if level.stop is not None:
         for which in ("p50", "p95", "max"):

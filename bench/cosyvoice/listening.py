@@ -1,4 +1,4 @@
-"""A listener who plays audio in real time from its first piece on, and notes what came too late."""
+"""A simulated listener, which plays audio in real time and records underruns."""
 
 from typing import Final
 
@@ -7,17 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 AUDIBLE: Final = 10 ** (-50 / 20)
-"""Of the peak: the first sample above it is the first that is heard."""
+"""The share of the peak above which a sample counts as audible."""
 
 HEAD_S: Final = 3.0
-"""So much of a turn is looked at for its first audible sample."""
+"""How much of a turn is searched for its first audible sample."""
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn as its listener had it. Times are in seconds on the monotonic clock.
+    """One turn as its listener heard it. Times are in seconds on the monotonic clock.
 
-    ``first_piece_s`` is how much audio came first: the next has so much time. ``late_s`` has an
-    entry for each time that a sample was needed before it was there.
+    ``first_piece_s`` is the duration of the first audio, within which the next must come.
+    ``late_s`` has an entry for each underrun: how late the needed sample was.
     """
 
     asked_at: float
@@ -33,10 +33,10 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Playback:
-    """Plays what arrives.
+    """Plays audio as it arrives.
 
-    Playing begins with the first piece. A piece that comes after the one before it has been played
-    out is an underrun: playing stands still until then, and everything after it is as much later.
+    Playback begins with the first piece. A piece that arrives after the one before has been played
+    is an underrun: playback pauses until then, and everything after is that much later.
     """
 
     def __init__(self, rate: int) -> None:
@@ -51,7 +51,7 @@ class Playback:
         self._pieces: list[tuple[int, float]] = []
 
     def arrive(self, at: float, samples: NDArray[np.float32]) -> None:
-        """A piece has arrived."""
+        """Add a piece that arrived at ``at``."""
         if self.first_at is None:
             self.first_at = self._clock = at
             self.first_samples = len(samples)
@@ -67,19 +67,19 @@ class Playback:
         self.last_at = at
 
     def taken(self, now: float) -> int:
-        """Samples that have been played by now."""
+        """How many samples have been played by ``now``."""
         if self.first_at is None:
             return 0
         return max(0, min(self.produced, int((now - self._clock) * self.rate)))
 
     @property
     def ends_at(self) -> float:
-        """When what has arrived so far has been played."""
+        """When all audio that has arrived will have been played."""
         return self._clock + self.produced / self.rate
 
     @property
     def audible_at(self) -> float:
-        """When the first sample was played that is above -50 dB of the peak; NaN without one."""
+        """When the first sample above -50 dB of the peak was played; NaN if there is none."""
         head = np.abs(np.concatenate(self._head)) if self._head else np.zeros(0)
         if not head.any():
             return float("nan")

@@ -1,4 +1,4 @@
-"""Who asks for what, and when: the loads under which an engine or a fleet is measured."""
+"""The loads under which an engine or a fleet is measured: which turns are requested when."""
 
 import random
 from typing import Final, Protocol
@@ -8,14 +8,14 @@ import msgspec
 from bench.cosyvoice.texts import SECONDS, draw
 
 SPREAD_S: Final = 2.0
-"""Listeners of a closed loop come in over this time."""
+"""The listeners of a closed load start spread over this time."""
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """One turn. ``at`` is when it is asked for, ``stop_at`` when its listener has had enough.
+    """One turn. ``at`` is when it is requested, ``stop_at`` when its listener stops it.
 
-    Seconds on the monotonic clock. ``paced``: the listener listens in real time; else all audio
-    counts as taken when it is made.
+    Both in seconds on the monotonic clock. ``paced``: the listener plays in real time; otherwise
+    audio counts as consumed as soon as it is made.
     """
 
     at: float
@@ -26,34 +26,34 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Load(Protocol):
-    """Gives out turns as they fall due."""
+    """Yields turns as they fall due."""
 
     name: str
 
     def begin(self, now: float) -> None:
-        """The clock starts."""
+        """Start the load's clock."""
         ...
 
     def due(self, now: float) -> list[Ask]:
-        """What is to be asked for by now, each once."""
+        """The turns to request by now, each returned once."""
         ...
 
     def ended(self, at: float) -> None:
-        """One listener has heard a turn to its end, or will have at that time."""
+        """Take note that a listener has heard, or will have heard, a turn to its end at ``at``."""
         ...
 
     def next_at(self) -> float:
-        """When the next known turn falls due; infinity: none is known."""
+        """When the next known turn falls due; infinity if none is known."""
         ...
 
 
 class Turns:
-    """Turns that are known of, in the order of their times. Base of the loads.
+    """A list of scheduled turns: the base class of loads.
 
     Args:
-        name: For reports.
-        seed: Of texts and times.
-        seconds: The shortest and longest text.
+        name: The name in reports.
+        seed: The seed of texts and times.
+        seconds: The shortest and the longest text, in seconds of speech.
         paced: See ``Ask``.
     """
 
@@ -91,7 +91,7 @@ class Turns:
         return min((ask.at for ask in self._known), default=float("inf"))
 
     def ask(self, at: float) -> None:
-        """A turn will be asked for."""
+        """Schedule a turn."""
         self._count += 1
         stop_at = None if self._stop_after is None else at + self.chance.uniform(*self._stop_after)
         text = draw(self.chance, *self._seconds)
@@ -99,9 +99,9 @@ class Turns:
 
 
 class Closed(Turns):
-    """``sessions`` listeners; each asks again when it has heard its turn, until ``seconds`` are up.
+    """``sessions`` listeners; each requests its next turn after the last one, for ``seconds``.
 
-    ``together``: all ask at the same moment first, the hardest beginning.
+    ``together``: all start at the same moment, which is the hardest start.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Closed(Turns):
 
 
 class Poisson(Turns):
-    """Listeners who know nothing of each other: ``rate`` turns a second for ``seconds``."""
+    """An open load: ``rate`` independent turns per second, for ``seconds``."""
 
     def __init__(self, rate: float, seconds: float, texts: tuple[float, float] = SECONDS) -> None:
         super().__init__("open", round(1000 * rate), texts)

@@ -1,4 +1,4 @@
-"""What an engine's time goes into, counted from outside: its parts' methods are wrapped."""
+"""Measures where an engine's time goes, by wrapping its parts' methods."""
 
 import time
 from collections import defaultdict
@@ -12,14 +12,14 @@ from voicefleet.worker.engines.cosyvoice2.rendering import BlockStage
 from voicefleet.worker.engines.cosyvoice2.transfer import Transfer
 
 STAGES: Final = ("prefill", "decode", "flow", "recompute", "vocoder", "wait")
-"""``wait``: for what the device has not finished. What of a step is none of these is ``host``."""
+"""``wait`` is waiting for the device. The remaining time of a step is ``host``."""
 
 
 class Stage(msgspec.Struct):
-    """One kind of work. ``rows`` are the sessions that had part in a run, added up.
+    """One kind of work. ``rows`` sums up the sequences of all runs.
 
-    ``seconds`` is the host's time: beside a device, what it takes to start the work. ``device_s``
-    is the device's, between two events, where it is measured. ``units`` are decoding steps.
+    ``seconds`` is the host's time, with a GPU only that to start the work. ``device_s`` is the
+    device's time between two events, if it is measured. ``units`` are decode steps.
     """
 
     runs: int = 0
@@ -30,12 +30,12 @@ class Stage(msgspec.Struct):
 
     @property
     def mean_rows(self) -> float:
-        """Sessions that had part in a run."""
+        """The mean number of sequences in a run."""
         return self.rows / self.runs if self.runs else 0.0
 
 
 class Meter:
-    """Counts runs, sessions and time by stage; ``reset`` begins anew."""
+    """Counts runs, sequences and time by stage."""
 
     def __init__(self, *, device_times: bool) -> None:
         self._device_times = device_times and torch.cuda.is_available()
@@ -43,12 +43,12 @@ class Meter:
         self.stages: defaultdict[str, Stage] = defaultdict(Stage)
 
     def reset(self) -> None:
-        """Forget what was counted."""
+        """Set all counts to zero."""
         self._events.clear()
         self.stages.clear()
 
     def read(self) -> dict[str, Stage]:
-        """What was counted; ``host`` is the rest of ``step``."""
+        """The counts; ``host`` is the remaining time of ``step``."""
         if self._events:
             torch.cuda.synchronize()
         for stage, begun, ended in self._events:
@@ -90,7 +90,7 @@ class Meter:
 Count = Callable[..., int]
 
 _WAITS: list[Meter] = []
-"""The latest counts waits: one engine is measured at a time."""
+"""The last meter counts waits: one engine is measured at a time."""
 
 
 def _none(*_: Any) -> int:

@@ -1,4 +1,4 @@
-"""How many operations the host hands to the device, and whether any of them waits for it."""
+"""Counts the operations that the host starts on the device, and those that wait for it."""
 
 import warnings
 from collections import Counter
@@ -20,16 +20,16 @@ WAITING: Final = frozenset(
         "aten::_unique2",
     }
 )
-"""Each of these stops the host until the device has an answer."""
+"""Operations that make the host wait for a result of the device."""
 
 _NO_WORK: Final = frozenset({"aten::empty", "aten::empty_strided", "aten::empty_like"})
 
 
 class Operations(msgspec.Struct, kw_only=True):
-    """``launches`` start work on the device, one kernel or a few; views and memory are not counted.
+    """``launches`` counts operations that start kernels, without views and allocations.
 
-    ``waiting`` names operations that stop the host, with their counts. ``synchronised_a_turn`` are
-    calls of which CUDA itself says that they do, copies from and to pageable memory too.
+    ``waiting`` counts operations that make the host wait, by name. ``synchronised_a_turn`` counts
+    synchronising calls that CUDA reports, copies from and to pageable memory included.
     """
 
     launches: int
@@ -39,14 +39,14 @@ class Operations(msgspec.Struct, kw_only=True):
 
 
 class Tally(TorchDispatchMode):
-    """Counts what is dispatched while it is entered."""
+    """A context manager that counts dispatched operations."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count an operation and do it."""
+        """Count an operation and run it."""
         name = func._schema.name
         if not func.is_view and name not in _NO_WORK:
             self.counts[name] += 1
@@ -64,7 +64,7 @@ class Tally(TorchDispatchMode):
 
 @contextmanager
 def counted_synchronisations() -> Iterator[list[object]]:
-    """A list that grows by one for each call that stops the host until the device is done."""
+    """Collect CUDA's warnings of synchronising calls, in a list filled on exit."""
     if not torch.cuda.is_available():
         yield []
         return
@@ -80,7 +80,7 @@ def counted_synchronisations() -> Iterator[list[object]]:
 
 
 def count(work: Callable[[], object]) -> Operations:
-    """Operations of ``work``, once it has run once before."""
+    """Count the operations of a second run of ``work``."""
     with torch.inference_mode():
         work()
     tally = Tally()

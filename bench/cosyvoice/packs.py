@@ -1,4 +1,4 @@
-"""Packs of random weights, written once and kept."""
+"""Packs of random weights, written once and kept for later runs."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ KEPT: Final = Path(tempfile.gettempdir()) / "voicefleet-bench-packs"
 
 
 def pack_of(name: PackName, directory: Path = KEPT) -> Voicepack:
-    """The pack ``cosyvoice2-<name>`` below ``directory``, written where it is missing."""
+    """The pack ``cosyvoice2-<name>`` below ``directory``; it is written if it is missing."""
     from voicefleet.worker.engines.cosyvoice2.pack import (  # noqa: PLC0415  torch, for a pack only
         random_pack,
     )

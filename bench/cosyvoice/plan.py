@@ -1,4 +1,4 @@
-"""How much of an engine is measured, and on what."""
+"""The plan of a measurement: device, loads and sizes."""
 
 from collections.abc import Iterator
 from typing import Final, Literal, get_args
@@ -10,18 +10,18 @@ from bench.cosyvoice.packs import PackName
 from bench.cosyvoice.texts import SECONDS
 
 Part = Literal["levels", "batching", "one-slot", "upstream", "upstream-exact"]
-"""Of the engine bench: what it is compared with are the last three."""
+"""The parts of the engine bench. The last three are baselines."""
 
 ALONE: Final[tuple[Part, ...]] = ("levels", "batching")
 COMPARED: Final[tuple[Part, ...]] = get_args(Part)
 
 
 class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes of the loads.
+    """The loads to run.
 
-    ``sessions`` are those of the closed loads, ``rates`` of the open ones in turns a second,
-    ``rows`` of the batches measured by themselves; a load lasts ``seconds``. ``brief``: one closed
-    load and the greedy ones, for what takes many times the length of its audio.
+    ``sessions`` are the numbers of listeners of the closed loads, ``rates`` the turns per second of
+    the open ones, ``rows`` the sizes of the batches measured alone; a load lasts ``seconds``.
+    ``brief``: only one closed load and the greedy ones, for engines far slower than real time.
     """
 
     device: str
@@ -41,17 +41,17 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def machine_word(self) -> str:
-        """The device, for a title."""
+        """The device's name in titles."""
         return "GPU" if self.device == "cuda" else "CPU"
 
     def label(self, pack: PackName) -> str:
-        """For file names."""
+        """The part of file names."""
         graphs = "" if self.graphs or self.device != "cuda" else "_eager"
         suffix = f"_{self.suffix}" if self.suffix else ""
         return f"{pack}_{self.machine_word.lower()}_{self.dtype}{graphs}{suffix}"
 
     def loads(self) -> Iterator[tuple[Load, float]]:
-        """One after another."""
+        """Yield the loads in order, each with its number of sessions or its rate."""
         texts = self.texts
         if self.brief:
             yield Closed(1, 0.0, texts=texts), 1
@@ -61,7 +61,7 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
         for n in self.sessions:
             yield Closed(n, self.seconds, texts=texts), n
         most = self.sessions[-1]
-        # Everybody asks once, at the same moment.
+        # All listeners request one turn at the same moment.
         yield Closed(most, 0.0, together=True, name="together", texts=texts), most
         for rate in self.rates:
             yield Poisson(rate, self.seconds, texts), rate
@@ -76,7 +76,7 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 GPU_SESSIONS: Final = (1, 2, 4, 8, 16, 32, 64)
 GPU_RATES: Final = (1.0, 4.0, 8.0)
-"""A turn is 7 s in the mean: 8 turns a second are 56 listeners."""
+"""Turns take 7 s on average, so 8 turns per second are 56 listeners."""
 
 CPU_SESSIONS: Final[dict[PackName, tuple[int, ...]]] = {"tiny": (1, 2, 4, 8, 16), "full": (1, 2)}
 CPU_RATES: Final[dict[PackName, tuple[float, ...]]] = {"tiny": (0.1, 0.4), "full": ()}
@@ -98,7 +98,7 @@ def plan_of(
     texts: tuple[float, float] | None = None,
     words: tuple[str, ...] = (),
 ) -> EnginePlan:
-    """What makes sense on a device."""
+    """The default plan for a device, with what was asked for."""
     if device == "cuda":
         all_sessions, rates = GPU_SESSIONS, GPU_RATES
         rows: tuple[int, ...] = (1, 4, 16, 64)

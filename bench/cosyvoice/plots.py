@@ -62,8 +62,8 @@ def _throughput(axes: Axes, series: Mapping[str, Any]) -> None:
     axes.barh(labels, [level["x_real_time"] for level in shown], height=0.6)
     for place, level in enumerate(shown):
         late = "" if level["load"] == "greedy" else f", {level['underruns']} underruns"
-        said = f" {level['x_real_time']:.2f}{late}"
-        axes.annotate(said, (level["x_real_time"], place), va="center", fontsize=7)
+        label = f" {level['x_real_time']:.2f}{late}"
+        axes.annotate(label, (level["x_real_time"], place), va="center", fontsize=7)
     axes.invert_yaxis()
     axes.set(xlabel="x real time")
     axes.margins(x=0.3)

@@ -1,7 +1,7 @@
-"""The first minutes on a GPU: ``python -m bench.cosyvoice.smoke PART --out DIR --packs DIR``.
+"""First checks on a GPU: ``python -m bench.cosyvoice.smoke PART --out DIR --packs DIR``.
 
-Each part is a process of its own and rewrites ``smoke_<part>.json`` whenever it knows more, so that
-what hangs or dies takes nothing with it.
+Each part is a process of its own and rewrites ``smoke_<part>.json`` after each finding, so that a
+hang or crash loses nothing.
 
     machine   versions, the device, torch's settings, packages that are missing
     speak     the tiny pack is loaded, warmed up and speaks, in the precision of the device
@@ -43,7 +43,7 @@ _COMMONEST: Final = 12
 
 
 class Smoke:
-    """One part's findings, written as they come."""
+    """The findings of one part, written as they come."""
 
     def __init__(self, part: str, directory: Path) -> None:
         self._path = directory / f"smoke_{part}.json"
@@ -61,7 +61,7 @@ class Smoke:
 
 
 def machine(smoke: Smoke, pack_name: Any, packs: Path) -> None:
-    """What is there, before anything is run on it."""
+    """Describe the machine, before anything runs on its device."""
     smoke.note(
         python=platform.python_version(),
         packages={name: _version(name) for name in PACKAGES},
@@ -89,7 +89,7 @@ def machine(smoke: Smoke, pack_name: Any, packs: Path) -> None:
 
 
 def speak(smoke: Smoke, pack_name: Any, packs: Path) -> None:
-    """A whole engine, once: its phases, a turn alone, and a few at once."""
+    """Run a whole engine: load, warm-up, a turn alone, and a few at once."""
     # It wraps parts of the engine's core, whose extra a machine with no GPU may lack.
     from bench.cosyvoice.drive import Drive  # noqa: PLC0415
     from voicefleet.worker.engines.hosting.cores import factory_of  # noqa: PLC0415
@@ -131,7 +131,7 @@ def speak(smoke: Smoke, pack_name: Any, packs: Path) -> None:
 
 @torch.inference_mode()
 def nodes(smoke: Smoke, pack_name: Any, packs: Path) -> None:
-    """The three graphs, by sessions in a batch."""
+    """Measure the three CUDA graphs, by sequences in a batch."""
     on_gpu = torch.cuda.is_available()
     begun = time.monotonic()
     pack = pack_of(pack_name, packs)

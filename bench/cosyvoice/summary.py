@@ -1,7 +1,7 @@
-"""What the calls of ``bench/gpu.sh`` brought: ``python -m bench.cosyvoice.summary DIR``.
+"""Summarises the results of ``bench/gpu.sh``: ``python -m bench.cosyvoice.summary DIR``.
 
-Prints one line for each load. With ``--into DIR`` the reports are written there as files of their
-own, as the other benches write theirs, and drawn.
+Prints one line for each load. With ``--into DIR`` each report is written there as a file of its
+own, as by the other benches, and drawn.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def reports(directory: Path) -> dict[str, Any]:
 
 
 def summary(found: dict[str, Any]) -> str:
-    """A table that fits the end of a log."""
+    """A table for the end of a log."""
     head = (
         "bench                      load            first p50   p95  underruns (worst)  x real time"
     )
@@ -42,12 +42,12 @@ def summary(found: dict[str, Any]) -> str:
             lines.append(f"{report['bench']:26} (cut short)")
         for name, level in levels:
             first = level["first"] or {"p50": float("nan"), "p95": float("nan")}
-            said = f"{level['load']} {level['sessions']:g}"
+            load = f"{level['load']} {level['sessions']:g}"
             late = f"{level['underruns']} ({level['worst_underrun_ms']:.0f} ms)"
             if level["stop"]:
                 late = f"stop p95 {level['stop']['p95']:.1f} ms"
             lines.append(
-                f"{report['bench']:26} {said:14} {first['p50']:9.0f} {first['p95']:7.0f}"
+                f"{report['bench']:26} {load:14} {first['p50']:9.0f} {first['p95']:7.0f}"
                 f"  {late:18} {level['x_real_time']:10.1f}  {name}"
             )
     return "\n".join(lines)
@@ -59,7 +59,7 @@ def spread(found: dict[str, Any], directory: Path) -> None:
         machine = msgspec.convert(one["machine"], Machine)
         record = Record(machine, msgspec.convert(one["report"], Report))
         record.write(directory)
-        # A picture shows loads: what was measured apart from them has none.
+        # Only loads are drawn.
         if record.report.series["levels"] and find_spec("matplotlib") is not None:
             from bench.cosyvoice import plots  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The reports of the engine and the fleet, short."""
+"""Prints the reports of the engine and the fleet, shortened."""
 
 from typing import Any
 
@@ -21,11 +21,11 @@ _COLUMNS = (
     *("RTF p50", "x real time", "CPU s/s", "stop p95", "step ms", "rows: step", "flow", "MiB"),
 )
 
-_SAID = ("load", "stop to the", "server and", "CUDA calls")
+_SHOWN = ("load", "stop to the", "server and", "CUDA calls")
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the levels, the batches and what has a target. The rest is in the JSON file."""
+    """Print the levels, the batches and figures with a target. All others are in the JSON file."""
     console.print()
     if report.series["levels"]:
         _levels(report.title, report.series["levels"], console)
@@ -34,7 +34,7 @@ def show(report: Report, console: Console) -> None:
     if "batching" in report.series:
         _batching(report.series["batching"], console)
     for one in report.figures:
-        if one.target is not None or one.name.startswith(_SAID):
+        if one.target is not None or one.name.startswith(_SHOWN):
             verdict = {None: "", True: ", met", False: ", NOT met"}[one.met]
             target = "" if one.target is None else f" (at most {one.target:.3g}{verdict})"
             console.print(f"{one.name}: {one.value:.3g} {one.unit}{target}", highlight=False)

@@ -1,4 +1,4 @@
-"""Texts that take 2 to 12 seconds to say, drawn the same on every machine."""
+"""Texts that take 2 to 12 seconds to speak, drawn alike on every machine."""
 
 import random
 from typing import Final
@@ -20,7 +20,7 @@ _SENTENCES: Final = (
 
 
 def text_of(seconds: float, start: int = 0) -> str:
-    """Whole words that take about ``seconds`` to say, beginning with sentence ``start``."""
+    """Whole words that take about ``seconds`` to speak, from sentence ``start`` on."""
     chars = round(seconds * CHARS_PER_SECOND)
     text = ""
     while len(text) <= chars:
@@ -30,5 +30,5 @@ def text_of(seconds: float, start: int = 0) -> str:
 
 
 def draw(chance: random.Random, shortest: float, longest: float) -> str:
-    """A text of a length between the two, every length as likely."""
+    """A text whose length is uniformly distributed between the two, in seconds."""
     return text_of(chance.uniform(shortest, longest), chance.randrange(len(_SENTENCES)))

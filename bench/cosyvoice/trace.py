@@ -1,4 +1,4 @@
-"""What a device did in a piece of work: kernels, copies and fills, by torch's profiler."""
+"""Records the kernels, copies and fills that a device runs, with torch's profiler."""
 
 import json
 import tempfile
@@ -13,16 +13,16 @@ _ON_DEVICE: Final = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 class DeviceEvent(NamedTuple):
-    """One kernel, copy or fill, and how long it ran in microseconds."""
+    """One kernel, copy or fill, and its duration in microseconds."""
 
     name: str
     us: float
 
 
 def device_events(work: Callable[[], object]) -> list[DeviceEvent]:
-    """Run ``work`` once; in the order in which the device ran them. Needs CUDA.
+    """Run ``work`` once; return its events in the device's order. Needs CUDA.
 
-    The nodes of a replayed graph are among them, each by itself.
+    Each node of a replayed graph is an event.
     """
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:

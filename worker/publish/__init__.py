@@ -1,1 +1,1 @@
-"""Frames on their way out: each turn's outbox, paced to real time and written in batches."""
+"""Publishing: the outbox of each turn, paced to real time, and the publisher of all of them."""

@@ -1,9 +1,9 @@
 """Pacing: when a frame may be published, counted in ticks of one frame.
 
-One clock beats for the whole worker, every 20 ms. A session is ``ahead`` of its listener by the
-frames it has published and the listener cannot have played yet; each tick plays one. Counting in
-whole ticks keeps every session on one grid, where comparing float times would now and then put
-two frames into one tick and none into the next.
+One clock ticks every 20 ms for the whole worker. A turn is ``ahead`` of its listener by the frames
+that are published and cannot have been played yet; each tick plays one. Counting in whole ticks
+keeps all turns on one grid; comparing times as floats would now and then put two frames into one
+tick and none into the next.
 """
 
 import time
@@ -14,7 +14,7 @@ TICK_S = FRAME_MS / 1000
 
 
 class TickClock:
-    """The worker's frame clock; ticks are counted from its making."""
+    """The worker's frame clock. Ticks are counted from when it was created."""
 
     def __init__(self) -> None:
         self._origin = time.monotonic()
@@ -24,7 +24,7 @@ class TickClock:
         return int((time.monotonic() - self._origin) / TICK_S)
 
     def at(self, tick: int) -> float:
-        """When a tick is due, on ``time.monotonic()``."""
+        """The time of a tick, as of ``time.monotonic()``."""
         return self._origin + tick * TICK_S
 
 
@@ -32,7 +32,7 @@ class Pacer:
     """How far one turn may run ahead of real time.
 
     Args:
-        lead_ms: 0 publishes frames as fast as they are made.
+        lead_ms: How far ahead, in ms; with 0, frames are published as fast as they are made.
     """
 
     def __init__(self, lead_ms: int) -> None:
@@ -43,16 +43,16 @@ class Pacer:
 
     @property
     def lead_frames(self) -> int | None:
-        """Frames that may be published ahead of time; ``None`` when there is no limit."""
+        """How many frames may be published ahead of real time; ``None``: any number."""
         return self._lead
 
     @property
     def has_room(self) -> bool:
-        """Whether anything might leave before the next tick."""
+        """Whether a frame could be published before the next tick."""
         return self._lead is None or self._ahead < self._lead
 
     def due(self, tick: int) -> int | None:
-        """How many frames may be published at this tick; ``None`` is any number."""
+        """How many frames may be published at this tick; ``None``: any number."""
         if self._lead is None:
             return None
         if tick > self._tick:
@@ -63,14 +63,14 @@ class Pacer:
         return self._lead - self._ahead
 
     def published(self, count: int, tick: int) -> None:
-        """Count frames that have left."""
+        """Count frames that were sent at this tick."""
         if self._dry and count:
-            # Playback starts within a tick that has partly passed: that tick does not count, or
-            # the lead would be exceeded by the part.
+            # Playback starts within a tick that has partly passed. Counting that tick as played
+            # would exceed the lead by the part that had passed.
             self._dry = False
             self._tick = tick + 1
         self._ahead += count
 
     def taken_back(self, count: int) -> None:
-        """Frames that were counted have not left after all."""
+        """Take back frames that were counted and then refused by the server."""
         self._ahead = max(0, self._ahead - max(0, count))

@@ -1,8 +1,8 @@
 """The publisher: one pipelined flush a tick for all turns of the worker.
 
-First frames, pauses and ends do not wait for the tick: whoever has something that may leave kicks
-its lane, which writes to the connection there and then. A turn has one batch in flight at most, so
-a slow server makes batches larger, never the queue longer.
+First frames, pauses and ends do not wait for the tick: the outbox requests a flush, and its lane
+writes to the connection at once. A turn has at most one batch in flight, so that a slow server
+gets larger batches, not more of them.
 """
 
 import time
@@ -26,11 +26,11 @@ log = structlog.stdlib.get_logger(__name__)
 RETRY_S = 0.05
 
 FULL = ("OOM", "MISCONF")
-"""The server's memory or its disk is full: it takes nothing, on whatever connection."""
+"""The server's memory or its disk is full: it refuses writes on every connection."""
 
 
 class _Lane:
-    """The connection to one server and the turns whose sessions it owns."""
+    """The connection to one server, and the outboxes of the turns whose sessions it owns."""
 
     def __init__(self, address: Address, ticks: TickClock, timeout_s: float) -> None:
         self.address = address
@@ -50,7 +50,7 @@ class _Lane:
         outbox.request_flush()
 
     async def serve(self, link: Link) -> None:
-        """Flush each tick while anyone speaks, until the connection is lost."""
+        """Flush at each tick while there are outboxes, until the connection is lost."""
         self._link = link
         self._batches, self._oldest_unanswered = 0, None
         try:
@@ -62,7 +62,7 @@ class _Lane:
                 else:
                     self._occupied = anyio.Event()
                     await self._occupied.wait()
-                # A half-open connection swallows what is written and answers nothing.
+                # A half-open connection accepts what is written and never replies.
                 since = self._oldest_unanswered
                 if since is not None and time.monotonic() - since > self._timeout_s:
                     raise LinkClosedError("no answer in time")
@@ -71,14 +71,14 @@ class _Lane:
             link.close()
 
     def wake(self) -> None:
-        """Look at the connection now."""
+        """Notice a lost connection now."""
         self._occupied.set()
 
     def _send(self, outboxes: Iterable[Outbox]) -> None:
-        """Write what may leave now, all of it at once."""
+        """Collect what may be sent now, and send it in one write."""
         link = self._link
         if link is None or link.closed or time.monotonic() < self._rests_until:
-            return  # the next connection begins with a flush, and so does the next tick
+            return  # there is a flush at the next tick, and when the lane is connected again
         tick = self._ticks.tick()
         commands: list[Command] = []
         senders: list[tuple[Outbox, int]] = []
@@ -119,18 +119,18 @@ class _Lane:
         hopeless = "WRONGTYPE" in refused or refused.startswith("ERR ")
         if isinstance(replies[0], ReplyError) and not hopeless:
             outbox.refused()
-        else:  # what came before the refusal may have been written
+        else:  # calls before the refused one may have been executed
             outbox.unanswered()
         if hopeless:
-            # The audio key holds ids beyond ours, say: neither time nor a new connection mends it.
+            # The audio key holds higher ids than ours, for instance: trying again cannot help.
             log.warning("append_impossible", session=outbox.opening.session, error=refused)
             outbox.settle(PublishOutcome.UNWRITABLE)
         elif refused.startswith(FULL):
             log.warning("append_refused", session=outbox.opening.session, error=refused)
             self._rests_until = time.monotonic() + RETRY_S
         else:
-            # The scripts are unknown, the slot moved, the server is a replica now, or is loading:
-            # a new connection, to whoever is in charge, puts it right.
+            # The server does not know the scripts, does not own the slot any more, is a replica or
+            # is loading: connect again, to the server that owns the slot by then.
             log.warning("append_refused", session=outbox.opening.session, error=refused)
             link.close()
 
@@ -173,7 +173,7 @@ class Publisher:
         lane.add(outbox)
 
     async def _serve(self, lane: _Lane) -> None:
-        """Keep one lane's connection up; when its sessions move, move them."""
+        """Keep one lane connected; move outboxes to other lanes when their sessions move."""
         structlog.contextvars.clear_contextvars()  # those of the turn that opened the lane
         lost = False
         while True:

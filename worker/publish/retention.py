@@ -8,15 +8,15 @@ import msgspec
 from voicefleet.schemas.audio import FRAMES_PER_S, bytes_per_frame
 
 FASTER_KEPT_S: Final = 120.0
-"""Audio kept beyond the window where it is made faster than real time: 12 MB at 48 kHz. Without a
-limit a minute of a fast engine's is ten times more, of each session."""
+"""Audio kept beyond the window of a turn that is made faster than real time: 12 MB at 48 kHz.
+Without this limit, the window of one fast turn could hold ten times as much."""
 
 START_AND_END_SHARE: Final = 0.2
-"""Entries that are no frames, for each frame of the window, where turns are short."""
+"""Start and end entries for each frame of the window, where turns are short."""
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """How long things are kept, in seconds: config ``worker``."""
+    """How long audio is kept, in seconds: see the configuration of the worker."""
 
     audio_ttl_s: float
     audio_window_s: float
@@ -24,14 +24,18 @@ class Retention(msgspec.Struct, frozen=True):
 
 
 class Window:
-    """How many entries of one turn's stream to keep, as the turn grows from entry ``number``."""
+    """How many entries of the stream to keep, while a turn grows from entry ``number`` on."""
 
     def __init__(self, audio_window_s: float, number: int, now: float) -> None:
         self._window_s = audio_window_s
         self._left = deque([(now, number)])
 
     def entries(self, until: int, now: float) -> int:
-        """The window in audio, and in time, up to ``FASTER_KEPT_S`` more; ``until`` has left."""
+        """How many to keep when all entries before ``until`` were sent.
+
+        At least the last ``audio_window_s`` of audio, and all that was sent within that time, up
+        to ``FASTER_KEPT_S`` more audio.
+        """
         self._left.append((now, until))
         while self._left[0][0] < now - self._window_s:
             self._left.popleft()
@@ -41,7 +45,7 @@ class Window:
 
 
 def entries_to_keep(frames: int) -> int:
-    """How many entries of a stream are sure to hold its last ``frames`` frames."""
+    """How many of a stream's newest entries hold its last ``frames`` frames for certain."""
     return int(frames * (1 + START_AND_END_SHARE)) + FRAMES_PER_S
 
 

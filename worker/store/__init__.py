@@ -1,1 +1,1 @@
-"""What Redis keeps of queues, sessions and workers, as calls of scripts."""
+"""Queues, sessions and backlogs in Redis: the Lua scripts, their typed calls, the stores."""

@@ -211,7 +211,7 @@ class SessionStore:
         await Attempt(lease=lease, epoch=epoch, begins=True).run(self._router)
 
     async def survived(self, session: str, epoch: str) -> None:
-        """Forget all attempts so far: this one has made all the audio that it may make now."""
+        """Count no attempt so far: this one has made all the audio that it may make now."""
         lease = self._keys.lease(session)
         await Attempt(lease=lease, epoch=epoch, begins=False).run(self._router)
 

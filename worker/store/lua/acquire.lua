@@ -54,7 +54,8 @@ end
 
 local function speak(standing, turn, last, attempts, resume)
   redis.call('HSET', lease, 'active', '1', 'epoch', epoch, 'turn', turn, 'request', request, 'entry', entry,
-    'model', model, 'owner', worker, 'ticket', ticket, 'standing', standing, 'attempts', attempts, 'progress', math.max(last, 0))
+    'model', model, 'owner', worker, 'ticket', ticket, 'standing', standing, 'attempts', attempts,
+    'progress', math.max(last, 0))
   redis.call('HDEL', lease, waiter)
   redis.call('ZADD', spoken, turn, request)
   redis.call('ZREMRANGEBYRANK', spoken, 0, -1025)

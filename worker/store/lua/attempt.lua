@@ -1,4 +1,4 @@
--- Count another attempt at a turn whose last owner seems to have died of it, or forget all attempts.
+-- Count another attempt at a turn that seems to have killed its last owner, or count none of those so far.
 --
 -- KEYS  lease
 -- ARGV  epoch, begins

@@ -3,9 +3,9 @@
 -- The pending list of the group holds them, in the name of a pseudo consumer. They are served by start-time fair
 -- queueing: a request's tag is one more than the highest of its tenant's last tag and the tag served last, and the
 -- lowest tag is next. So tenants take turns however much one of them asks for, and one that comes late is soon next.
--- The tenant is what stands before the first ':' of the session. A tenant's own requests are served in the order of their
--- ranks: those whose session is in conversation first. All keys but the pending list can be lost: they are rebuilt from
--- it.
+-- The tenant is what stands before the first ':' of the session. A tenant's own requests are served in the order of
+-- their ranks: those whose session is in conversation first. All keys but the pending list can be lost: they are
+-- rebuilt from it.
 --
 -- KEYS  requests, wake,
 --       backlog (entry -> tag),

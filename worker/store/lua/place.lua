@@ -1,4 +1,4 @@
--- Shared: a request stops waiting for its session.
+-- Shared: take a request off the list of those that wait for its session.
 local function leave(lease, session, waiter)
   redis.call('HDEL', lease, waiter)
   if redis.call('HGET', lease, 'active') == '1' then return end

@@ -10,12 +10,14 @@ local function refuse(refused, entry, name, problem)
   while true do
     local other = redis.call('LINDEX', refused, at)
     if not other then return redis.call('LPUSH', refused, line) end
-    if is_before(string.match(other, '^[^ ]+'), entry) then return redis.call('LINSERT', refused, 'AFTER', other, line) end
+    if is_before(string.match(other, '^[^ ]+'), entry) then
+      return redis.call('LINSERT', refused, 'AFTER', other, line)
+    end
     at = at - 1
   end
 end
 
--- Answer those that stand before an entry (nil: all). Returns the number of the session's last turn.
+-- Publish the ends of those that stand before an entry (nil: all). Returns the number of the session's last turn.
 local function answer_refused(refused, audio, spoken, last_turn, entry, now_ms)
   if redis.call('TYPE', refused).ok ~= 'list' then return last_turn end
   while true do

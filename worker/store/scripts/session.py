@@ -125,7 +125,7 @@ class Mark(Call[int], frozen=True, kw_only=True):
 
 
 class Attempt(Flag, frozen=True, kw_only=True):
-    """Count another attempt at a turn, or with ``begins`` false forget all attempts so far.
+    """Count another attempt at a turn, or with ``begins`` false count none of those so far.
 
     Replies whether the lease is the caller's.
     """
@@ -148,7 +148,7 @@ class Release(Flag, frozen=True, kw_only=True):
     blameless: bool
 
 
-# A session, for those who want to speak in it.
+# A session, for requests that wait to be spoken in it.
 
 
 class Acquired(msgspec.Struct, frozen=True):

@@ -155,7 +155,7 @@ class TestUnanswerable:
     )
     async def test_a_session(self, fleet: Steady, session: object, complaint: str) -> None:
         entry = await fleet.put(session=session, text=TEXT)
-        letter = await fleet.buried(entry)
+        letter = await fleet.dead_letter(entry)
         assert letter == {
             "model": fleet.model,
             "entry": entry,
@@ -168,7 +168,7 @@ class TestUnanswerable:
     async def test_fields_of_nobody(self, fleet: Steady) -> None:
         raw: Any = {b"": b"", b"\xff\x00": b"\xfe" * 1000, b"TEXT": TEXT.encode()}
         entry = (await fleet.redis.xadd(fleet.keys.requests(fleet.model), raw)).decode()
-        assert (await fleet.buried(entry))["error"].startswith("session: is missing")
+        assert (await fleet.dead_letter(entry))["error"].startswith("session: is missing")
 
 
 class TestAccepted:

@@ -143,7 +143,7 @@ class TestForeignEntries:
         await fleet.redis.xadd(fleet.keys.audio(session), fields, id=top)
         await fleet.redis.expire(fleet.keys.audio(session), 60)
         entry = await fleet.add(session, TEXT)
-        assert (await fleet.buried(entry))["reason"] == "failed"
+        assert (await fleet.dead_letter(entry))["reason"] == "failed"
 
     @pytest.mark.parametrize(
         "stray",

@@ -1,6 +1,6 @@
-"""A worker that must go on, whatever is put into Redis, and what is looked at to say that it does.
+"""One worker for all tests of a module, which has to survive whatever is written to Redis::
 
-async with steady(url) as fleet:      # one worker, for all tests of a module
+async with steady(url) as fleet:
     await fleet.refuse("s1", "speed", speed=9)
     await fleet.goes_on()
 """
@@ -23,15 +23,20 @@ from tests.harness.key_leaks import KeyLeaks
 from tests.harness.servers import Servers, UnavailableError
 
 SECRET = "open sesame"
-"""Part of every text that is sent: it may be spoken, and stand in no error and in no log line."""
+"""Part of every text that is sent: it must not appear in any error or log line."""
 
 TEXT = f"One two, {SECRET}."
 ANSWER_S = 1.0
-TIMES = {"heartbeat_ms": 50, "dead_after_ms": 3000, "lead_ms": 0, "text_timeout_s": 0.3}
+TIMES: dict[str, Any] = {
+    "heartbeat_ms": 50,
+    "dead_after_ms": 3000,
+    "lead_ms": 0,
+    "text_timeout_s": 0.3,
+}
 
 
 class Steady(Orchestrator):
-    """A raw orchestrator that looks after its worker, ``w1``. ``logs`` is what that one logged."""
+    """A raw orchestrator and its worker, ``w1``. ``logs`` holds the worker's log events."""
 
     def __init__(self, redis: Redis, prefix: str, logs: list[EventDict]) -> None:
         super().__init__(redis, prefix)
@@ -39,19 +44,19 @@ class Steady(Orchestrator):
         self._counter = itertools.count(1)
 
     def new_session(self) -> str:
-        """A session that no test has used."""
+        """A session that no test has used before."""
         return f"s{next(self._counter)}"
 
     async def put(self, **fields: object) -> str:
-        """XADD these fields and no others; returns the entry's id."""
+        """Add a request with these fields alone; return the entry's id."""
         raw: Any = {k: v for k, v in fields.items() if v is not None}
         return (await self.redis.xadd(self.keys.requests(self.model), raw)).decode()
 
     async def refuse(self, session: str, complaint: str, **fields: object) -> Heard:
-        """Send a request that is refused in a session that is idle; returns the answer.
+        """Send a request that is rejected, in an idle session, and return the answer.
 
-        It comes within a second, is the session's next turn, begins with ``complaint``, and the
-        request is off the queue, with a dead letter.
+        Checks that the answer comes within a second, as the session's next turn, with an error that
+        begins with ``complaint``; that the request leaves the queue; and its dead letter.
         """
         newest = await self.redis.xrevrange(self.keys.audio(session), count=1)
         turn = int(newest[0][0].split(b"-")[0]) + 1 if newest else 1
@@ -75,8 +80,8 @@ class Steady(Orchestrator):
         }
         return heard
 
-    async def buried(self, entry: str, *, within_s: float = ANSWER_S) -> dict[str, str]:
-        """Wait for the dead letter of a request that nobody can be answered about."""
+    async def dead_letter(self, entry: str, *, within_s: float = ANSWER_S) -> dict[str, str]:
+        """Wait for the dead letter of a request that cannot be answered in a session."""
         begun = time.monotonic()
         with anyio.fail_after(HANG_S):
             while not (found := [one for one in await self.dead() if one["entry"] == entry]):
@@ -86,7 +91,7 @@ class Steady(Orchestrator):
         return letter
 
     async def goes_on(self) -> None:
-        """The worker speaks for others, owes nobody an answer, and told nobody what was said."""
+        """Check that the worker speaks, has no request left, and has not logged any text."""
         session = self.new_session()
         await self.add(session, TEXT)
         heard = await self.hear(session)
@@ -110,7 +115,7 @@ class Steady(Orchestrator):
 
 @asynccontextmanager
 async def steady(url: str, **worker: Any) -> AsyncGenerator[Steady]:
-    """A worker under a prefix of its own, and its orchestrator; nothing may be left without TTL."""
+    """Run a worker under its own prefix. Afterwards, no key may be left without a TTL."""
     leaks = KeyLeaks(f"t{secrets.token_hex(5)}")
     leaks.watch(url)
     try:
@@ -123,7 +128,7 @@ async def steady(url: str, **worker: Any) -> AsyncGenerator[Steady]:
 
 
 def module_url(request: pytest.FixtureRequest, servers: Servers) -> str:
-    """``redis_url`` for fixtures that live longer than a test."""
+    """The server's URL for fixtures that outlive a test: see ``redis_url``."""
     try:
         return servers.url(str(request.config.getoption("--backend")))
     except UnavailableError as error:

@@ -1,6 +1,6 @@
-"""Deliberate breakages of the scripts, each with a fleet small enough to notice it quickly.
+"""Deliberate breakages of the scripts, each with a small fleet that shows it quickly.
 
-An exploration that finds nothing proves little unless it finds these.
+An exploration that finds no fault proves little unless it finds these.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from voicefleet.worker.store.scripts.session import Acquire, Append, Enqueue, Fi
 
 
 class Breakage(NamedTuple):
-    """``old`` in a script's source becomes ``new``; ``fleet`` is where that is noticed."""
+    """``old`` in a script's source becomes ``new``; ``fleet`` is the one that shows it."""
 
     what: str
     call: type[Call[Any]]
@@ -25,7 +25,7 @@ class Breakage(NamedTuple):
         """The broken source by the script's name.
 
         Raises:
-            ValueError: The script has changed, and this breakage with it.
+            ValueError: The script has changed: change the breakage too.
         """
         script = self.call.script
         if script.source.count(self.old) != 1:
@@ -34,32 +34,32 @@ class Breakage(NamedTuple):
 
 
 FENCE = "if standing < 0 then return standing end"
-CRASH, STALL, DRAIN = Faults(crashes=1), Faults(burials=1), Faults(drains=1)
+CRASH, STALL, DRAIN = Faults(crashes=1), Faults(false_deaths=1), Faults(drains=1)
 FAILOVER, LOSS = Faults(failovers=1), Faults(losses=1)
 
 BREAKAGES = (
     Breakage(
-        "append does not look at the epoch",
+        "append does not compare the epoch",
         *(Append, FENCE, ""),
         Fleet("long", fleets.LONG, STALL),
     ),
     Breakage(
-        "append leaves gaps",
+        "append accepts a gap",
         *(Append, "if n > last + 1 then return last end", ""),
         Fleet("long", fleets.LONG, FAILOVER, splits=True),
     ),
     Breakage(
-        "append does not skip what is there",
+        "append does not skip entries that are there",
         *(Append, "if n > last then", "if true then"),
         Fleet("one", fleets.ONE, LOSS),
     ),
     Breakage(
-        "finish does not look at the epoch",
+        "finish does not compare the epoch",
         *(Finish, FENCE, ""),
         Fleet("one", fleets.ONE, STALL),
     ),
     Breakage(
-        "finish ends what is not whole",
+        "finish ends a turn whose entries are missing",
         *(
             Finish,
             "if last ~= n - 1 and not (n == 1 and last == -1) then return last end",
@@ -73,7 +73,7 @@ BREAKAGES = (
         Fleet("one", fleets.ONE, Faults()),
     ),
     Breakage(
-        "acquire ignores requests that stand before",
+        "acquire ignores requests that were added before",
         *(
             Acquire,
             "if name == unended or not redis.call('ZSCORE', spoken, name)",
@@ -82,7 +82,7 @@ BREAKAGES = (
         Fleet("two", fleets.TWO, Faults()),
     ),
     Breakage(
-        "acquire does not mind a turn that is spoken",
+        "acquire grants the lease during another turn",
         *(
             Acquire,
             "if held[1] == '1' then\n",
@@ -91,7 +91,7 @@ BREAKAGES = (
         Fleet("two", fleets.TWO, Faults()),
     ),
     Breakage(
-        "acquire does not know names",
+        "acquire does not compare names",
         *(
             Acquire,
             "if spoken_as and (claim ~= 'regain'",
@@ -109,7 +109,7 @@ BREAKAGES = (
         Fleet("one", fleets.ONE, STALL),
     ),
     Breakage(
-        "acquire leaves the place of who speaks",
+        "acquire leaves the granted request on the list of waiters",
         *(
             Acquire,
             "redis.call('HDEL', lease, waiter)\n  redis.call('ZADD', spoken, turn, request)",
@@ -118,7 +118,7 @@ BREAKAGES = (
         Fleet("two", fleets.TWO, Faults()),
     ),
     Breakage(
-        "release counts against who is blameless",
+        "release counts a blameless attempt",
         *(Release, "if ARGV[2] == '1'", "if false"),
         Fleet("one", fleets.ONE, DRAIN, max_deliveries=1),
     ),
@@ -128,7 +128,7 @@ BREAKAGES = (
         Fleet("one", fleets.ONE, CRASH),
     ),
     Breakage(
-        "a request that waits is not listed",
+        "enqueue does not list the request",
         *(
             Enqueue,
             "redis.call('HSET', lease, waiter, (interrupts and '!' or '.') .. request)",
@@ -137,17 +137,17 @@ BREAKAGES = (
         Fleet("two", fleets.TWO, Faults()),
     ),
     Breakage(
-        "take does not say that somebody had it before",
+        "take does not say that another worker had the request",
         *(Take, "return {'take_over', ", "return {'fresh', "),
         Fleet("one", fleets.ONE, CRASH),
     ),
     Breakage(
-        "a burial takes the requests along",
+        "handing back the requests of a dead worker moves none",
         *(Orphan, "if #page == 0 then break end", "if true then break end"),
         Fleet("one", fleets.ONE, CRASH),
     ),
     Breakage(
-        "settle does not look at the lease",
+        "settle does not read the lease",
         *(Settle, "if held[1] == '1' and held[2]", "if false and held[2]"),
         Fleet("one", fleets.ONE, FAILOVER),
     ),

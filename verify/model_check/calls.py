@@ -1,4 +1,4 @@
-"""What workers ask of the server, as values: scripts' calls without times, epochs and tickets.
+"""What workers ask of the server, as values: calls without times, epochs and tickets.
 
 Follows ``worker.store.queues``, ``sessions`` and ``backlog``, and ``worker.intake.queue_reader``.
 """
@@ -28,10 +28,10 @@ ORDER_KEYS = OrderKeys.of(KEYS, MODEL)
 BACKLOG_KEYS = BacklogKeys.of(KEYS, MODEL)
 MAX_WAITING, CONVERSATION_MS = 64, 30_000
 READ = "XREADGROUP"
-"""The kind of the one call that is no script's."""
+"""The kind of the one call that is not a script's."""
 
 EPOCH, TICKET = "<epoch>", "<ticket>"
-"""Stand in ``Call.args`` for ``Call.epoch`` and ``Call.ticket``."""
+"""Stand for ``Call.epoch`` and ``Call.ticket`` in ``Call.args``."""
 
 HIDDEN = {GROUP, ORPHANS, BACKLOG, MODEL, EPOCH, TICKET, "", "0"} | {
     str(constant) for constant in (TTL_MS, MAX_WAITING, CONVERSATION_MS)
@@ -93,7 +93,7 @@ def all_keys(sessions: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def read(worker: str) -> Call:
-    """The reader's blocked read, in the moment it is answered."""
+    """The reader's blocking read, at the moment it is answered."""
     args = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", "1", "STREAMS", QUEUE, ">")
     return Call(READ, (QUEUE,), args, label=worker)
 
@@ -111,7 +111,7 @@ def adopt(worker: str, entry: str) -> Call:
 
 
 def hand_back(worker: str, *entries: str) -> Call:
-    """Without ``entries``: all that the worker has, who is dead."""
+    """Without ``entries``: everything that a dead worker had."""
     return Call.of(Orphan(requests=QUEUE, wake=BACKLOG_KEYS.wake, owner=worker, entries=entries))
 
 
@@ -157,7 +157,7 @@ def acquire(
     last_turn: int = 0,
     last_epoch: int = 0,
 ) -> Call:
-    """``last_turn`` and ``last_epoch`` are those of a lease to regain. It has no ticket yet."""
+    """Ask for the lease; ``last_turn`` and ``last_epoch`` are those of a lease to regain."""
     acquire = Acquire(
         keys=session_keys(session),
         queue=ORDER_KEYS,
@@ -190,7 +190,7 @@ def abandon(session: str, entry: str, owner: str) -> Call:
 
 
 def published(session: str, call: Append | Finish) -> Call:
-    """A call that an outbox wants to send; its epoch is filled in later."""
+    """A call that an outbox collected; its epoch is filled in later."""
     if isinstance(call, Append):
         label = f"{call.turn}-{call.first} +{len(call.entries)}"
     else:

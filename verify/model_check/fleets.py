@@ -1,10 +1,10 @@
-"""The fleets that are explored: few workers, few requests, and how much may go wrong."""
+"""The fleets that are explored: few workers, few requests, few faults."""
 
 from typing import NamedTuple
 
 
-class Ask(NamedTuple):
-    """A request on the queue. One that is rejected, or late, is answered without a word."""
+class Request(NamedTuple):
+    """A request on the queue. One that is rejected or late is answered unspoken."""
 
     entry: str
     session: str
@@ -19,25 +19,25 @@ class Ask(NamedTuple):
 
 
 class Faults(NamedTuple):
-    """How often each may happen on one path."""
+    """How often each fault may happen on one path."""
 
     crashes: int = 0
     losses: int = 0
-    """Connections lost: what was sent may be executed at any later time, and is sent again."""
-    burials: int = 0
-    """Live workers declared dead."""
+    """Connections lost: sent calls may be executed at any later time, and are sent again."""
+    false_deaths: int = 0
+    """Workers that are alive and declared dead."""
     failures: int = 0
-    """Engines that fail in mid-turn."""
+    """Engines that fail during a turn."""
     drains: int = 0
     failovers: int = 0
-    """The server's data go back to an earlier state of the path."""
+    """The server's data return to an earlier state of the path."""
 
 
 class Fleet(NamedTuple):
-    """One configuration. Unless ``splits``, a turn is made at once and leaves in one batch."""
+    """One configuration. Unless ``splits``, each turn is made and sent in one batch."""
 
     name: str
-    asks: tuple[Ask, ...]
+    requests: tuple[Request, ...]
     faults: Faults
     workers: int = 2
     slots: int = 1
@@ -48,14 +48,14 @@ class Fleet(NamedTuple):
 
     @property
     def sessions(self) -> tuple[str, ...]:
-        return tuple(sorted({ask.session for ask in self.asks}))
+        return tuple(sorted({request.session for request in self.requests}))
 
 
-ONE = (Ask("1-0", "s", "a", 1),)
-LONG = (Ask("1-0", "s", "a", 2),)
-TWO = (Ask("1-0", "s", "a", 1), Ask("2-0", "s", "b", 1))
-TWICE = (Ask("1-0", "s", "a", 1), Ask("2-0", "s", "a", 1))
-REJECTED = (Ask("1-0", "s", "a", 1), Ask("2-0", "s", "b", 1, is_rejected=True))
-LATE = (Ask("1-0", "s", "a", 1), Ask("2-0", "s", "b", 1, is_late=True))
-APART = (Ask("1-0", "s", "a", 1), Ask("2-0", "t", "b", 1))
-THREE = (*TWO, Ask("3-0", "s", "c", 1))
+ONE = (Request("1-0", "s", "a", 1),)
+LONG = (Request("1-0", "s", "a", 2),)
+TWO = (Request("1-0", "s", "a", 1), Request("2-0", "s", "b", 1))
+TWICE = (Request("1-0", "s", "a", 1), Request("2-0", "s", "a", 1))
+REJECTED = (Request("1-0", "s", "a", 1), Request("2-0", "s", "b", 1, is_rejected=True))
+LATE = (Request("1-0", "s", "a", 1), Request("2-0", "s", "b", 1, is_late=True))
+APART = (Request("1-0", "s", "a", 1), Request("2-0", "t", "b", 1))
+THREE = (*TWO, Request("3-0", "s", "c", 1))

@@ -1,8 +1,11 @@
 """The real ``worker.publish.outbox`` as values: each state of a turn's outbox has a number.
 
-Its clocks are stopped and its lead is 0: whatever was made may leave, so that batches of every
+Its clocks stand still and its lead is 0: every frame may be sent at once, so that batches of every
 size are explored.
 """
+
+# pyright: reportPrivateUsage=false
+# The state of an outbox is what makes two of them the same.
 
 import copy
 from collections import deque
@@ -39,7 +42,7 @@ class Sent(NamedTuple):
 
 
 class Outboxes:
-    """Every outbox that was ever met."""
+    """Every state of an outbox that was met so far."""
 
     def __init__(self) -> None:
         self._met: list[Outbox] = []
@@ -78,7 +81,7 @@ class Outboxes:
         return self._once(("start", number), start)
 
     def send(self, number: int, frames: int, end: tuple[Reason, str] | None) -> Sent:
-        """Make so many frames more, perhaps decide the end, and collect."""
+        """Put so many frames more, close if there is an ``end``, and collect."""
 
         def send() -> Sent:
             outbox = self._clone(number)
@@ -128,11 +131,11 @@ class Outboxes:
         return self._met[number].ending
 
     def next_frame(self, number: int) -> int:
-        """The number of the next entry to be put; 0 where the start is missing."""
+        """The number of the next entry to be put; 0: the start entry."""
         return self._met[number]._next
 
     def wants(self, number: int) -> bool:
-        """Whether something may leave without another frame."""
+        """Whether there is anything to send without another frame."""
         return self._once(("wants", number), lambda: bool(self._clone(number).collect(0)))
 
     def _collect(self, outbox: Outbox) -> Sent:
@@ -167,12 +170,12 @@ class Outboxes:
 
 
 def pcm(request: str, n: int) -> str:
-    """What frame ``n`` of a request sounds like, whoever makes it."""
+    """The content of frame ``n`` of a request, the same from every worker."""
     return f"{request}#{n}"
 
 
 def _finish(step: Coroutine[Any, Any, None]) -> None:
-    """Run what does not wait."""
+    """Run a coroutine that does not wait."""
     try:
         step.send(None)
     except StopIteration:

@@ -1,4 +1,4 @@
-"""Breadth first through everything that may happen: the first violation found is the shortest."""
+"""Breadth-first search: the first violation that it finds has the shortest trace."""
 
 import time
 from array import array
@@ -10,7 +10,7 @@ from verify.model_check.world import World
 
 
 class Found(NamedTuple):
-    """What an exploration saw. ``broken`` says which promise, ``trace`` how it came to that."""
+    """What was found. ``broken`` is the violated invariant, ``trace`` the steps that lead to it."""
 
     states: int
     transitions: int
@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
 
 class Search:
-    """One exploration, to the end or to ``most`` states."""
+    """One exploration, to exhaustion or to ``most`` states."""
 
     def __init__(self, world: World, most: int = 10_000_000) -> None:
         self._world = world
@@ -45,12 +45,12 @@ class Search:
         self._transitions = 0
 
     def run(self) -> Found:
-        """Look at every state; then whether the fleet can finish from each."""
+        """Explore every state; then check that the fleet can finish from each."""
         begun = time.monotonic()
 
         def found(exhausted: bool, broken: str = "", trace: tuple[str, ...] = ()) -> Found:
             seconds = time.monotonic() - begun
-            done = self._world.ground.executed
+            done = self._world.checked.executed
             return Found(
                 len(self._states), self._transitions, done, seconds, exhausted, broken, trace
             )
@@ -76,7 +76,7 @@ class Search:
         return found(True)
 
     def trace(self, number: int) -> tuple[str, ...]:
-        """The labels of the shortest way to a state."""
+        """The labels of the shortest path to a state."""
         labels: deque[str] = deque()
         while self._parents[number] >= 0:
             parent, state = self._parents[number], self._states[number]
@@ -86,7 +86,7 @@ class Search:
         return tuple(labels)
 
     def _rest(self, number: int) -> str:
-        """How it is when no more happens after a state."""
+        """What is unfinished where the fleet comes to rest after a state."""
         state = self._states[number]
         after = {state}
         todo = [state]
@@ -95,10 +95,10 @@ class Search:
             state = todo.pop()
             next_ones = [after for _, is_fault, after in self._world.steps(state) if not is_fault]
             if set(next_ones) <= {state}:
-                rests.add(self._world.ground.is_finished(state))
+                rests.add(self._world.checked.is_finished(state))
             todo += set(next_ones) - after
             after.update(next_ones)
-        return " | ".join(sorted(rests)) or "goes round in circles"
+        return " | ".join(sorted(rests)) or "it repeats the same states"
 
     def _add(self, state: State, parent: int) -> int:
         number = self._numbers.get(state)
@@ -109,7 +109,7 @@ class Search:
         return number
 
     def _stuck(self) -> int | None:
-        """The first state from which no faultless way leads to the end."""
+        """The first state from which the fleet cannot finish without another fault."""
         size = len(self._states)
         starts = array("l", bytes(8 * (size + 1)))
         for target in self._to:
@@ -122,7 +122,7 @@ class Search:
             filled[target] += 1
         fine = bytearray(size)
         todo = [
-            i for i, state in enumerate(self._states) if not self._world.ground.is_finished(state)
+            i for i, state in enumerate(self._states) if not self._world.checked.is_finished(state)
         ]
         for i in todo:
             fine[i] = 1

@@ -1,27 +1,29 @@
 """A real server as a function: the values of a call's keys, and the call -> new values, reply.
 
-A value that was seen once has a number. A call is run for real, on the keys that it names and no
-others, the first time it meets these values; what came of it is remembered. Epochs are kept apart
-from the lease that holds them: scripts compare them and make new ones from the server's clock, so
-that their order is all that matters.
+Each value that was seen has a number. A call is executed on its own keys the first time that it
+meets their values; the outcome is remembered. Epochs are kept apart from the lease that holds
+them: scripts only compare them, and make new ones from the server's clock, so that their order is
+all that matters.
 """
 
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self, cast
 
 import hiredis
 
 from verify.model_check.calls import KEYS, KINDS, TTL_MS, Call
 from voicefleet.schemas.keys import GROUP
 
+_pack = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
+
 ABSENT = 0
 
 SAME, RAISED, NEW, NONE = "same", "raised", "new", "none"
-"""What became of the lease's epoch."""
+"""What a call did to the lease's epoch."""
 
 LOWER, EQUAL, HIGHER = 1_000, 2_000, 3_000
-"""Epochs as they are put to the server: the lease's is ``EQUAL``."""
+"""Epochs as the server is given them: the lease's is ``EQUAL``."""
 FIRST_REAL = 1_000_000_000_000
 
 _RESTORE = """
@@ -51,7 +53,7 @@ return found
 """
 
 VOLATILE = {b"t", b"worker", b"first_audio_ms", b"updated_ms"}
-"""Fields of audio and session that say when, or who: two runs may differ there."""
+"""Fields of audio and session entries that differ from run to run: times, and the worker."""
 
 
 class Value(NamedTuple):
@@ -65,7 +67,7 @@ class Value(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """The request stream as workers see it: entries left, who has which, the next to deliver."""
+    """The request stream: its entries, who has which of them, the last one delivered."""
 
     entries: tuple[str, ...]
     pending: tuple[tuple[str, str], ...]
@@ -80,7 +82,7 @@ class Queue(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a call did: ``reply`` decoded, ``values`` of its keys, its lease's epoch."""
+    """What a call did: its decoded reply, its keys' new values, its lease's epoch, the wake key."""
 
     reply: Any
     values: tuple[int, ...]
@@ -89,7 +91,7 @@ class Outcome(NamedTuple):
 
 
 class RefusedError(Exception):
-    """The server answered with an error: no script of ours may."""
+    """The server replied with an error, which none of our calls may cause."""
 
 
 def entry_order(entry: str) -> tuple[int, int]:
@@ -125,17 +127,17 @@ class Server:
 
     @property
     def executed(self) -> int:
-        """How many calls were run for real."""
+        """How many calls were executed on the server."""
         return len(self._outcomes)
 
     def prepare(self, *commands: Sequence[Any]) -> None:
-        """Run commands on an empty server; ``number`` then says what they made of a key."""
+        """Run commands on an empty server; read a key with ``number`` afterwards."""
         self._wire.ask("FLUSHALL")
         for command in commands:
             self._wire.ask(*command)
 
     def number(self, key: str) -> int:
-        """The number of what a key holds on the server now."""
+        """The number of the value that a key has on the server now."""
         return self._number(key, self._wire.ask("EVALSHA", self._look, 1, key)[0])
 
     def run(self, call: Call, values: tuple[int, ...], epoch: int) -> Outcome:
@@ -231,7 +233,7 @@ def _fields(flat: Sequence[bytes]) -> tuple[tuple[str, str], ...]:
 
 
 class _Wire:
-    """A connection that waits."""
+    """A blocking connection."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
@@ -245,7 +247,7 @@ class _Wire:
         return reply
 
     def batch(self, *commands: Sequence[Any]) -> list[Any]:
-        self._socket.sendall(b"".join(hiredis.pack_command(tuple(c)) for c in commands))
+        self._socket.sendall(b"".join(_pack(tuple(command)) for command in commands))
         replies: list[Any] = []
         while len(replies) < len(commands):
             reply = self._reader.gets()

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, cast
 
 from verify.model_check.calls import Call
 from verify.model_check.fleets import Faults
-from verify.model_check.tasks import Script, Task
+from verify.model_check.tasks import Jobs, Task
 from voicefleet.worker.store.scripts.session import Acquired, Enqueued
 
 EPOCH_STEP = 1_000
@@ -12,20 +12,23 @@ Line = tuple[Call, ...]
 
 
 class Reader(NamedTuple):
-    """``worker.intake.queue_reader``: what it is doing, and what it has heard of the wake key."""
+    """``worker.intake.queue_reader``: its stage, its call, the wake key's version that it saw last.
+
+    ``takes_first``: it tries to take a waiting request before it reads new ones.
+    """
 
     stage: str = "idle"
     call: Line = ()
-    orphans: bool = True
-    heard: int = 0
+    takes_first: bool = True
+    seen_wake: int = 0
     reconnects: bool = False
 
 
 class Worker(NamedTuple):
-    """``status`` is up, draining, gone or dead; a ``suspected`` one was declared dead in error.
+    """``status`` is up, draining, gone or dead; a ``suspected`` one was falsely declared dead.
 
-    ``apart`` is what ``worker.intake.pending_reconciler`` found last: entries in our name that
-    nobody here works on, and entries that wait here and are in another's name. ``page`` is what
+    ``mismatches`` is what ``worker.intake.pending_reconciler`` found last: entries that the worker
+    has and no job for, and entries of its waiting jobs that another worker has. ``page`` is what
     ``worker.intake.backlog_keeper`` has read and not parked yet.
     """
 
@@ -33,13 +36,13 @@ class Worker(NamedTuple):
     status: str = "up"
     reader: Reader = Reader()
     tasks: tuple[Task, ...] = ()
-    apart: tuple[str, ...] = ()
+    mismatches: tuple[str, ...] = ()
     page: tuple[str, ...] = ()
     suspected: bool = False
 
 
 class Data(NamedTuple):
-    """The server's: each key's value, each session's epoch, the wake key's version, as numbers."""
+    """The server's data as numbers: values of keys, epochs of sessions, the wake key's version."""
 
     values: tuple[int, ...]
     epochs: tuple[int, ...]
@@ -47,7 +50,7 @@ class Data(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything. ``replica`` is what a failover would go back to."""
+    """A fleet and its server. ``replica``: the data after a failover; ``ghosts``: late calls."""
 
     data: Data
     workers: tuple[Worker, ...]
@@ -62,7 +65,7 @@ Next = tuple[str, bool, State]
 
 
 class Violation(Exception):
-    """A step after which a promise is broken."""
+    """A step that breaks an invariant."""
 
     def __init__(self, label: str, broken: str) -> None:
         super().__init__(f"{label}: {broken}")
@@ -100,15 +103,15 @@ def put_task(state: State, at: int, before: Task, after: Task | None) -> State:
     return put(state, at, tasks=tuple(tasks))
 
 
-def epochs_of(state: State, session: int, script: Script) -> set[int]:
-    """Every epoch of a session that anybody has in hand."""
+def epochs_of(state: State, session: int, jobs: Jobs) -> set[int]:
+    """Every epoch of a session that the server, a worker or a late call holds."""
     found = {0, state.data.epochs[session]}
     if state.replica is not None:
         found.add(state.replica.epochs[session])
-    name = script.fleet.sessions[session]
+    name = jobs.fleet.sessions[session]
     for worker in state.workers:
         for task in worker.tasks:
-            if script.ask(task).session == name:
+            if jobs.request(task).session == name:
                 found.add(task.epoch)
                 found.update(call.epoch for call in task.line)
     for ghost in state.ghosts:
@@ -116,16 +119,16 @@ def epochs_of(state: State, session: int, script: Script) -> set[int]:
     return found
 
 
-def numbered(state: State, sessions: dict[str, int], script: Script) -> State:
-    """The same state with epochs and wake versions counted anew: only their order matters."""
+def numbered(state: State, sessions: dict[str, int], jobs: Jobs) -> State:
+    """The same state with epochs and wake versions renumbered: only their order matters."""
     ranks: dict[str, dict[int, int]] = {}
     for name, i in sessions.items():
-        found = sorted(epochs_of(state, i, script))
+        found = sorted(epochs_of(state, i, jobs))
         if found != [rank * EPOCH_STEP for rank in range(len(found))]:
             ranks[name] = {epoch: rank * EPOCH_STEP for rank, epoch in enumerate(found)}
     if ranks:
-        state = _renamed(state, sessions, ranks, script)
-    versions = {0, state.data.wake, *(worker.reader.heard for worker in state.workers)}
+        state = _renamed(state, sessions, ranks, jobs)
+    versions = {0, state.data.wake, *(worker.reader.seen_wake for worker in state.workers)}
     if state.replica is not None:
         versions.add(state.replica.wake)
     if max(versions) == len(versions) - 1:
@@ -136,13 +139,14 @@ def numbered(state: State, sessions: dict[str, int], script: Script) -> State:
         data=state.data._replace(wake=wakes[state.data.wake]),
         replica=replica and replica._replace(wake=wakes[replica.wake]),
         workers=tuple(
-            w._replace(reader=w.reader._replace(heard=wakes[w.reader.heard])) for w in state.workers
+            w._replace(reader=w.reader._replace(seen_wake=wakes[w.reader.seen_wake]))
+            for w in state.workers
         ),
     )
 
 
 def _renamed(
-    state: State, sessions: dict[str, int], ranks: dict[str, dict[int, int]], script: Script
+    state: State, sessions: dict[str, int], ranks: dict[str, dict[int, int]], jobs: Jobs
 ) -> State:
     def of_data(data: Data) -> Data:
         epochs = list(data.epochs)
@@ -159,7 +163,7 @@ def _renamed(
         )
 
     def of_task(task: Task) -> Task:
-        rank = ranks.get(script.ask(task).session)
+        rank = ranks.get(jobs.request(task).session)
         if rank is None:
             return task
         return task._replace(epoch=rank[task.epoch], line=of_line(task.line))

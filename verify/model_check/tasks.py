@@ -1,10 +1,10 @@
-"""A request in a worker's hands, as ``worker.intake.job`` sees it through: one call a step."""
+"""One request in a worker, as ``worker.intake.job`` handles it: one call a step."""
 
 from typing import Any, NamedTuple
 
 from verify.model_check import calls
 from verify.model_check.calls import Call
-from verify.model_check.fleets import Ask, Fleet
+from verify.model_check.fleets import Fleet, Request
 from verify.model_check.outboxes import Outboxes
 from voicefleet.worker.publish.outbox import PublishOutcome
 from voicefleet.worker.store.lease_states import Claim, Standing
@@ -12,18 +12,18 @@ from voicefleet.worker.store.scripts import queue
 from voicefleet.worker.store.scripts.session import Acquired, Enqueued
 
 CANCELLABLE = ("acquire", "enqueue", "waiting", "free")
-"""Where a drain takes a request from: it does not hold its session's lease."""
+"""Stages in which a drain hands the request back: it does not hold its session's lease."""
 
 
 LEAVING = ("settle", "hand_back", "dropped")
-"""Where a request is as good as gone."""
+"""Stages in which the worker is done with the request."""
 
 
 class Task(NamedTuple):
-    """An job. ``line`` is what it has sent and was not answered yet, in its order."""
+    """A job. ``line`` holds its calls without a reply yet, in the order in which they were sent."""
 
-    ask: int
-    claim: str
+    request: int
+    claim: Claim
     stage: str
     line: tuple[Call, ...] = ()
     replies: tuple[Any, ...] = ()
@@ -35,42 +35,42 @@ class Task(NamedTuple):
     outbox: int = -1
 
 
-class Script:
-    """What an job does next, given a reply. Has no state of its own."""
+class Jobs:
+    """What a job does after each reply. It has no state of its own."""
 
     def __init__(self, fleet: Fleet, outboxes: Outboxes) -> None:
         self.fleet = fleet
         self._outboxes = outboxes
 
-    def ask(self, task: Task) -> Ask:
-        """The request that a task is about."""
-        return self.fleet.asks[task.ask]
+    def request(self, task: Task) -> Request:
+        """The request of a task."""
+        return self.fleet.requests[task.request]
 
-    def ask_of(self, entry: str) -> Ask:
+    def request_of_entry(self, entry: str) -> Request:
         """The request of an entry."""
-        (ask,) = (ask for ask in self.fleet.asks if ask.entry == entry)
-        return ask
+        (request,) = (request for request in self.fleet.requests if request.entry == entry)
+        return request
 
-    def begin(self, worker: str, entry: str, claim: str, *, slot: bool = True) -> Task:
-        """What ``Intake`` starts on a delivery."""
-        index = self.fleet.asks.index(self.ask_of(entry))
+    def begin(self, worker: str, entry: str, claim: Claim, *, slot: bool = True) -> Task:
+        """The job that ``Intake`` starts for a delivery."""
+        index = self.fleet.requests.index(self.request_of_entry(entry))
         return self.acquire(worker, Task(index, claim, "acquire", slot=slot))
 
     def acquire(self, worker: str, task: Task) -> Task:
-        """``turn`` and ``epoch`` are those of the claim that is made again, if any."""
-        ask = self.ask(task)
+        """Ask for the lease; the task's ``turn`` and ``epoch`` are those of a lease to regain."""
+        request = self.request(task)
         call = calls.acquire(
-            ask.session, ask.name, ask.entry, task.claim, worker, task.turn, task.epoch
+            request.session, request.name, request.entry, task.claim, worker, task.turn, task.epoch
         )
         return task._replace(stage="acquire", line=(call,))
 
     def enqueue(self, task: Task) -> Task:
-        ask = self.ask(task)
-        call = calls.enqueue(ask.session, ask.name, ask.entry)
+        request = self.request(task)
+        call = calls.enqueue(request.session, request.name, request.entry)
         return task._replace(stage="enqueue", line=(call,), queued=True)
 
     def answered(self, worker: str, task: Task, reply: Any, epoch: int) -> Task | None:
-        """The task after the reply to its last call; ``None``: it is through."""
+        """The task after the reply to its last call; ``None``: it is finished."""
         task = task._replace(line=())
         if task.stage == "dropped":
             return None
@@ -101,11 +101,11 @@ class Script:
                 return None
 
     def _speak(self, task: Task, epoch: int, acquired: Acquired, attempts: int) -> Task:
-        ask, turn, last = self.ask(task), acquired.turn, acquired.last
-        outbox = self._outboxes.open(ask.session, ask.name, turn, last)
-        if ask.is_rejected:
+        request, turn, last = self.request(task), acquired.turn, acquired.last
+        outbox = self._outboxes.open(request.session, request.name, turn, last)
+        if request.is_rejected:
             outbox = self._outboxes.end_now(outbox, "rejected", "bad")
-        elif ask.is_late and last < 0:
+        elif request.is_late and last < 0:
             outbox = self._outboxes.end_now(outbox, "expired", "")
         elif attempts > self.fleet.max_deliveries:
             outbox = self._outboxes.end_now(outbox, "failed", "max_deliveries")
@@ -116,43 +116,47 @@ class Script:
         )
 
     def _suspect(self, task: Task, epoch: int, acquired: Acquired) -> Task:
-        """Its last owner may have died of it: the attempt counts from now on."""
+        """The request may have killed its last owner: count the attempt before it begins."""
         task = self._speak(task, epoch, acquired, acquired.attempts + 1)
         if self._outboxes.is_ending(task.outbox):
             return task
-        call = calls.begin_attempt(self.ask(task).session, epoch)
+        call = calls.begin_attempt(self.request(task).session, epoch)
         return task._replace(stage="attempt", line=(call,))
 
     def conclude(self, worker: str, task: Task, outcome: PublishOutcome) -> Task:
         """``Job._conclude``."""
-        ask = self.ask(task)
+        request = self.request(task)
         if outcome is PublishOutcome.FORGOTTEN:
-            again = Task(task.ask, Claim.REGAIN, "acquire", epoch=task.epoch, turn=task.turn)
+            again = Task(task.request, Claim.REGAIN, "acquire", epoch=task.epoch, turn=task.turn)
             return self.acquire(worker, again)
-        done = Task(task.ask, Claim.FRESH, "", slot=False)
+        done = Task(task.request, Claim.FRESH, "", slot=False)
         if outcome is PublishOutcome.ENDED:
             return self._settle(done)
         if outcome is PublishOutcome.FENCED:
-            call = calls.acquire(ask.session, ask.name, ask.entry, Claim.INQUIRE_ALIVE, worker)
+            call = calls.acquire(
+                request.session, request.name, request.entry, Claim.INQUIRE_ALIVE, worker
+            )
             return self._leave(done, "inquire", call)
         return self._release(
             done, task.epoch, blameless=outcome is not PublishOutcome.ENGINE_FAILED
         )
 
     def _settle(self, task: Task) -> Task:
-        ask = self.ask(task)
-        return self._leave(task, "settle", calls.settle(ask.session, ask.name, ask.entry))
+        request = self.request(task)
+        return self._leave(
+            task, "settle", calls.settle(request.session, request.name, request.entry)
+        )
 
     def _release(self, task: Task, epoch: int, *, blameless: bool) -> Task:
-        call = calls.release(self.ask(task).session, epoch, blameless=blameless)
+        call = calls.release(self.request(task).session, epoch, blameless=blameless)
         return self._leave(task, "release", call)
 
     def hand_back(self, worker: str, task: Task) -> Task:
-        """A cancelled call is executed all the same, before this one: they share a connection."""
+        """Hand back. A cancelled call is still executed before it: they share a connection."""
         before = task.line
-        left = self._leave(task, "hand_back", calls.hand_back(worker, self.ask(task).entry))
+        left = self._leave(task, "hand_back", calls.hand_back(worker, self.request(task).entry))
         return left._replace(line=(*before, *left.line))
 
     @staticmethod
     def _leave(task: Task, stage: str, call: Call) -> Task:
-        return Task(task.ask, "", stage, (call,), slot=False)
+        return Task(task.request, Claim.FRESH, stage, (call,), slot=False)

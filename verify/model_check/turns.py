@@ -1,12 +1,12 @@
-"""What may happen to a request in a worker's hands: waiting, speaking, and the audit of both."""
+"""What may happen to a worker's jobs: waiting, speaking, and their reconciliation."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from verify.model_check import calls
 from verify.model_check.calls import KEYS
-from verify.model_check.fleets import Ask
-from verify.model_check.ground import Ground
+from verify.model_check.checked_fleet import CheckedFleet
+from verify.model_check.fleets import Request
 from verify.model_check.server import entry_order
 from verify.model_check.state import Next, State, Worker, put, put_task, short
 from verify.model_check.tasks import CANCELLABLE, Task
@@ -16,18 +16,20 @@ from voicefleet.worker.publish.outbox import PublishOutcome
 class Turns:
     """The steps of jobs, and of ``worker.intake.pending_reconciler``."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
-        self._script = ground.script
+    def __init__(self, checked: CheckedFleet) -> None:
+        self._checked = checked
+        self._jobs = checked.jobs
 
     def working(self, state: State, at: int, worker: Worker, task: Task) -> Iterator[Next]:
-        ask, name = self._script.ask(task), worker.name
-        if any(t.ask == task.ask and t.stage == "dropped" and t != task for t in worker.tasks):
-            return  # what was sent before, on the same connection, comes first
+        request, name = self._jobs.request(task), worker.name
+        if any(
+            t.request == task.request and t.stage == "dropped" and t != task for t in worker.tasks
+        ):
+            return  # earlier calls on the same connection are executed first
         if task.line:
             call, rest = task.line[0], task.line[1:]
             label = f"{name}: {call}"
-            after, reply = self._ground.execute(state, call, label)
+            after, reply = self._checked.execute(state, call, label)
             label = f"{label} -> {short(reply)}"
             if task.stage == "speaking":
                 now = task._replace(line=rest, replies=(*task.replies, reply))
@@ -37,78 +39,86 @@ class Turns:
             elif rest:
                 yield label, False, put_task(after, at, task, task._replace(line=rest))
             else:
-                epoch = after.data.epochs[self._ground.sessions[ask.session]]
-                done = self._script.answered(name, task, reply, epoch)
+                epoch = after.data.epochs[self._checked.sessions[request.session]]
+                done = self._jobs.answered(name, task, reply, epoch)
                 yield label, False, put_task(after, at, task, done)
             if state.left.losses:
-                after = self._ground.lose(state, task.line)
+                after = self._checked.lose(state, task.line)
                 now = task._replace(line=task.line[-1:])
                 if task.stage == "speaking":
-                    outbox = self._ground.outboxes.unanswered(task.outbox)
+                    outbox = self._checked.outboxes.unanswered(task.outbox)
                     now = task._replace(line=(), replies=(), outbox=outbox)
                 yield f"{name}: lose the connection of {call}", True, put_task(after, at, task, now)
         if task.stage == "waiting":
             yield from self._waiting(state, at, worker, task)
         if task.stage == "speaking":
-            yield from self._speaking(state, at, worker, task, ask)
+            yield from self._speaking(state, at, worker, task, request)
 
     def _waiting(self, state: State, at: int, worker: Worker, task: Task) -> Iterator[Next]:
-        ask, name = self._script.ask(task), worker.name
-        lease = dict(self._ground.content(state, KEYS.lease(ask.session)))
+        request, name = self._jobs.request(task), worker.name
+        lease = dict(self._checked.content(state, KEYS.lease(request.session)))
         waiters = sorted(
             (entry_order(field.split(":")[1]), field.split(":")[1])
             for field in lease
             if field.startswith("w:")
         )
-        entries = self._ground.queue(state).entries
+        entries = self._checked.queue(state).entries
         listed = [entry for _, entry in waiters]
-        if lease.get("active") == "1" and lease["entry"] == ask.entry:
+        if lease.get("active") == "1" and lease["entry"] == request.entry:
             yield self._try(state, at, worker, task)
-        elif ask.entry not in listed:
-            again = self._script.enqueue(task)
-            yield f"{name}: {ask.entry} was forgotten", False, put_task(state, at, task, again)
+        elif request.entry not in listed:
+            again = self._jobs.enqueue(task)
+            yield f"{name}: {request.entry} was forgotten", False, put_task(state, at, task, again)
         elif lease.get("active") == "1":
             entry, owner = lease["entry"], lease.get("owner", "")
-            if entry not in entries and not self._ground.seems_to_speak(state, owner, entry):
-                call = calls.abandon(ask.session, entry, owner)
+            if entry not in entries and not self._checked.seems_to_speak(state, owner, entry):
+                call = calls.abandon(request.session, entry, owner)
                 free = task._replace(stage="free", line=(call,))
                 yield (
-                    f"{name}: {ask.entry} sees a lost turn",
+                    f"{name}: {request.entry} sees a lost turn",
                     False,
                     put_task(state, at, task, free),
                 )
-        elif listed[0] == ask.entry:
+        elif listed[0] == request.entry:
             yield self._try(state, at, worker, task)
         elif listed[0] not in entries:
-            call = calls.abandon(ask.session, listed[0], "")
+            call = calls.abandon(request.session, listed[0], "")
             free = task._replace(stage="free", line=(call,))
-            yield f"{name}: {ask.entry} sees a lost place", False, put_task(state, at, task, free)
+            yield (
+                f"{name}: {request.entry} sees a lost place",
+                False,
+                put_task(state, at, task, free),
+            )
 
     def _try(self, state: State, at: int, worker: Worker, task: Task) -> Next:
-        ask, name = self._script.ask(task), worker.name
-        if ask.is_unspoken or self._ground.has_slot(worker):
-            now = self._script.acquire(name, task._replace(slot=not ask.is_unspoken))
-            return f"{name}: {ask.entry} is next, or spoken", False, put_task(state, at, task, now)
-        now = self._script.hand_back(name, task)
-        label = f"{name}: {ask.entry} is next but there is no slot"
+        request, name = self._jobs.request(task), worker.name
+        if request.is_unspoken or self._checked.has_slot(worker):
+            now = self._jobs.acquire(name, task._replace(slot=not request.is_unspoken))
+            return (
+                f"{name}: {request.entry} is next, or spoken",
+                False,
+                put_task(state, at, task, now),
+            )
+        now = self._jobs.hand_back(name, task)
+        label = f"{name}: {request.entry} is next but there is no slot"
         return label, False, put_task(state, at, task, now)
 
     def _speaking(
-        self, state: State, at: int, worker: Worker, task: Task, ask: Ask
+        self, state: State, at: int, worker: Worker, task: Task, request: Request
     ) -> Iterator[Next]:
-        name, outboxes = worker.name, self._ground.outboxes
+        name, outboxes = worker.name, self._checked.outboxes
         if not task.line:
-            for label, sent in self._sendings(task, ask):
+            for label, sent in self._sendings(task, request):
                 line = tuple(call._replace(epoch=task.epoch) for call in sent.calls)
                 now = task._replace(outbox=sent.outbox, line=line)
-                yield f"{name}: {ask.entry} {label}", False, put_task(state, at, task, now)
-        if state.data.epochs[self._ground.sessions[ask.session]] > task.epoch:
+                yield f"{name}: {request.entry} {label}", False, put_task(state, at, task, now)
+        if state.data.epochs[self._checked.sessions[request.session]] > task.epoch:
             yield self._leave(state, at, worker, task, PublishOutcome.FENCED)
         if worker.status == "draining":
             yield self._leave(state, at, worker, task, PublishOutcome.HANDED_OVER)
         if state.left.failures and not outboxes.is_ending(task.outbox):
             left = state.left._replace(failures=state.left.failures - 1)
-            if task.attempts < self._ground.fleet.max_deliveries:
+            if task.attempts < self._checked.fleet.max_deliveries:
                 label, _, after = self._leave(state, at, worker, task, PublishOutcome.ENGINE_FAILED)
                 yield label, True, after._replace(left=left)
             elif not task.line:
@@ -116,57 +126,60 @@ class Turns:
                 line = tuple(call._replace(epoch=task.epoch) for call in sent.calls)
                 now = task._replace(outbox=sent.outbox, line=line)
                 after = put_task(state, at, task, now)._replace(left=left)
-                yield f"{name}: {ask.entry} fails for good", True, after
+                yield f"{name}: {request.entry} fails for good", True, after
 
-    def _sendings(self, task: Task, ask: Ask) -> Iterator[tuple[str, Any]]:
-        outboxes, outbox = self._ground.outboxes, task.outbox
+    def _sendings(self, task: Task, request: Request) -> Iterator[tuple[str, Any]]:
+        outboxes, outbox = self._checked.outboxes, task.outbox
         if outboxes.is_ending(outbox):
             if outboxes.wants(outbox):
                 yield "sends", outboxes.send(outbox, 0, None)
             return
-        remaining = ask.frames + 1 - max(outboxes.next_frame(outbox), 1)
+        remaining = request.frames + 1 - max(outboxes.next_frame(outbox), 1)
         yield f"makes {remaining} and ends", outboxes.send(outbox, remaining, ("completed", ""))
-        if self._ground.fleet.splits:
+        if self._checked.fleet.splits:
             first = 0 if outboxes.wants(outbox) else 1
             for frames in range(first, remaining + 1):
                 yield f"makes {frames}", outboxes.send(outbox, frames, None)
 
     def _confirm(self, name: str, task: Task) -> Task:
-        outbox = self._ground.outboxes.confirm(task.outbox, task.replies)
+        outbox = self._checked.outboxes.confirm(task.outbox, task.replies)
         task = task._replace(outbox=outbox, replies=())
-        outcome = self._ground.outboxes.outcome(outbox)
-        return task if outcome is None else self._script.conclude(name, task, outcome)
+        outcome = self._checked.outboxes.outcome(outbox)
+        return task if outcome is None else self._jobs.conclude(name, task, outcome)
 
     def _leave(
         self, state: State, at: int, worker: Worker, task: Task, outcome: PublishOutcome
     ) -> Next:
-        """A turn is given up while its last batch may be on its way, on another connection."""
-        now = self._script.conclude(worker.name, task, outcome)
+        """Give up a turn while its last batch may be on its way, on another connection."""
+        now = self._jobs.conclude(worker.name, task, outcome)
         ghosts = (*state.ghosts, task.line) if task.line else state.ghosts
-        label = f"{worker.name}: {self._script.ask(task).entry} {outcome.name.lower()}"
+        label = f"{worker.name}: {self._jobs.request(task).entry} {outcome.name.lower()}"
         return label, False, put_task(state._replace(ghosts=ghosts), at, task, now)
 
-    def auditing(self, state: State, at: int, worker: Worker) -> Iterator[Next]:
-        """``worker.intake.pending_reconciler``: acts on what is apart for the second time."""
+    def reconciling(self, state: State, at: int, worker: Worker) -> Iterator[Next]:
+        """``worker.intake.pending_reconciler``: acts on mismatches that it found twice in a row."""
         name = worker.name
-        if not self._ground.fleet.reconciles or worker.reader.stage in ("handing_back", "checking"):
+        if not self._checked.fleet.reconciles or worker.reader.stage in (
+            "handing_back",
+            "checking",
+        ):
             return
-        queue = self._ground.queue(state)
+        queue = self._checked.queue(state)
         held = set(queue.held_by(name))
-        mine = {self._script.ask(t).entry for t in worker.tasks if t.stage != "dropped"}
+        mine = {self._jobs.request(t).entry for t in worker.tasks if t.stage != "dropped"}
         stray = held.difference(mine, worker.page)
         waiting = {
-            self._script.ask(task).entry for task in worker.tasks if task.stage in CANCELLABLE
+            self._jobs.request(task).entry for task in worker.tasks if task.stage in CANCELLABLE
         }
         foreign = waiting - held
-        apart = tuple(sorted(stray | foreign))
-        if apart == worker.apart:
+        mismatches = tuple(sorted(stray | foreign))
+        if mismatches == worker.mismatches:
             lasting = tuple(sorted(stray))
             dismissed = [
                 task
                 for task in worker.tasks
                 if task.stage in CANCELLABLE
-                and self._script.ask(task).entry in foreign.intersection(queue.entries)
+                and self._jobs.request(task).entry in foreign.intersection(queue.entries)
             ]
             if not lasting and not dismissed:
                 return
@@ -175,10 +188,14 @@ class Turns:
                 for task in worker.tasks
                 if task.line or task not in dismissed
             )
-            label = f"{name}: reconciles {' '.join(apart)}"
-            after = put(state, at, tasks=tasks, apart=())
+            label = f"{name}: reconciles {' '.join(mismatches)}"
+            after = put(state, at, tasks=tasks, mismatches=())
             if lasting:
-                after, _ = self._ground.execute(after, calls.hand_back(name, *lasting), label)
+                after, _ = self._checked.execute(after, calls.hand_back(name, *lasting), label)
             yield label, False, after
         else:
-            yield f"{name}: finds apart {apart}", False, put(state, at, apart=apart)
+            yield (
+                f"{name}: finds mismatches {mismatches}",
+                False,
+                put(state, at, mismatches=mismatches),
+            )

@@ -1,19 +1,19 @@
-"""Where workers act: the real server, the promises that each of its changes is checked against."""
+"""Executes the calls of one fleet on the real server, and checks each change."""
 
 from typing import Any, cast
 
 from verify.model_check import calls
 from verify.model_check.calls import KEYS, QUEUE, Call
 from verify.model_check.fleets import Fleet
-from verify.model_check.outboxes import Outboxes
-from verify.model_check.promises import (
-    BrokenPromise,
+from verify.model_check.invariants import (
+    BrokenInvariant,
     check_growth,
     check_memory,
     check_stream,
     has_end,
     is_complete,
 )
+from verify.model_check.outboxes import Outboxes
 from verify.model_check.server import ABSENT, NEW, NONE, RAISED, Queue, RefusedError, Server
 from verify.model_check.state import (
     EPOCH_STEP,
@@ -26,28 +26,28 @@ from verify.model_check.state import (
     replaced,
     short,
 )
-from verify.model_check.tasks import LEAVING, Script
+from verify.model_check.tasks import LEAVING, Jobs
 from voicefleet.schemas.keys import GROUP
 
 LATE = ("deadline_ms", "1")
 
 
-class Ground:
-    """One fleet on one server: looking, and doing."""
+class CheckedFleet:
+    """One fleet on one server: what its state holds, and what a call makes of it."""
 
     def __init__(self, fleet: Fleet, server: Server) -> None:
         self.fleet = fleet
         self.outboxes = Outboxes()
-        self.script = Script(fleet, self.outboxes)
+        self.jobs = Jobs(fleet, self.outboxes)
         self.sessions = {session: i for i, session in enumerate(fleet.sessions)}
         self.keys = calls.all_keys(fleet.sessions)
         self.index = {key: i for i, key in enumerate(self.keys)}
         self.audio = {
-            KEYS.audio(s): tuple(ask for ask in fleet.asks if ask.session == s)
+            KEYS.audio(s): tuple(request for request in fleet.requests if request.session == s)
             for s in fleet.sessions
         }
         self._server = server
-        self._checked: set[tuple[str, int, int]] = set()
+        self._seen: set[tuple[str, int, int]] = set()
 
     @property
     def executed(self) -> int:
@@ -55,10 +55,10 @@ class Ground:
         return self._server.executed
 
     def begin(self) -> Data:
-        """All requests are on the queue and nobody has looked yet."""
+        """The data in which all requests are on the queue and no worker has read any."""
         adds = [
             ("XADD", QUEUE, a.entry, "session", a.session, "request", a.name, *LATE * a.is_late)
-            for a in self.fleet.asks
+            for a in self.fleet.requests
         ]
         self._server.prepare(*adds, ("XGROUP", "CREATE", QUEUE, GROUP, "0", "MKSTREAM"))
         values = [ABSENT] * len(self.keys)
@@ -68,9 +68,9 @@ class Ground:
     # Looking.
 
     def is_finished(self, state: State) -> str:
-        """Why the fleet is not through, or nothing when it is, and has left all in order."""
+        """Why the fleet is not finished; empty when it is, and every key is as it should be."""
         if state.ghosts or any(w.tasks for w in state.workers):
-            return "somebody is at work"
+            return "a worker is busy"
         queue = self.queue(state)
         if queue.entries or queue.pending:
             return f"left on the queue: {queue}"
@@ -106,26 +106,26 @@ class Ground:
         return sum(task.slot for task in worker.tasks) < self.fleet.slots
 
     def may_read(self, worker: Worker) -> bool:
-        """Whether the worker takes requests."""
+        """Whether the worker may take another request."""
         return worker.status == "up" and self.has_slot(worker)
 
     def worked_on(self, worker: Worker) -> set[str]:
-        """Entries that are worked on: not those that are as good as gone."""
-        return {self.script.ask(t).entry for t in worker.tasks if t.stage not in LEAVING}
+        """Entries of the worker's jobs, except those that it is leaving."""
+        return {self.jobs.request(t).entry for t in worker.tasks if t.stage not in LEAVING}
 
     def stranded(self, state: State, worker: Worker) -> tuple[str, ...]:
-        """Entries in a worker's name that nobody works on."""
-        mine = {self.script.ask(t).entry for t in worker.tasks if t.stage != "dropped"}
+        """Entries that the worker has on the pending list and no job for."""
+        mine = {self.jobs.request(t).entry for t in worker.tasks if t.stage != "dropped"}
         held = self.queue(state).held_by(worker.name)
         return tuple(entry for entry in held if entry not in mine)
 
     def seems_to_speak(self, state: State, name: str, entry: str) -> bool:
-        """Whether the owner lives and says each second that it has the turn."""
+        """Whether the owner is alive and renews the session's record each second."""
         return any(
             worker.name == name
             and not worker.suspected
             and any(
-                t.stage == "speaking" and self.script.ask(t).entry == entry for t in worker.tasks
+                t.stage == "speaking" and self.jobs.request(t).entry == entry for t in worker.tasks
             )
             for worker in state.workers
         )
@@ -137,7 +137,7 @@ class Ground:
     # Doing.
 
     def lose(self, state: State, line: Line) -> State:
-        """Let what was sent be executed at any later time."""
+        """Let calls that were sent be executed at any later time, their replies lost."""
         left = state.left._replace(losses=state.left.losses - 1)
         return state._replace(left=left, ghosts=(*state.ghosts, line))
 
@@ -145,7 +145,7 @@ class Ground:
         """Let the server execute a call.
 
         Raises:
-            Violation: A promise is broken by it.
+            Violation: It breaks an invariant.
         """
         data, indexes = state.data, [self.index[key] for key in call.keys]
         session = self.sessions.get(call.session, -1)
@@ -164,43 +164,45 @@ class Ground:
             and outcome.epoch != NEW
             and self.ticket_held(state.data, call.session) != call.ticket
         ):
-            raise Violation(label, "an owner without an epoch of its own")
+            raise Violation(label, "a new owner has an old epoch")
         values = list(data.values)
         for i, number in zip(indexes, outcome.values, strict=True):
             values[i] = number
         epochs, wake = data.epochs, data.wake
         if call.session and outcome.epoch == NEW:
             epochs = replaced(
-                epochs, session, max(epochs_of(state, session, self.script)) + EPOCH_STEP
+                epochs, session, max(epochs_of(state, session, self.jobs)) + EPOCH_STEP
             )
         elif call.session and outcome.epoch == RAISED:
             epochs = replaced(epochs, session, epoch + 1)
         elif call.session and outcome.epoch == NONE:
             epochs = replaced(epochs, session, 0)
         if outcome.rung:
-            seen = [w.reader.heard for w in state.workers]
+            seen = [w.reader.seen_wake for w in state.workers]
             wake = max(*seen, data.wake, state.replica.wake if state.replica else 0) + 1
         after = state._replace(data=Data(tuple(values), epochs, wake))
         try:
             after = self._check(state, after, call)
-        except BrokenPromise as broken:
+        except BrokenInvariant as broken:
             raise Violation(f"{label} -> {short(outcome.reply)}", str(broken)) from None
         return after, outcome.reply
 
     def _check(self, state: State, after: State, call: Call) -> State:
-        for key, asks in self.audio.items():
+        for key, requests in self.audio.items():
             at = self.index[key]
             old, new = state.data.values[at], after.data.values[at]
             if old == new:
                 continue
             entries = self.content(after, key)
-            if (key, old, new) not in self._checked:
+            if (key, old, new) not in self._seen:
                 check_growth(self.content(state, key), entries)
-                check_stream(entries, asks, may_fail=self.fleet.faults.failures > 0)
-                self._checked.add((key, old, new))
+                check_stream(entries, requests, may_fail=self.fleet.faults.failures > 0)
+                self._seen.add((key, old, new))
             epoch = state.data.epochs[self.sessions[call.session]]
             if call.kind in ("append", "finish") and call.epoch != epoch:
-                raise BrokenPromise(f"published with epoch {call.epoch}, which is not the lease's")
+                raise BrokenInvariant(
+                    f"published with epoch {call.epoch}, which is not the lease's"
+                )
             if state.forgotten:
                 check_memory(state.forgotten, key, entries)
                 there = {entry for entry, _ in entries}
@@ -210,12 +212,12 @@ class Ground:
         return after
 
     def _check_queue(self, state: State, after: State) -> None:
-        """What leaves the queue is answered, or another entry of this name is still there."""
+        """A request leaves the queue only when it is answered, or queued again under its name."""
         kept = self.queue(after).entries
         gone = set(self.queue(state).entries).difference(kept)
-        for ask in self.fleet.asks:
-            if ask.entry in gone:
-                content = self.content(after, KEYS.audio(ask.session))
-                others = {(a.session, a.name) for a in self.fleet.asks if a.entry in kept}
-                if not has_end(content, ask) and (ask.session, ask.name) not in others:
-                    raise BrokenPromise(f"{ask.entry} is off the queue and was not answered")
+        for request in self.fleet.requests:
+            if request.entry in gone:
+                content = self.content(after, KEYS.audio(request.session))
+                others = {(a.session, a.name) for a in self.fleet.requests if a.entry in kept}
+                if not has_end(content, request) and (request.session, request.name) not in others:
+                    raise BrokenInvariant(f"{request.entry} is off the queue and was not answered")

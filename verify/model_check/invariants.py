@@ -1,26 +1,26 @@
-"""What PROTOCOL.md promises, of an audio stream and of a fleet that has nothing left to do."""
+"""What docs/protocol.md promises of an audio stream, and of a fleet that has finished."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from verify.model_check.fleets import Ask
+from verify.model_check.fleets import Request
 from verify.model_check.outboxes import pcm
 
 Entries = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
 
-class BrokenPromise(Exception):
-    """What was broken."""
+class BrokenInvariant(Exception):
+    """An invariant does not hold."""
 
 
-def check_stream(entries: Entries, asks: tuple[Ask, ...], *, may_fail: bool) -> None:
-    """Check a session's whole stream; ``asks`` are the session's, in their order.
+def check_stream(entries: Entries, requests: tuple[Request, ...], *, may_fail: bool) -> None:
+    """Check a session's whole stream; ``requests`` are the session's, in their order.
 
     Raises:
-        BrokenPromise: What a reader may rely on does not hold.
+        BrokenInvariant: What a reader may rely on does not hold.
     """
-    first = {ask.name: ask for ask in reversed(asks)}
-    order = list(dict.fromkeys(ask.name for ask in asks))
+    first = {request.name: request for request in reversed(requests)}
+    order = list(dict.fromkeys(request.name for request in requests))
     names: list[str] = []
     turn, n, open_turn = 0, 0, False
     for entry, flat in entries:
@@ -36,13 +36,13 @@ def check_stream(entries: Entries, asks: tuple[Ask, ...], *, may_fail: bool) -> 
         _demand(open_turn, f"entry {entry} comes after the end")
         _demand(number == n + 1, f"entry {entry} comes after {turn}-{n}")
         n = number
-        ask = first.get(names[-1])
-        _demand(ask is not None, f"turn {turn} is of no request")
-        assert ask is not None
+        request = first.get(names[-1])
+        _demand(request is not None, f"turn {turn} is of no request")
+        assert request is not None
         if "pcm" in fields:
-            _demand(fields["pcm"] == pcm(ask.name, n), f"frame {entry} is {fields['pcm']}")
+            _demand(fields["pcm"] == pcm(request.name, n), f"frame {entry} is {fields['pcm']}")
         elif fields.get("event") == "end":
-            _check_end(entry, fields, ask, n, may_fail=may_fail)
+            _check_end(entry, fields, request, n, may_fail=may_fail)
             open_turn = False
         else:
             _demand(fields.get("event") == "start" and n == 0, f"a second start at {entry}")
@@ -50,28 +50,30 @@ def check_stream(entries: Entries, asks: tuple[Ask, ...], *, may_fail: bool) -> 
     _demand(names == order[: len(names)], f"spoken in the order {names}")
 
 
-def _check_end(entry: str, fields: Mapping[str, str], ask: Ask, n: int, *, may_fail: bool) -> None:
+def _check_end(
+    entry: str, fields: Mapping[str, str], request: Request, n: int, *, may_fail: bool
+) -> None:
     reason = fields["reason"]
-    _demand(fields["request"] == ask.name, f"the end {entry} is of {fields['request']}")
+    _demand(fields["request"] == request.name, f"the end {entry} is of {fields['request']}")
     _demand(fields["frames"] == str(n - 1), f"the end {entry} says {fields['frames']} frames")
-    if ask.is_unspoken:
-        expected = "rejected" if ask.is_rejected else "expired"
+    if request.is_unspoken:
+        expected = "rejected" if request.is_rejected else "expired"
         _demand(reason == expected and n == 1, f"the end {entry} is {reason}")
     elif reason == "failed":
         _demand(may_fail, f"the end {entry} is failed: {fields.get('error')}")
     else:
-        whole = reason == "completed" and n == ask.frames + 1
+        whole = reason == "completed" and n == request.frames + 1
         _demand(whole, f"the end {entry} is {reason} after {n - 1} frames")
 
 
 def check_growth(before: Entries, after: Entries) -> None:
-    """Nothing that a reader may have seen goes or changes."""
+    """Check that entries which a reader may have seen stay as they are."""
     kept = after[: len(before)]
     _demand(kept == before, f"what was published has changed: {before} became {after}")
 
 
 def check_memory(forgotten: tuple[tuple[str, str, Any], ...], key: str, after: Entries) -> None:
-    """What a failover forgot and comes again is what readers have read."""
+    """Check that entries which a failover lost come back as readers have read them."""
     there = dict(after)
     for of, entry, fields in forgotten:
         if of == key and entry in there:
@@ -79,17 +81,19 @@ def check_memory(forgotten: tuple[tuple[str, str, Any], ...], key: str, after: E
             _demand(again == fields, f"{entry} was {fields} and is {again} after the failover")
 
 
-def is_complete(entries: Entries, asks: tuple[Ask, ...]) -> bool:
-    """Whether each request has its end."""
+def is_complete(entries: Entries, requests: tuple[Request, ...]) -> bool:
+    """Whether every request has its end."""
     ended = [dict(flat)["request"] for _, flat in entries if ("event", "end") in flat]
-    return sorted(ended) == sorted({ask.name for ask in asks})
+    return sorted(ended) == sorted({request.name for request in requests})
 
 
-def has_end(entries: Entries, ask: Ask) -> bool:
+def has_end(entries: Entries, request: Request) -> bool:
     """Whether a request has its end."""
-    return any(("event", "end") in flat and ("request", ask.name) in flat for _, flat in entries)
+    return any(
+        ("event", "end") in flat and ("request", request.name) in flat for _, flat in entries
+    )
 
 
 def _demand(holds: bool, otherwise: str) -> None:
     if not holds:
-        raise BrokenPromise(otherwise)
+        raise BrokenInvariant(otherwise)

@@ -78,7 +78,7 @@ class TestRefused:
             ("mode", b"\xc3", "is not valid UTF-8 at byte 0"),
             ("mode", "zero_shot", "'zero_shot' is not one of none: this model has no modes"),
             ("instruct", "Softly.", "this model takes no style"),
-            ("instruct", "x" * 1001, "has more than 1000 characters"),
+            ("instruct", "x" * 1001, "has 1001 characters; at most 1000"),
             ("speed", "9", "'9' is not a number from 0.5 to 2.0"),
             ("speed", "0.49", "'0.49' is not a number from 0.5 to 2.0"),
             ("speed", "nan", "'nan' is not a number from 0.5 to 2.0"),

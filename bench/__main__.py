@@ -62,14 +62,14 @@ def bench(
     out
         Where JSON and pictures go.
     """
-    said = {
+    sizes = {
         "probes": probes,
         "seconds": seconds,
         "sessions": tuple(map(int, sessions.split(","))) if sessions else None,
         "turns": turns,
         "rounds": rounds,
     }
-    given = {name: value for name, value in said.items() if value is not None}
+    given = {name: value for name, value in sizes.items() if value is not None}
     from bench import plots  # noqa: PLC0415  matplotlib, which the engine's benches can do without
 
     plan = msgspec.structs.replace(QUICK if quick else Plan(), **given)

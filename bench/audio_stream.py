@@ -1,4 +1,4 @@
-"""What an XREAD of audio streams says, without the audio."""
+"""Parses replies of XREAD on audio streams, without the audio."""
 
 from collections.abc import Iterator
 from enum import IntEnum
@@ -14,7 +14,7 @@ class Kind(IntEnum):
 
 
 class Entry(NamedTuple):
-    """An entry's place and kind; ``id`` is where the next read goes on."""
+    """An entry's turn, number and kind; the next read continues at ``id``."""
 
     turn: int
     n: int

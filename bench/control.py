@@ -1,4 +1,4 @@
-"""From a control key to what it does: stop, pause and resume in sessions that speak.
+"""From setting a control key to its effect: stop, pause and resume in speaking sessions.
 
 Frames leave every 20 ms, so most often none is due in the moment after a SET, and "the last frame
 came after SET + x" says little by itself: x is 0. Three things are therefore reported:
@@ -94,7 +94,7 @@ def _figures(name: str, samples: list[float], targets: dict[str, float]) -> list
 
 
 class _Probe:
-    """Sets control keys, session after session, and watches what comes of it."""
+    """Sets control keys, session after session, and times their effect."""
 
     def __init__(self, bed: Testbed, live: LiveSessions) -> None:
         self._bed = bed
@@ -137,15 +137,15 @@ class _Probe:
             self._rest()
         return reactions, resumes
 
-    def _set(self, session: str, wish: str) -> int:
-        """Set the control key at a random phase of the frame clock; returns when."""
+    def _set(self, session: str, value: str) -> int:
+        """Set the control key at a random phase of the frame clock; returns the time in ns."""
         time.sleep(self._moments.uniform(*_PHASE_S))
-        sent = self._client.send(pack("SET", self._bed.keys.control(session), wish))
+        sent = self._client.send(pack("SET", self._bed.keys.control(session), value))
         self._client.receive()
         return sent
 
     def _await_paused(self, session: str) -> int:
-        """When the session's record says that it is paused."""
+        """When the session's record shows that it is paused, in ns."""
         look = pack("HGET", self._bed.keys.session(session), "state")
         while True:
             self._client.send(look)
@@ -182,7 +182,7 @@ class _Follower:
                 return seen
 
     def for_seconds(self, seconds: float) -> list[tuple[Entry, int]]:
-        """What arrives in this time."""
+        """The entries that arrive in this time."""
         seen: list[tuple[Entry, int]] = []
         deadline = time.monotonic() + seconds
         while self._connection.wait(deadline - time.monotonic()):
@@ -205,6 +205,6 @@ def _after(sent: int, arrival: int) -> float:
 
 
 def _last_frame(seen: list[tuple[Entry, int]], sent: int) -> float:
-    """Ms from the SET to the last frame that arrived after it; 0 where none did."""
+    """Ms from the SET to the last frame that arrived after it; 0 if none did."""
     late = [_after(sent, at) for entry, at in seen if entry.kind is Kind.FRAME and at > sent]
     return max(late, default=0.0)

@@ -10,10 +10,10 @@ import msgspec
 
 from bench.plan import Plan
 from bench.report import Figure, Report, figure
-from bench.rooms import shares
 from bench.sampler import MEAN_S, Samples
 from bench.steady_state import SteadyState, observe
 from bench.testbed import TONE, testbed
+from bench.worker_parts import shares
 from voicefleet.schemas.audio import FRAMES_PER_S
 
 MODEL: Final = "tone-test"
@@ -28,14 +28,14 @@ def run(plan: Plan) -> Report:
     for sessions in sorted({JUDGED_AT, max(plan.sessions)}):
         with testbed(TONE, MODEL, f"engine.tone.slots={sessions}") as bed:
             state = observe(bed, sessions, plan.seconds)
-        rooms = _rooms(sessions, plan.seconds)
-        figures += _figures(state, rooms)
+        parts = _parts(sessions, plan.seconds)
+        figures += _figures(state, parts)
         points.append(
             {
                 "sessions": sessions,
                 "worker_us": state.worker_us_per_frame,
                 "server_us": state.server_us_per_frame,
-                "rooms": rooms,
+                "parts": parts,
             }
         )
     return Report(
@@ -46,7 +46,7 @@ def run(plan: Plan) -> Report:
             "time of all threads, over the frames that arrived in that time",
             "the server's share is for one append and one delivery of each frame",
             "sessions and frames a core: one core divided by the cost of a frame; that a worker "
-            "so full keeps its grid is not said",
+            "so full keeps its grid was not measured",
             "the parts are the shares in a second run under a profiler that samples the main "
             f"thread at random, every {MEAN_S * 1000:g} ms in the mean, times the cost measured "
             "without it",
@@ -56,13 +56,13 @@ def run(plan: Plan) -> Report:
     )
 
 
-def _figures(state: SteadyState, rooms: dict[str, float]) -> list[Figure]:
+def _figures(state: SteadyState, parts: dict[str, float]) -> list[Figure]:
     at = f"{state.sessions} sessions"
     cost = state.worker_us_per_frame
     target = TARGET_US if state.sessions == JUDGED_AT else None
     return [
         figure(f"{at}, worker a frame", cost, "us", target=target, samples=state.frame_count),
-        *(figure(f"{at}, of which {room}", share * cost, "us") for room, share in rooms.items()),
+        *(figure(f"{at}, of which {part}", share * cost, "us") for part, share in parts.items()),
         figure(f"{at}, worker's share of a core", state.worker_share * 100, "%"),
         figure(f"{at}, sessions a worker core", 1e6 / cost / FRAMES_PER_S, ""),
         figure(f"{at}, server a frame", state.server_us_per_frame, "us"),
@@ -70,8 +70,8 @@ def _figures(state: SteadyState, rooms: dict[str, float]) -> list[Figure]:
     ]
 
 
-def _rooms(sessions: int, seconds: float) -> dict[str, float]:
-    """Shares of the worker's rooms, from a run under the sampler."""
+def _parts(sessions: int, seconds: float) -> dict[str, float]:
+    """Shares of the worker's parts, from a run under the sampler."""
     return shares(sampled(sessions, seconds))
 
 

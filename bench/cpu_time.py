@@ -1,4 +1,4 @@
-"""Processor time of a process over a stretch of time."""
+"""Processor time of a process over a period."""
 
 import time
 from typing import Self
@@ -18,10 +18,10 @@ class CpuMark(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, process: psutil.Process) -> Self:
-        """Now."""
+        """The present mark."""
         times = process.cpu_times()
         return cls(time.monotonic_ns(), times.user + times.system)
 
     def share_until(self, later: Self) -> float:
-        """How much of one core it used in between."""
+        """The share of one core used between two marks."""
         return (later.used_s - self.used_s) / ((later.at - self.at) / 1e9)

@@ -1,4 +1,4 @@
-"""From XADD to the first frame: how long the fleet keeps a listener waiting, besides its engine.
+"""From XADD to the first frame: the time that the fleet adds to its engine's.
 
 A probe listens before it asks: its XREAD is blocked on the session's stream when the request is
 added, and its clock runs from the XADD's first byte to the arrival of entry ``<turn>-1``. What
@@ -27,7 +27,7 @@ from voicefleet.worker.config.sections import AudioConfig
 from voicefleet.worker.engines.protocol import TurnSpec
 from voicefleet.worker.engines.tone.engine import ToneEngine
 from voicefleet.worker.engines.tone.family import ToneConfig
-from voicefleet.worker.models.loaded_model import Resident
+from voicefleet.worker.models.loaded_model import LoadedModel
 from voicefleet.worker.text.feed import TextFeed
 from voicefleet.worker.voicepacks import voicepack
 
@@ -38,7 +38,7 @@ TEXT: Final = "Hi."
 TARGETS: Final = {"p50": 3.0, "p99": 10.0}
 LIVE: Final = 50
 GAP_S: Final = (0.005, 0.045)
-"""Between probes, so that they meet the worker at every moment of its 20 ms."""
+"""Between probes, so that they arrive at any moment of the worker's 20 ms."""
 
 _ENGINE_RUNS: Final = 300
 
@@ -93,7 +93,7 @@ def _probe(bed: Testbed, client: Connection, reader: Connection, session: str) -
     last = b"0-0"
     add = pack("XADD", bed.keys.requests(bed.model), "*", "session", session, "text", TEXT)
     reader.send(pack("XREAD", "BLOCK", 0, "STREAMS", stream, last))
-    # The server works through its connections in any order: let it block the reader first.
+    # The server serves connections in any order: make sure that the reader blocks first.
     client.call("PING")
     sent = client.send(add)
     while True:
@@ -111,7 +111,7 @@ async def _engine_ms() -> float:
     packs = voicepack.discover(voicepack.default_directory(""))
     engine = ToneEngine(packs[MODEL], ToneConfig())
     await engine.load()
-    gain = await Resident(engine, packs[MODEL], AudioConfig()).gain(engine.info.default_voice)
+    gain = await LoadedModel(engine, packs[MODEL], AudioConfig()).gain(engine.info.default_voice)
     times = [await _first_chunk_ms(engine, gain, seed) for seed in range(_ENGINE_RUNS)]
     return Percentiles.of(times).p50
 

@@ -1,9 +1,8 @@
-"""A full fleet: how soon wishes are obeyed without a free slot, and who is kept waiting.
+"""A full fleet: how soon control values act without a free slot, and how long requests wait.
 
-Wishes: every slot is taken by a turn that lasts, and many other sessions wait. Conversations:
-callers ask for one and a half times the slots; each makes a call of some turns, one after
-another, and begins a new call with a new session. Once sessions in conversation come first, once
-nobody does (``conversation_s`` 0), which is how it was before.
+Controls: long turns hold every slot, and many other sessions wait. Conversations: callers want one
+and a half times the slots; each call has several turns, one after another, in a session of its own.
+Once sessions in conversation come first, once they do not (``conversation_s`` 0).
 """
 
 import random
@@ -36,7 +35,7 @@ _BEFORE, _SINCE = "nobody comes first", "conversations come first"
 
 def run(plan: Plan) -> Report:
     """Both measurements."""
-    wishes, heard = _wishes(min(plan.probes, MOST_PROBES))
+    controls, heard = _controls(min(plan.probes, MOST_PROBES))
     seconds = max(plan.seconds, LEAST_CALLS_S)
     waits = {
         name: _calls(conversation_s, seconds)
@@ -49,7 +48,7 @@ def run(plan: Plan) -> Report:
     }
     return Report(
         bench="full_fleet",
-        title=f"{SLOTS} slots, all taken: wishes with {WAITING} waiting, and conversations",
+        title=f"{SLOTS} slots, all taken: controls with {WAITING} waiting, and conversations",
         conditions=(
             f"tone engine; {SLOTS} sessions speak for {TURN_S:g} s, {WAITING} others wait",
             "interrupt: from the XADD to the end entry of the interrupted turn, and to the first "
@@ -63,7 +62,7 @@ def run(plan: Plan) -> Report:
         figures=(
             *(
                 part
-                for name, samples in wishes.items()
+                for name, samples in controls.items()
                 for part in percentile_figures(name, Percentiles.of(samples), "ms", **TARGETS)
             ),
             *(
@@ -72,12 +71,12 @@ def run(plan: Plan) -> Report:
                 for part in percentile_figures(f"wait of a {kind}", Percentiles.of(samples), "ms")
             ),
         ),
-        series={"wishes": wishes, "waits": kinds},
+        series={"controls": controls, "waits": kinds},
     )
 
 
-def _wishes(count: int) -> tuple[dict[str, list[float]], float]:
-    """Milliseconds of each kind of wish, and the listener's share of a core."""
+def _controls(count: int) -> tuple[dict[str, list[float]], float]:
+    """Milliseconds by kind of control, and the listener's share of a core."""
     moments = random.Random(SLOTS)
     found: dict[str, list[float]] = {
         "interrupt, XADD to end entry": [],
@@ -136,7 +135,7 @@ class _Probe:
         self._last: bytes | str = newest[0][0] if newest else "0-0"
 
     def add(self, *fields: str) -> int:
-        """Add a request; returns when it left, in nanoseconds."""
+        """Add a request; returns when it was sent, in ns."""
         queue = self._bed.keys.requests(self._bed.model)
         sent = self._commands.send(pack("XADD", queue, "*", "session", self._session, *fields))
         self._commands.receive()
@@ -150,15 +149,15 @@ class _Probe:
         return self.until_end() - sent
 
     def until_end(self) -> int:
-        """When the next end entry was here, in nanoseconds."""
+        """The arrival of the next end entry, in ns."""
         return self._until(lambda fields: fields[1] == b"end")
 
     def until_frame(self) -> int:
-        """When the next frame was here, in nanoseconds."""
+        """The arrival of the next frame, in ns."""
         return self._until(lambda fields: fields[0] == b"pcm")
 
     def start_after(self, sent: int) -> int:
-        """The nanoseconds from ``sent`` until the next start entry."""
+        """Nanoseconds from ``sent`` until the next start entry."""
         return self._until(lambda fields: fields[1] == b"start") - sent
 
     def close(self) -> None:
@@ -178,7 +177,7 @@ class _Probe:
 
 
 def _calls(conversation_s: float, seconds: float) -> tuple[list[float], list[float]]:
-    """Waits in ms of calls' first turns and of the later ones."""
+    """The waits of calls' first and later turns, in ms."""
     first: list[float] = []
     later: list[float] = []
     settings = (f"engine.tone.slots={SLOTS}", f"worker.conversation_s={conversation_s:g}")

@@ -1,4 +1,4 @@
-"""Frame jitter: how far from their 20 ms grid frames arrive at the reader.
+"""Frame jitter: the distance of frames from their 20 ms grid at the reader.
 
 A turn's grid is fitted to it: the median of (arrival - n x 20 ms) is where the grid begins, and a
 frame's deviation is its distance from its place in the grid, early or late. Only the paced part

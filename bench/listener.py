@@ -1,8 +1,8 @@
-"""A process that listens to many sessions with one multiplexed XREAD and notes what came when.
+"""A process that reads many sessions with one multiplexed XREAD and records arrival times.
 
-One reader for all sessions is what an orchestrator does. It has a process, an interpreter and a
-garbage-free loop of its own, so that it delays neither the fleet nor its own timestamps; what it
-costs is reported beside what it measured.
+An orchestrator would use one reader for all sessions, too. It is a process of its own, with garbage
+collection off, so that it delays neither the fleet nor its own timestamps. Its cost is reported
+beside what it measured.
 """
 
 import gc
@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.sharedctypes import Synchronized
-from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
@@ -24,7 +23,7 @@ _spawn = multiprocessing.get_context("spawn")
 
 
 class Arrivals:
-    """Every entry that arrived, in order of arrival: arrays of one length.
+    """All entries in order of arrival, as arrays of one length.
 
     ``session`` counts the listener's sessions from 0; ``at`` is monotonic ns. ``cpu_share`` is how
     much of one core the listener itself used, ``reads`` how many replies the entries came in.
@@ -37,12 +36,12 @@ class Arrivals:
         self._rows = rows
 
     def frames_between(self, begin_ns: int, end_ns: int) -> "Arrivals":
-        """The frames that arrived in a stretch of time."""
+        """The frames that arrived between two moments."""
         inside = (self.kind == Kind.FRAME) & (self.at >= begin_ns) & (self.at < end_ns)
         return Arrivals(self._rows.reshape(-1, 5)[inside], self.cpu_share, self.reads)
 
     def turns(self) -> "Iterator[Arrivals]":
-        """Turn by turn."""
+        """The arrivals of each turn."""
         rows = self._rows.reshape(-1, 5)
         key = self.session * (int(self.turn.max(initial=0)) + 1) + self.turn
         for one in np.unique(key):
@@ -53,7 +52,7 @@ class Arrivals:
 
 
 class Listener:
-    """Listens from entering the block until ``stop``, to streams that may not exist yet."""
+    """Reads from entering the block until ``stop``; streams need not exist yet."""
 
     def __init__(self, port: int, streams: Sequence[str]) -> None:
         self._stopping = _spawn.Value("b", 0, lock=True)
@@ -67,17 +66,12 @@ class Listener:
         self._pipe.recv()  # it is connected
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.join()
 
     def stop(self) -> Arrivals:
-        """What has arrived so far. Listens no more."""
+        """Stop reading; returns all arrivals."""
         self._stopping.value = 1
         rows, cpu_share, reads = self._pipe.recv()
         return Arrivals(rows, cpu_share, reads)
@@ -86,7 +80,7 @@ class Listener:
 def _listen(port: int, streams: list[str], stopping: "Synchronized[int]", pipe: Pipe) -> None:
     keys = [stream.encode() for stream in streams]
     index = {key: i for i, key in enumerate(keys)}
-    # The command is packed once; a read changes only the ids of the streams that said something.
+    # The command is packed once; a read changes only the ids of streams with new entries.
     head = pack("XREAD", "BLOCK", _BLOCK_MS, "STREAMS", *keys)
     head = b"*%d\r\n" % (4 + 2 * len(keys)) + head.partition(b"\r\n")[2]
     ids = [_bulk(b"0-0")] * len(keys)
@@ -110,7 +104,7 @@ def _listen(port: int, streams: list[str], stopping: "Synchronized[int]", pipe: 
 def _note(
     session: int, stream: list[Any], arrival: int, rows: list[tuple[int, int, int, int, int]]
 ) -> bytes:
-    """Note a stream's entries; returns the packed id of the last one."""
+    """Record a stream's entries; returns the packed id of the last one."""
     last = b""
     for turn, n, kind, entry_id in entries(stream):
         rows.append((session, turn, n, kind, arrival))

@@ -1,4 +1,4 @@
-"""Sessions that speak, as many as a measurement wants, one listener on all of them."""
+"""Any number of speaking sessions, all read by one listener."""
 
 import random
 import time
@@ -20,14 +20,17 @@ _SENTENCES: Final = (
     "Nobody listens to the words, but their rhythm is that of a sentence. ",
 )
 SPREAD_S: Final = 1.5
-"""Requests come in over this time, as they would from people."""
+"""Requests are added at random moments within this time."""
 
-SETTLE_S: Final = 1.5
-"""After the last request, until its lead has left and the fleet is in its stride."""
+START_PER_S: Final = 40
+"""Requests a second where many sessions start: a lead of 400 ms makes each cost 20 frames."""
+
+SETTLE_S: Final = 2.0
+"""From the last request until its lead is published and the fleet is in a steady state."""
 
 
 class LiveSessions(msgspec.Struct, frozen=True):
-    """Sessions in mid-turn. ``listener`` hears all of them, in this order."""
+    """Sessions in mid-turn. ``listener`` reads all of them, in this order."""
 
     names: tuple[str, ...]
     listener: Listener
@@ -41,17 +44,25 @@ def long_text(seconds: float) -> str:
 
 
 @contextmanager
-def live_sessions(bed: Testbed, count: int, seconds: float) -> Generator[LiveSessions]:
-    """Have ``count`` sessions speak for ``seconds`` or more, heard from their first entry on."""
+def live_sessions(
+    bed: Testbed, count: int, seconds: float, *, per_s: float | None = None
+) -> Generator[LiveSessions]:
+    """Let ``count`` sessions speak for at least ``seconds``, read from their first entry on.
+
+    Their requests are added ``per_s`` a second, or at random moments within ``SPREAD_S``.
+    """
     names = tuple(f"live-{i}" for i in range(count))
-    text = long_text(seconds + SPREAD_S + SETTLE_S)
     moments = random.Random(count)
+    if per_s is None:
+        offsets = sorted(moments.uniform(0, SPREAD_S) for _ in names)
+    else:
+        offsets = [i / per_s for i in range(count)]
+    text = long_text(seconds + max(offsets, default=0.0) + SETTLE_S)
     with (
         bed.connect() as connection,
         Listener(bed.server.port, [bed.keys.audio(name) for name in names]) as listener,
     ):
         begin = time.monotonic()
-        offsets = sorted(moments.uniform(0, SPREAD_S) for _ in names)
         for name, offset in zip(names, offsets, strict=True):
             time.sleep(max(0.0, begin + offset - time.monotonic()))
             request(connection, bed, name, text)

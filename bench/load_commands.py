@@ -108,17 +108,17 @@ def _given(**values: object) -> dict[str, object]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _numbers(said: str | None) -> tuple[int, ...] | None:
-    return tuple(map(int, said.split(","))) if said else None
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    return tuple(map(int, text.split(","))) if text else None
 
 
 def _report(measure: Callable[[], Report], out: Path) -> None:
-    """Run it, write it down, draw it, and say how it went."""
+    """Run it, write and draw the report, and print the verdict."""
     from bench import plots  # noqa: PLC0415  matplotlib, after the measurement's own imports
 
     console = Console(width=None if sys.stdout.isatty() else 110)
     out.mkdir(parents=True, exist_ok=True)
-    here = machine.describe()  # before the benches: the load average is to be that of the others
+    here = machine.describe()  # before the benches: their own load must not count
     table.show_machine(here, console)
     report = measure()
     record = Record(here, report)

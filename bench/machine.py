@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on."""
+"""The machine on which figures were measured."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ _PACKAGES: Final = ("redis", "hiredis", "numpy", "soxr", "anyio")
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reader of the figures has to know. ``load_average`` is from before the benches."""
+    """A description of the machine. ``load_average`` is from before the benches."""
 
     measured_at: str
     cpu: str
@@ -32,7 +32,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def line(self) -> str:
-        """In one line."""
+        """The description in one line."""
         load = ", ".join(f"{value:.2f}" for value in self.load_average)
         accelerator = "" if self.accelerator is None else f"{self.accelerator}; "
         return (

@@ -1,4 +1,4 @@
-"""Memory of a worker over many turns: what a turn leaves behind.
+"""A worker's memory over many turns: what each turn leaves behind.
 
 Short turns, each of a session of its own, a slotful at a time. The slope is a straight line
 through the resident set after a warm-up, when allocator and caches have their size.
@@ -19,7 +19,7 @@ MODEL: Final = "tone-test"
 TEXT: Final = "One short turn, and gone."
 SLOTS: Final = 16
 WARM_UP: Final = 1000
-"""Turns before those that count."""
+"""Warm-up turns, which do not count."""
 
 TARGET_MB: Final = 1.0
 """MB per 1000 turns: half a frame for each turn. The allocator alone moves in steps of that size,

@@ -1,4 +1,4 @@
-"""Percentiles, always with the number of samples they stand on."""
+"""Percentiles with the number of their samples."""
 
 from collections.abc import Iterable
 from typing import Self
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """Nearest-rank percentiles: each one is a value that was measured, none is interpolated."""
+    """Nearest-rank percentiles: measured values, without interpolation."""
 
     count: int
     p50: float
@@ -18,7 +18,7 @@ class Percentiles(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, samples: "Iterable[float] | np.ndarray") -> Self:
-        """Of at least one sample."""
+        """The percentiles of at least one sample."""
         values = np.asarray(samples if isinstance(samples, np.ndarray) else list(samples), float)
         p50, p95, p99 = np.percentile(values, (50, 95, 99), method="inverted_cdf").tolist()
         return cls(len(values), p50, p95, p99, float(values.max()))

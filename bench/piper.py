@@ -1,4 +1,4 @@
-"""The fleet's Piper beside Piper's own command line and API: the same texts, in turn.
+"""The fleet's Piper compared with Piper's own command line and API, on the same texts.
 
 The fleet does more for the same text: a request through Redis, loudness, a limiter, 48 kHz,
 frames, a reader. All of it is in its figures. Each of the three gets one core, the same one, and
@@ -50,7 +50,7 @@ ALL_CORES: Final = "piper command line, all cores"
 
 
 def run(plan: Plan) -> Report:
-    """Have each text spoken by each of them, ``plan.rounds`` times."""
+    """Speak each text with each of them, ``plan.rounds`` times."""
     pack_of_voice = voicepack.discover(voicepack.default_directory(""))[MODEL]
     model, rate = pack_of_voice.file("model"), pack_of_voice.native_rate
     cpu = core_to_pin()
@@ -103,7 +103,7 @@ def run(plan: Plan) -> Report:
 def _in_turn(
     speakers: dict[str, Callable[[str], Spoken]], rounds: int
 ) -> dict[str, dict[str, list[Spoken]]]:
-    """speaker -> text -> runs."""
+    """Runs by speaker and text."""
     spoken: dict[str, dict[str, list[Spoken]]] = {s: {t: [] for t in TEXTS} for s in speakers}
     order = list(speakers)
     for _ in range(rounds):
@@ -132,7 +132,7 @@ def _speak(bed: Testbed, connection: Connection, session: str, text: str) -> Spo
                     first = first or arrival
                     frames += 1
                 elif entry.kind is Kind.END:
-                    time.sleep(0.02)  # what the worker does after the end is not the next one's
+                    time.sleep(0.02)  # let the worker finish the turn first
                     audio_s = frames * FRAME_MS / 1000
                     return Spoken((first - begin) / 1e9, (arrival - begin) / 1e9, audio_s)
                 last = entry.id

@@ -1,4 +1,4 @@
-"""Piper as it comes, without a fleet: its command line, and its Python API with one thread.
+"""Piper without a fleet: its command line, and its Python API with one thread.
 
 Both are kept away from their load: the process runs, the voice is in memory and has spoken once
 before a clock starts. The command line writes raw audio as it makes it and has no word for the end
@@ -13,7 +13,6 @@ import sys
 import time
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Final, Self, cast
 
 import msgspec
@@ -29,7 +28,7 @@ _spawn = multiprocessing.get_context("spawn")
 
 
 class Spoken(msgspec.Struct, frozen=True):
-    """One text, spoken: when its first audio was there, when its last, and how long it plays."""
+    """One text: when its first and last audio arrived, and its length."""
 
     first_s: float
     total_s: float
@@ -37,7 +36,7 @@ class Spoken(msgspec.Struct, frozen=True):
 
     @property
     def rtf(self) -> float:
-        """Time taken for a second of audio."""
+        """Processing time per second of audio."""
         return self.total_s / self.audio_s
 
 
@@ -68,7 +67,7 @@ def command_line(module: str, model: Path, rate: int, text: str, cpu: int | None
 
 
 def _read_until_quiet(stdout: IO[bytes]) -> None:
-    """Read what comes, until nothing more does."""
+    """Read until nothing more comes."""
     os.read(stdout.fileno(), _READ_BYTES)
     os.set_blocking(stdout.fileno(), False)
     try:
@@ -100,12 +99,7 @@ class Api:
         self.speak(WARM_UP)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.join()
 
@@ -116,7 +110,7 @@ class Api:
 
 
 def _serve_api(model: Path, cpu: int | None, pipe: Pipe) -> None:
-    # The benches that do not need the piper extra run without it.
+    # Other benches run without the piper extra.
     import onnxruntime  # noqa: PLC0415
     from piper import PiperVoice  # noqa: PLC0415
     from piper.config import PiperConfig  # noqa: PLC0415
@@ -142,12 +136,12 @@ def _serve_api(model: Path, cpu: int | None, pipe: Pipe) -> None:
 
 
 def pin(pid: int, cpu: int | None) -> None:
-    """Keep a process, with all its threads, on one core where the system can."""
+    """Pin a process and its threads to one core, where the system can."""
     if cpu is not None:
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), {cpu})
 
 
 def core_to_pin() -> int | None:
-    """The last of our cores, which the kernel's own work prefers least."""
+    """The last core, which the kernel uses least for itself."""
     return max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

@@ -1,4 +1,4 @@
-"""Piper for several sessions that start at the same moment: who waits how long for a first frame.
+"""Piper with several sessions that start at the same moment: each one's wait for a first frame.
 
 All requests are added in one write. Turns are paced as a listener hears them (the default lead),
 and each is heard to its end, so that a first frame that came early at the cost of a gap later on
@@ -84,9 +84,9 @@ def _figures(points: dict[str, list[Listened]]) -> Iterator[Figure]:
 
 
 def _round(bed: Testbed, name: str, sessions: int, shift: int) -> list[Listened]:
-    """Start so many sessions at once and hear them all to their ends."""
+    """Start so many sessions at once and read all to their ends."""
     texts = list(TEXTS)
-    said = [texts[(shift + i) % len(texts)] for i in range(sessions)]
+    chosen = [texts[(shift + i) % len(texts)] for i in range(sessions)]
     streams = [bed.keys.audio(f"together-{name}-{i}") for i in range(sessions)]
     adds = b"".join(
         pack(
@@ -98,7 +98,7 @@ def _round(bed: Testbed, name: str, sessions: int, shift: int) -> list[Listened]
             "text",
             TEXTS[text],
         )
-        for i, text in enumerate(said)
+        for i, text in enumerate(chosen)
     )
     number = {stream.encode(): i for i, stream in enumerate(streams)}
     last: list[bytes] = [b"0-0"] * sessions
@@ -113,7 +113,7 @@ def _round(bed: Testbed, name: str, sessions: int, shift: int) -> list[Listened]
             reader.send(pack("XREAD", "BLOCK", 1000, "STREAMS", *names, *ids))
 
         read()
-        # The server works through its connections in any order: let it block the reader first.
+        # The server serves connections in any order: make sure that the reader blocks first.
         client.call("PING")
         begun = client.send(adds)
         while speaking:
@@ -131,7 +131,7 @@ def _round(bed: Testbed, name: str, sessions: int, shift: int) -> list[Listened]
             late_ms=max((t - times[0]) / 1e6 - n * FRAME_MS for n, t in enumerate(times)),
             audio_s=len(times) * FRAME_MS / 1000,
         )
-        for text, times in zip(said, arrivals, strict=True)
+        for text, times in zip(chosen, arrivals, strict=True)
     ]
 
 
@@ -143,7 +143,7 @@ def _note(
     arrivals: list[list[int]],
     speaking: set[int],
 ) -> None:
-    """Write down what a reply says of one stream."""
+    """Record a reply's entries of one stream."""
     i = number[stream[0]]
     for entry in entries(stream):
         last[i] = entry.id

@@ -51,8 +51,8 @@ def _control(figure: Figure, series: Series) -> None:
 
 
 def _full_fleet(figure: Figure, series: Series) -> None:
-    wishes, waits = figure.subplots(1, 2)
-    _distributions(wishes, series["wishes"], full_fleet.TARGETS)
+    controls, waits = figure.subplots(1, 2)
+    _distributions(controls, series["controls"], full_fleet.TARGETS)
     _distributions(waits, series["waits"], {})
 
 
@@ -102,9 +102,9 @@ def _cpu(figure: Figure, series: Series) -> None:
     axes = figure.subplots()
     labels = [f"{point['sessions']} sessions" for point in points]
     left = np.zeros(len(points))
-    for room in points[0]["rooms"]:
-        cost = np.array([point["worker_us"] * point["rooms"].get(room, 0.0) for point in points])
-        axes.barh(labels, cost, left=left, label=room, height=0.5)
+    for part in points[0]["parts"]:
+        cost = np.array([point["worker_us"] * point["parts"].get(part, 0.0) for point in points])
+        axes.barh(labels, cost, left=left, label=part, height=0.5)
         left += cost
     axes.axvline(cpu.TARGET_US, color="black", linestyle="--", linewidth=1)
     axes.annotate(

@@ -1,4 +1,4 @@
-"""What a bench found: figures, their targets, the conditions, and the samples behind them."""
+"""The result of a bench: figures, targets, conditions and samples."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,12 +7,12 @@ import msgspec
 
 from bench.percentiles import Percentiles
 
-if TYPE_CHECKING:  # it describes the machine with what a reader of reports can do without
+if TYPE_CHECKING:  # its dependencies are not needed to read reports
     from bench.machine import Machine
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """One number. ``target`` is the most it may be; ``samples`` is what it was computed from."""
+    """One number. ``target`` is its maximum; ``samples`` the number of samples behind it."""
 
     name: str
     value: float
@@ -25,7 +25,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 def figure(
     name: str, value: float, unit: str, *, target: float | None = None, samples: int | None = None
 ) -> Figure:
-    """A figure, judged by its target if it has one."""
+    """A figure, compared with its target if it has one."""
     met = None if target is None else value <= target
     return Figure(name=name, value=value, unit=unit, samples=samples, target=target, met=met)
 
@@ -64,7 +64,7 @@ class Record(msgspec.Struct, frozen=True):
     report: Report
 
     def write(self, directory: Path) -> Path:
-        """Write ``<bench>.json``, whole or not at all."""
+        """Write ``<bench>.json`` atomically."""
         path = directory / f"{self.report.bench}.json"
         draft = path.with_suffix(".draft")
         draft.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")

@@ -1,4 +1,4 @@
-"""A worker that is sampled: ``python -m bench.sampled_worker FILE CONFIG --redis-url ...``.
+"""A worker under the sampling profiler: ``python -m bench.sampled_worker FILE CONFIG ...``.
 
 It is the worker that ``voicefleet worker`` runs, with the profiler beside it. SIGUSR1 begins to
 count and SIGUSR2 ends it; the counted stacks are in FILE when the worker has ended.
@@ -16,7 +16,7 @@ from voicefleet.cli import main
 
 
 def sample(path: Path, arguments: list[str]) -> int:
-    """Run the worker and write down where its time went."""
+    """Run the worker and write its samples."""
     sampler = Sampler(ROOT)
     signal.signal(signal.SIGUSR1, lambda *_: sampler.start())
     signal.signal(signal.SIGUSR2, lambda *_: sampler.stop())

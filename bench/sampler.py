@@ -1,10 +1,10 @@
-"""A sampling profiler for one process: where its time goes, at next to no cost.
+"""A sampling profiler for one process, at almost no cost.
 
-A timer interrupts at random moments and the handler notes the stack. A deterministic profiler
-would charge a toll on each Python call and none on the C beneath, and so blame the wrong half;
-here a long C call is charged to the Python line that made it. The moments are random (Poisson)
-because the worker's work comes every 20 ms: a timer with a period, the kernel's processor time
-clocks among them, would look at the same spot of each tick.
+A timer interrupts at random moments and the handler records the stack. A deterministic profiler
+would slow down each Python call but not the C code below it, and so distort the shares; here a long
+C call counts for the Python line that made it. The moments are random (Poisson) because the worker
+acts every 20 ms: a periodic timer, and the kernel's CPU-time timers, would always sample the same
+part of a tick.
 """
 
 import random
@@ -27,7 +27,7 @@ _WAITING: Final = "selectors.py:EpollSelector.select"
 
 
 class Samples(msgspec.Struct, frozen=True):
-    """How often each stack was met while the process was at work."""
+    """How often each stack was sampled while the process was busy."""
 
     stacks: list[tuple[Stack, int]]
 
@@ -44,13 +44,13 @@ class Sampler:
 
     @property
     def samples(self) -> Samples:
-        """What was counted. An event loop that waits for events is not at work."""
+        """The counts so far, without samples of an event loop that waits for events."""
         counted = self._stacks.most_common()
         return Samples([one for one in counted if not one[0][0].endswith(_WAITING)])
 
     def start(self) -> None:
-        """Begin to count."""
-        # asyncio wants to be woken by every signal; by these it must not be.
+        """Start counting."""
+        # asyncio is woken by every signal; these must not wake it.
         self._wakeup = signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGALRM, self._note)
         signal.siginterrupt(signal.SIGALRM, False)
@@ -58,7 +58,7 @@ class Sampler:
         self._arm()
 
     def stop(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         if self._running:
             self._running = False
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -81,7 +81,7 @@ class Sampler:
     def _short(self, path: str) -> str:
         """A path from this repository, from a package, or of the standard library."""
         if "site-packages/" in path:
-            return path.rpartition("site-packages/")[2]
+            return path.rpartition("site-packages/")[2].removeprefix("voicefleet/")
         if path.startswith(self._root):
-            return path.removeprefix(self._root)
+            return path.removeprefix(self._root).removeprefix("src/voicefleet/")
         return "/".join(path.split("/")[-2:])

@@ -1,4 +1,4 @@
-"""A worker in its stride: so many sessions, for so long, and what it cost."""
+"""A worker under steady load: the arrivals of its frames, and its processor time."""
 
 import time
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from bench.testbed import Testbed
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """Does nothing."""
 
 
 class SteadyState(msgspec.Struct, frozen=True):
-    """What one stretch of steady load showed. Shares are of one core."""
+    """The measurements of one period of steady load. Shares are of one core."""
 
     sessions: int
     seconds: float
@@ -26,17 +26,17 @@ class SteadyState(msgspec.Struct, frozen=True):
 
     @property
     def frame_count(self) -> int:
-        """Frames that arrived in the time."""
+        """How many frames arrived."""
         return len(self.frames)
 
     @property
     def worker_us_per_frame(self) -> float:
-        """Processor time of the worker for each frame."""
+        """Microseconds of the worker's processor time per frame."""
         return self.worker_share * self.seconds * 1e6 / self.frame_count
 
     @property
     def server_us_per_frame(self) -> float:
-        """Processor time of the server for each frame, taken in and given out once."""
+        """Microseconds of the server's processor time per frame: one append, one delivery."""
         return self.server_share * self.seconds * 1e6 / self.frame_count
 
 
@@ -48,9 +48,9 @@ def observe(
     begun: Callable[[], None] = _nothing,
     ended: Callable[[], None] = _nothing,
 ) -> SteadyState:
-    """Have sessions speak, and look on for ``seconds`` once their leads have left.
+    """Let sessions speak and measure for ``seconds`` once their leads are published.
 
-    ``begun`` and ``ended`` are called at the two ends of that time.
+    ``begun`` and ``ended`` are called at the start and the end of that time.
     """
     with live_sessions(bed, sessions, seconds) as live:
         begun()

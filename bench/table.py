@@ -1,4 +1,4 @@
-"""Reports and machines as a person reads them in a terminal."""
+"""Prints reports and machines in a terminal."""
 
 from rich.console import Console
 from rich.table import Table
@@ -8,12 +8,12 @@ from bench.report import Figure, Report
 
 
 def show_machine(machine: Machine, console: Console) -> None:
-    """Print what the figures were measured on."""
+    """Print the machine."""
     console.print(machine.line, style="dim", highlight=False)
 
 
 def show_report(report: Report, console: Console) -> None:
-    """Print one bench's figures, their targets and under which conditions they came about."""
+    """Print one bench's figures, targets and conditions."""
     table = Table(title=f"{report.bench}: {report.title}", title_justify="left")
     table.add_column("figure")
     for column in ("measured", "target", "samples"):

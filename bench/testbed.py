@@ -22,7 +22,7 @@ PIPER: Final = ROOT / "configs/piper.yaml"
 
 _NAME: Final = "bench"
 _READY_S: Final = 60.0
-_END_S: Final = 10.0
+_END_S: Final = 30.0
 _LOOK_S: Final = 0.02
 _WORKER: Final = (sys.executable, "-m", "voicefleet", "worker", "--config")
 
@@ -41,7 +41,7 @@ class Testbed(msgspec.Struct, frozen=True):
 
     @property
     def server_process(self) -> psutil.Process:
-        """The server, as the system sees it."""
+        """The server's process."""
         return psutil.Process(self.server.pid)
 
 
@@ -53,14 +53,14 @@ def testbed(
     command: Sequence[str] = _WORKER,
     ready_s: float = _READY_S,
 ) -> Generator[Testbed]:
-    """Start both and wait until the worker takes requests; end both with the block.
+    """Start both and wait until the worker is ready; end both with the block.
 
     Args:
-        config: The worker's file.
-        model: What requests are for.
-        settings: ``section.key=value`` beside the file.
-        command: What runs the worker. The file, ``--redis-url``, ``--name`` and ``--set`` follow.
-        ready_s: It is ready by then.
+        config: The worker's configuration file.
+        model: The model that requests name.
+        settings: ``section.key=value``, which override the file.
+        command: Runs the worker. The file, ``--redis-url``, ``--name`` and ``--set`` follow.
+        ready_s: Raise ``RuntimeError`` if it is not ready within so many seconds.
     """
     with EmbeddedServer.start_blocking() as server, tempfile.TemporaryFile() as log:
         arguments = [str(config), "--redis-url", server.url, "--name", _NAME]
@@ -78,7 +78,7 @@ def testbed(
             print(*log.read().decode(errors="replace").splitlines()[-12:], sep="\n")
             raise
         finally:
-            _end(worker)
+            end([worker])
 
 
 def _await_ready(connection: Connection, worker: psutil.Popen, ready_s: float) -> None:
@@ -89,14 +89,16 @@ def _await_ready(connection: Connection, worker: psutil.Popen, ready_s: float) -
         time.sleep(_LOOK_S)
 
 
-def _end(worker: psutil.Popen) -> None:
-    """Drain it at once: the second signal says that nobody waits."""
+def end(workers: Sequence[psutil.Popen]) -> None:
+    """Drain workers at once: the second signal hands their turns over."""
     for _ in range(2):
-        if worker.poll() is None:
-            worker.terminate()
-            time.sleep(_LOOK_S)
-    try:
-        worker.wait(_END_S)
-    except psutil.TimeoutExpired:
-        worker.kill()
-        worker.wait()
+        for worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
+        time.sleep(_LOOK_S)
+    for worker in workers:
+        try:
+            worker.wait(_END_S)
+        except psutil.TimeoutExpired:
+            worker.kill()
+            worker.wait()

@@ -1,1 +1,1 @@
-"""Parts of the load benches: several workers on one server, many callers, what they hear."""
+"""Parts of the load benches: several workers on one server, many callers."""

@@ -1,4 +1,4 @@
-"""A call: what one session is asked and told, and what its caller hears of it."""
+"""A call: the commands of one session, and the answers to its requests."""
 
 from typing import Final, Literal
 
@@ -10,7 +10,7 @@ from voicefleet.schemas.audio import FRAME_MS
 from voicefleet.schemas.keys import Keys
 
 GAP_MS: Final = 1.0
-"""A frame that comes later than it should be played by less than this is no gap."""
+"""A frame that is late by less than this makes no gap."""
 
 Kind = Literal["plain", "streamed", "stopped", "interrupted", "paused", "expiring"]
 
@@ -32,7 +32,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One session from its first request to its last answer.
 
-    ``at_s`` is when it begins, after the callers did, or later where its caller is still busy.
+    It starts ``at_s`` after the callers did, or later if its caller is still busy.
     """
 
     session: str
@@ -42,10 +42,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one request. Times are monotonic ns; ``first_ns`` 0 is: no frame was heard.
+    """How one request was answered. Times are monotonic ns; ``first_ns`` is 0 without a frame.
 
-    ``deadline_ns`` 0 is none. ``off_grid_ms`` is the p95 of the distances of its frames from their
-    20 ms grid, ``gap_ms`` all the silence that a listener heard between its frames.
+    ``deadline_ns`` is 0 without a deadline. ``off_grid_ms`` is the p95 of its frames' distances
+    from the 20 ms grid, ``gap_ms`` the sum of the gaps in playback.
     """
 
     session: str
@@ -63,12 +63,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def wait_ms(self) -> float:
-        """From the request to its first frame. NaN where there was none."""
+        """From the request to its first frame, in ms; NaN without a frame."""
         return (self.first_ns - self.asked_ns) / 1e6 if self.first_ns else float("nan")
 
     @property
     def after_deadline_ms(self) -> float:
-        """From the deadline to the answer."""
+        """From the deadline to the answer, in ms."""
         return (self.ended_ns - self.deadline_ns) / 1e6
 
 
@@ -82,10 +82,10 @@ def asking(
 
 
 def gaps_ms(n: np.ndarray, at_ns: np.ndarray) -> np.ndarray:
-    """The silences that a listener hears in one turn, each at the frame that ends it; 0 is none.
+    """The gap in playback before each frame of one turn, in ms; 0 without a gap.
 
-    Playing begins with the first frame; a frame that is late makes all after it later. ``n`` are
-    the frames' numbers in order, ``at_ns`` when they came.
+    Playback starts with the first frame; a late frame delays all after it. ``n`` has the frames'
+    numbers in order, ``at_ns`` their arrivals.
     """
     late = at_ns / 1e6 - n * FRAME_MS
     before = np.maximum.accumulate(late)
@@ -94,9 +94,9 @@ def gaps_ms(n: np.ndarray, at_ns: np.ndarray) -> np.ndarray:
 
 
 def off_grid_ms(n: np.ndarray, at_ns: np.ndarray) -> np.ndarray:
-    """Distances from the turn's 20 ms grid, which is fitted by the median; positive is late.
+    """Distances from the turn's 20 ms grid in ms, fitted by the median; positive is late.
 
-    Frames of the lead, which leave at once, are early by as much.
+    Frames of the lead are published at once, and so are early.
     """
     from_grid = at_ns / 1e6 - n * FRAME_MS
     return from_grid - np.median(from_grid)

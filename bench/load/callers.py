@@ -1,8 +1,8 @@
-"""A process of callers: each makes one call after another, and notes what it hears.
+"""A process of callers: each makes one call after another and records what it receives.
 
-All speak over one connection; each listens on one of its own, blocked on the stream of its session:
-what one hears costs the server the same however many there are. (``bench.listener`` is for sessions
-that are known beforehand; these come and go.)
+All write through one connection; each reads through its own, blocked on its session's stream, so
+that the server's cost per caller does not depend on their number. (``bench.listener`` reads a fixed
+set of sessions; these come and go.)
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.sharedctypes import Synchronized
-from types import TracebackType
 from typing import Any, Final, Self, cast
 
 import hiredis
@@ -27,23 +26,23 @@ from bench.resp import Argument, pack
 from voicefleet.schemas.keys import Keys
 
 Script = Callable[[], Iterable[Call]]
-"""Makes a caller's calls; it is called in the callers' process."""
+"""Makes a caller's calls; runs in the callers' process."""
 
 _INCOMPLETE: Final = object()
-_TELL_S: Final = 0.2
+_REPORT_S: Final = 0.2
 _LEAD_FRAMES: Final = 20
 _JOIN_S: Final = 15.0
 _spawn = multiprocessing.get_context("spawn")
 
 
 class Callers:
-    """They call from entering the block until their scripts end or ``stop`` is called.
+    """Callers that run from entering the block until their scripts end or ``stop`` is called.
 
     Args:
-        port: The server's, on loopback.
+        port: The server's port on loopback.
         scripts: One for each caller.
-        patience_s: An answer that takes longer counts as never given: the call is given up, and
-            its requests are noted with the reason ``none``.
+        patience_s: How long to wait for an answer. Then the call is given up, and its requests are
+            recorded with the reason ``none``.
     """
 
     def __init__(self, port: int, scripts: Sequence[Script], patience_s: float = 60.0) -> None:
@@ -57,10 +56,10 @@ class Callers:
         self._theirs = theirs
         self._is_over = False
         self.cpu_share = 0.0
-        """How much of one core they used, once they are through."""
+        """The share of one core that they used, once they have ended."""
 
         self.began_ns = 0
-        """When they began, on the monotonic clock."""
+        """When they started, in ns on the monotonic clock."""
 
     def __enter__(self) -> Self:
         self._process.start()
@@ -68,41 +67,36 @@ class Callers:
         self.began_ns = self._pipe.recv()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.join()
         self._pipe.close()
 
     @property
     def is_over(self) -> bool:
-        """Whether all callers are through and all they said was taken."""
+        """Whether all callers have ended and all answers were taken."""
         return self._is_over
 
     def answers(self, wait_s: float = 0.0) -> list[Answer]:
-        """What was heard since the last time. Waits for something to be heard."""
+        """The answers since the last call. Waits for some for at most ``wait_s``."""
         heard: list[Answer] = []
         while not self._is_over and self._pipe.poll(0.0 if heard else wait_s):
-            said: list[Answer] | float = self._pipe.recv()
-            if isinstance(said, float):
-                self.cpu_share, self._is_over = said, True
+            message: list[Answer] | float = self._pipe.recv()
+            if isinstance(message, float):
+                self.cpu_share, self._is_over = message, True
             else:
-                heard += said
+                heard += message
         return heard
 
     def stop(self) -> None:
-        """Begin no further call; calls that are on go on to their answers."""
+        """Start no further call; present calls go on to their answers."""
         self._stopping.value = 1
 
     def rest(self) -> list[Answer]:
-        """Wait for all callers to be through; returns what was not taken yet."""
+        """Wait until all callers have ended; returns the answers that were not taken yet."""
         heard: list[Answer] = []
         while not self._is_over:
-            heard += self.answers(_TELL_S)
+            heard += self.answers(_REPORT_S)
         self._process.join(_JOIN_S)
         return heard
 
@@ -114,7 +108,7 @@ def _process(
     stopping: "Synchronized[int]",
     pipe: Pipe,
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for our parent, who ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     asyncio.run(_Exchange(port, patience_s, stopping, pipe).run(scripts))
@@ -132,46 +126,46 @@ class _Exchange:
         self._pipe = pipe
         self._heard: list[Answer] = []
         self._began = 0.0
-        self._voice = _Line()
+        self._writer = _Connection()
 
     async def run(self, scripts: list[Script]) -> None:
         self._began = time.monotonic()
         self._pipe.send(time.monotonic_ns())
         gc.freeze()
         begin_cpu = time.process_time()
-        self._voice = await _Line.open(self._port)
-        async with asyncio.TaskGroup() as tellers:
-            telling = tellers.create_task(self._tell())
+        self._writer = await _Connection.open(self._port)
+        async with asyncio.TaskGroup() as reporters:
+            reporting = reporters.create_task(self._report())
             async with asyncio.TaskGroup() as callers:
                 for script in scripts:
                     callers.create_task(self._call_on(script()))
-            telling.cancel()
-        self._voice.close()
+            reporting.cancel()
+        self._writer.close()
         self._flush()
         elapsed = time.monotonic() - self._began
         self._pipe.send((time.process_time() - begin_cpu) / elapsed)
 
     async def _call_on(self, calls: Iterable[Call]) -> None:
-        ear: _Line | None = None
+        reader: _Connection | None = None
         try:
             for call in calls:
                 await asyncio.sleep(max(0.0, self._began + call.at_s - time.monotonic()))
                 if self._stopping.value:
                     return
-                if ear is None:  # as late as may be: many wait for their moment
-                    ear = await _Line.open(self._port)
-                heard = await _Caller(call, ear, self._voice).see_through(self._patience_s)
-                self._heard += heard  # in two steps: others add to it while we wait
-                if not ear.is_idle:  # the call was given up, and its read is on still
-                    ear.close()
-                    ear = None
+                if reader is None:  # late: many callers start later
+                    reader = await _Connection.open(self._port)
+                heard = await _Caller(call, reader, self._writer).run(self._patience_s)
+                self._heard += heard  # in two steps: other callers add to it meanwhile
+                if not reader.is_idle:  # the call was given up during a read
+                    reader.close()
+                    reader = None
         finally:
-            if ear is not None:
-                ear.close()
+            if reader is not None:
+                reader.close()
 
-    async def _tell(self) -> None:
+    async def _report(self) -> None:
         while True:
-            await asyncio.sleep(_TELL_S)
+            await asyncio.sleep(_REPORT_S)
             self._flush()
 
     def _flush(self) -> None:
@@ -181,7 +175,7 @@ class _Exchange:
 
 
 class _Turn:
-    """One turn's frames as they come."""
+    """One turn's frames."""
 
     def __init__(self) -> None:
         self.request = ""
@@ -192,27 +186,27 @@ class _Turn:
 
 
 class _Caller:
-    """One call: speaks on one line, listens on the other."""
+    """One call: writes to one connection, reads from another."""
 
-    def __init__(self, call: Call, ear: "_Line", voice: "_Line") -> None:
+    def __init__(self, call: Call, reader: "_Connection", writer: "_Connection") -> None:
         self._call = call
-        self._ear = ear
-        self._voice = voice
+        self._reader = reader
+        self._writer = writer
         self._asked: dict[str, tuple[Step, int, int]] = {}
         self._turns: dict[int, _Turn] = {}
         self._answered: set[str] = set()
 
-    async def see_through(self, patience_s: float) -> list[Answer]:
+    async def run(self, patience_s: float) -> list[Answer]:
         longest = self._call.steps[-1].at_s + patience_s
         try:
             async with asyncio.timeout(longest), asyncio.TaskGroup() as both:
-                both.create_task(self._speak())
-                await self._listen()
+                both.create_task(self._write())
+                await self._read()
         except TimeoutError:
             pass
         return [self._answer(request) for request in self._asked]
 
-    async def _speak(self) -> None:
+    async def _write(self) -> None:
         began = time.monotonic()
         for step in self._call.steps:
             await asyncio.sleep(max(0.0, began + step.at_s - time.monotonic()))
@@ -220,19 +214,19 @@ class _Caller:
             deadline_ns = 0
             if step.deadline_s is not None:
                 deadline_ns = time.monotonic_ns() + int(step.deadline_s * 1e9)
-                # Server and callers have one machine's clock.
+                # Server and callers share a clock.
                 unix_ms = time.time_ns() // 1_000_000 + int(step.deadline_s * 1000)
                 command = (*command, "deadline_ms", unix_ms)
             if step.request is not None:
                 self._asked[step.request] = (step, time.monotonic_ns(), deadline_ns)
-            await self._voice.call(command)
+            await self._writer.call(command)
 
-    async def _listen(self) -> None:
+    async def _read(self) -> None:
         stream = Keys().audio(self._call.session)
         wanted = {step.request for step in self._call.steps if step.request is not None}
         last = b"0-0"
         while not wanted <= self._answered:
-            reply, at = await self._ear.call(("XREAD", "BLOCK", 0, "STREAMS", stream, last))
+            reply, at = await self._reader.call(("XREAD", "BLOCK", 0, "STREAMS", stream, last))
             for entry, (_, fields) in zip(entries(reply[0]), reply[0][1], strict=True):
                 last = entry.id
                 self._note(entry.turn, entry.n, entry.kind, fields, at)
@@ -243,10 +237,10 @@ class _Caller:
             turn.n.append(n)
             turn.at.append(at)
             return
-        said = dict(zip(fields[::2], fields[1::2], strict=True))
-        turn.request = said[b"request"].decode()
+        values = dict(zip(fields[::2], fields[1::2], strict=True))
+        turn.request = values[b"request"].decode()
         if kind is Kind.END:
-            turn.reason = said[b"reason"].decode()
+            turn.reason = values[b"reason"].decode()
             turn.ended_ns = at
             self._answered.add(turn.request)
 
@@ -273,8 +267,8 @@ class _Caller:
         )
 
 
-class _Line(asyncio.Protocol):
-    """A connection that says when a reply's last byte was here."""
+class _Connection(asyncio.Protocol):
+    """A connection that tells when a reply's last byte arrived."""
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
@@ -282,9 +276,9 @@ class _Line(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     @classmethod
-    async def open(cls, port: int) -> "_Line":
-        _, line = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
-        return line
+    async def open(cls, port: int) -> "_Connection":
+        _, made = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
+        return made
 
     @property
     def is_idle(self) -> bool:

@@ -15,20 +15,19 @@ import psutil
 
 from bench.load.probed_worker import Snapshot
 from bench.resp import Connection
-from bench.testbed import ROOT, TONE, Testbed
+from bench.testbed import ROOT, TONE, Testbed, end
 from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
 
 MODEL: Final = "tone-test"
 
 _READY_S: Final = 60.0
-_END_S: Final = 10.0
 _LOOK_S: Final = 0.02
 _ANSWER_S: Final = 10.0
 
 
 class Worker:
-    """One worker's process, under the loop's probe (``bench.load.probed_worker``)."""
+    """One worker's process, with a probe of its event loop (``bench.load.probed_worker``)."""
 
     def __init__(self, name: str, process: psutil.Popen, probe: Path) -> None:
         self.name = name
@@ -37,11 +36,11 @@ class Worker:
         self._serial = 0
 
     def time_loop(self) -> None:
-        """Begin to time its event loop."""
+        """Start timing its event loop."""
         self.process.send_signal(signal.SIGUSR1)
 
     def snapshot(self) -> Snapshot:
-        """What the probe found since ``time_loop``. Raises ``TimeoutError`` where it is mute."""
+        """The probe's findings since ``time_loop``. Raises ``TimeoutError`` without an answer."""
         self._serial += 1
         self.process.send_signal(signal.SIGUSR2)
         deadline = time.monotonic() + _ANSWER_S
@@ -68,12 +67,12 @@ class Fleet(msgspec.Struct, frozen=True):
 
     @property
     def server_process(self) -> psutil.Process:
-        """The server, as the system sees it."""
+        """The server's process."""
         return psutil.Process(self.server.pid)
 
     @property
     def bed(self) -> Testbed:
-        """The same fleet for what knows of one worker only."""
+        """The fleet as a testbed with its first worker."""
         return Testbed(self.server, self.workers[0].process, self.model, self.keys)
 
 
@@ -90,7 +89,7 @@ def fleet(workers: int, *settings: str) -> Generator[Fleet]:
     ):
         running: list[Worker] = []
         logs: list[Path] = []
-        stack.callback(_end, running)
+        stack.callback(lambda: end([worker.process for worker in running]))
         for i in range(workers):
             name = f"load-{i}"
             logs.append(Path(scratch, f"{name}.log"))
@@ -109,13 +108,13 @@ def fleet(workers: int, *settings: str) -> Generator[Fleet]:
 
 def server_info(connection: Connection, *sections: str) -> dict[str, str]:
     """The server's INFO, all sections or those named."""
-    said: bytes = connection.call("INFO", *sections)
-    lines = said.decode().splitlines()
+    reply: bytes = connection.call("INFO", *sections)
+    lines = reply.decode().splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
 def worker_record(connection: Connection, name: str) -> dict[str, str]:
-    """A worker's record as it stands; empty where there is none."""
+    """A worker's present record; empty if there is none."""
     flat: list[Any] = connection.call("HGETALL", Keys().worker(name))
     texts = [part.decode() for part in flat]
     return dict(zip(texts[::2], texts[1::2], strict=True))
@@ -131,7 +130,7 @@ def _spawn(name: str, url: str, probe: Path, log: Path, settings: Sequence[str])
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=file,
-            start_new_session=True,  # an interrupt from the keyboard is for us, who end it
+            start_new_session=True,  # Ctrl-C goes to the bench, which ends the worker
         )
 
 
@@ -143,18 +142,3 @@ def _await_ready(connection: Connection, workers: Sequence[Worker]) -> None:
             if status is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{worker.name} did not get ready (status {status})")
             time.sleep(_LOOK_S)
-
-
-def _end(workers: Sequence[Worker]) -> None:
-    """Drain them at once: the second signal says that nobody waits."""
-    for _ in range(2):
-        for worker in workers:
-            if worker.process.poll() is None:
-                worker.process.terminate()
-        time.sleep(_LOOK_S)
-    for worker in workers:
-        try:
-            worker.process.wait(_END_S)
-        except psutil.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()

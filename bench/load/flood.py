@@ -1,4 +1,4 @@
-"""A flood: many times more requests than slots, at once and for a while, from several tenants.
+"""A flood: many more requests than slots, at once and for a while, from several tenants.
 
 A session's tenant is what stands before the first ``:`` of its name.
 """
@@ -11,11 +11,11 @@ from typing import Final
 
 import msgspec
 
+from bench.live_sessions import START_PER_S, live_sessions
 from bench.load.call import Answer, Call, Step, asking
 from bench.load.callers import Callers, Script
-from bench.load.crowd import crowd
+from bench.load.delivery import Delivery, delivery
 from bench.load.fleet import MODEL, Fleet, fleet, worker_record
-from bench.load.hearing import Hearing, hearing
 from voicefleet.schemas.keys import GROUP, Keys
 
 TEXT: Final = "Is anybody there?"
@@ -24,10 +24,10 @@ PROBE_EVERY_S: Final = 0.1
 DEADLINES_S: Final = (1.0, 3.0)
 GREEDY, BUSY, MODEST, PROBE = "greedy", "busy", "modest", "probe"
 BUSY_SHARE: Final = 0.1
-"""Of the flood; all else is the greedy tenant's, and the modest one comes on top."""
+"""The busy tenant's share of the flood; the rest is the greedy one's, the modest one adds to it."""
 
 PATIENT_SHARE: Final = 0.1
-"""Of the flood: requests without a deadline."""
+"""The share of the flood's requests without a deadline."""
 
 EMPTY_S: Final = 30.0
 _LOOK_S: Final = 0.05
@@ -54,27 +54,27 @@ class FloodPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def slots_total(self) -> int:
-        """Of all workers."""
+        """The slots of all workers."""
         return self.workers * self.slots
 
     @property
     def contested(self) -> int:
-        """Slots that living sessions leave."""
+        """The slots that live sessions leave."""
         return self.slots_total - self.live
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a flood did. Moments are monotonic ns.
+    """The result of a flood. Moments are monotonic ns.
 
-    ``room_ns`` is when what still waited could be spoken: the flood's end, or that of the living
-    sessions where they had all slots. ``free_ns`` is when all slots were free and the queue empty,
-    0 where that never came.
+    ``room_ns`` is when waiting requests could be spoken: at the end of the flood, or of the live
+    sessions if they held all slots. ``free_ns`` is when all slots were free and the queue was
+    empty, 0 if that did not happen.
     """
 
     plan: FloodPlan
-    before: Hearing
-    during: Hearing
-    after: Hearing
+    before: Delivery
+    during: Delivery
+    after: Delivery
     answers: list[Answer]
     begin_ns: int
     end_ns: int
@@ -82,16 +82,16 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     free_ns: int
 
     def of(self, *tenants: str) -> list[Answer]:
-        """The answers to some tenants."""
+        """The answers to these tenants."""
         return [one for one in self.answers if one.session.partition(":")[0] in tenants]
 
 
 def flood(plan: FloodPlan) -> Outcome:
-    """Run it on a fleet of its own."""
+    """Run a flood on a fleet of its own."""
     settings = (f"engine.tone.slots={plan.slots}",)
     with (
         fleet(plan.workers, *settings) as on,
-        crowd(on, plan.live, _TURN_S) as live,
+        live_sessions(on.bed, plan.live, _TURN_S, per_s=START_PER_S) as live,
         Callers(on.server.port, scripts(plan)) as callers,
     ):
         begin = callers.began_ns + int(plan.before_s * 1e9)
@@ -107,9 +107,9 @@ def flood(plan: FloodPlan) -> Outcome:
         free_ns = _await_free(on, plan.slots_total)
     return Outcome(
         plan=plan,
-        before=hearing(arrivals, callers.began_ns, begin),
-        during=hearing(arrivals, begin, end),
-        after=hearing(arrivals, end, after),
+        before=delivery(arrivals, callers.began_ns, begin),
+        during=delivery(arrivals, begin, end),
+        after=delivery(arrivals, end, after),
         answers=answers,
         begin_ns=begin,
         end_ns=end,
@@ -173,7 +173,7 @@ def _stop(on: Fleet, sessions: tuple[str, ...]) -> None:
 
 
 def _await_free(on: Fleet, slots: int) -> int:
-    """When all slots were free and nothing was in the queue; 0 where that did not come."""
+    """When all slots were free and the queue was empty; 0 if that did not happen."""
     deadline = time.monotonic() + EMPTY_S
     queue = on.keys.requests(on.model)
     with on.connect() as connection:

@@ -1,4 +1,4 @@
-"""The soak's mix: what forty callers do all day, each call in a new session."""
+"""The soak's mix of calls, each in a new session."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from bench.load.fleet import MODEL
 from voicefleet.schemas.keys import Keys
 
 CONTROL_S: Final = 10
-"""A control key is kept for this long."""
+"""The TTL of control keys, in seconds."""
 
 _KEYS: Final = Keys()
 _WEIGHTS: Final[dict[Kind, int]] = {
@@ -39,8 +39,8 @@ def _ask(session: str, request: str, at_s: float, seconds: float, **fields: int)
     return Step(at_s=at_s, command=command, request=request)
 
 
-def _set(session: str, wish: str, at_s: float) -> Step:
-    command = ("SET", _KEYS.control(session), wish, "EX", CONTROL_S)
+def _set(session: str, value: str, at_s: float) -> Step:
+    command = ("SET", _KEYS.control(session), value, "EX", CONTROL_S)
     return Step(at_s=at_s, command=command)
 
 
@@ -53,7 +53,7 @@ def _plain(session: str, rng: random.Random) -> tuple[Step, ...]:
 
 
 def _streamed(session: str, rng: random.Random) -> tuple[Step, ...]:
-    """Text that comes word by word, faster than it is spoken."""
+    """Text that is written word by word, faster than it is spoken."""
     words = long_text(rng.uniform(1.0, 5.0)).split()
     text = _KEYS.text(session, "r1")
     request = asking(_KEYS, MODEL, session, "r1", stream=1)

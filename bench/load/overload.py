@@ -1,4 +1,4 @@
-"""Ten times more requests than slots: what those hear who spoke before, and how the flood ends.
+"""Ten times more requests than slots: the effect on speaking sessions, and the recovery.
 
 Two floods. In the first one living sessions hold every slot: whatever waits with a deadline has to
 be answered without one. In the second they hold half: the other half is contested by tenants.
@@ -29,10 +29,10 @@ from bench.report import Figure, Report, figure, percentile_figures
 
 EXPIRED_P95_MS: Final = 1000.0
 LATE_START_MS: Final = 250.0
-"""A first frame that comes longer than this after the deadline was begun after it."""
+"""A first frame so long after the deadline means that the turn started after it."""
 
 NORMAL_MS: Final = 20.0
-"""First frames are normal again within this of the p95 before the flood."""
+"""First frames count as normal within this of the p95 before the flood."""
 
 
 class OverloadPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ QUICK: Final = OverloadPlan(
 
 
 def run(plan: OverloadPlan) -> Report:
-    """Let both floods come."""
+    """Run both floods."""
     sizes = msgspec.structs.asdict(plan)
     slots = plan.workers * plan.slots
     full = flood(FloodPlan(**sizes, live=slots))
@@ -78,7 +78,7 @@ def run(plan: OverloadPlan) -> Report:
 
 
 def _flood_figures(name: str, found: Outcome) -> list[Figure]:
-    """Those who spoke before, and those who were to be answered by a deadline."""
+    """The sessions that spoke before, and the requests with a deadline."""
     phases = {"before": found.before, "during": found.during, "after": found.after}
     figures: list[Figure] = []
     for phase, heard in phases.items():
@@ -112,7 +112,7 @@ def _flood_figures(name: str, found: Outcome) -> list[Figure]:
 
 
 def _fairness_figures(found: Outcome, service_ms: float) -> list[Figure]:
-    """What the tenants got while the flood lasted."""
+    """How the tenants were served during the flood."""
     figures: list[Figure] = []
     for tenant in (MODEST, BUSY, GREEDY):
         spoken = [one for one in found.of(tenant) if one.first_ns and one.asked_ns < found.end_ns]
@@ -137,7 +137,7 @@ def _fairness_figures(found: Outcome, service_ms: float) -> list[Figure]:
 
 
 def _recovery_figures(name: str, found: Outcome, slots: int, service_ms: float) -> list[Figure]:
-    """How fast what waited still is spoken, and slots are free."""
+    """How fast waiting requests are spoken and slots become free."""
     waiting = [one for one in found.answers if one.asked_ns < found.end_ns]
     left = [one for one in waiting if one.ended_ns > found.room_ns]
     spoken = [one for one in left if one.first_ns > found.room_ns]
@@ -151,7 +151,7 @@ def _recovery_figures(name: str, found: Outcome, slots: int, service_ms: float) 
 
 
 def _probe_figures(found: Outcome) -> list[Figure]:
-    """When a new tenant's first frame is as soon as before."""
+    """When a new tenant's first frame is as fast as before."""
     probes = sorted(found.of(PROBE), key=lambda one: one.asked_ns)
     before = [one.wait_ms for one in probes if one.asked_ns < found.begin_ns and one.first_ns]
     after = [one for one in probes if one.asked_ns >= found.end_ns]
@@ -172,7 +172,7 @@ def _probe_figures(found: Outcome) -> list[Figure]:
 
 
 def _service_ms(found: Outcome) -> float:
-    """How long a turn of the flood keeps its slot, in the mean: nothing else holds it."""
+    """How long a turn of the flood holds its slot on average."""
     spoken = [one for one in found.of(GREEDY, BUSY, MODEST) if one.first_ns]
     times = [(one.ended_ns - one.first_ns) / 1e6 for one in spoken]
     return float(np.mean(times)) if times else float("nan")

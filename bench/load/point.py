@@ -1,4 +1,4 @@
-"""One point of the scale: so many sessions on so many workers, what they heard and what it cost."""
+"""One point of the scale: a number of sessions and workers, frame timing and cost."""
 
 import time
 from functools import partial
@@ -8,11 +8,11 @@ import msgspec
 import psutil
 
 from bench.cpu_time import CpuMark
+from bench.live_sessions import START_PER_S, live_sessions
 from bench.load.call import Answer, Call, Step, asking
 from bench.load.callers import Callers
-from bench.load.crowd import crowd
+from bench.load.delivery import Delivery, delivery
 from bench.load.fleet import MODEL, Fleet, fleet, server_info
-from bench.load.hearing import Hearing, hearing
 from bench.percentiles import Percentiles
 from voicefleet.schemas.audio import FRAME_MS, FRAMES_PER_S
 from voicefleet.schemas.keys import Keys
@@ -20,28 +20,28 @@ from voicefleet.schemas.keys import Keys
 PROBES_PER_S: Final = 8
 PROBE_TEXT: Final = "Hi."
 SPARE_SLOTS: Final = 8
-"""In all: for the probes."""
+"""The total time of the probes."""
 
 START_S: Final = 15.0
-"""The callers' process is there by then, on a machine that is busy."""
+"""Time for the callers' process to start on a busy machine."""
 
 WINDOW_S: Final = 5
-"""Of audio kept: short, so that the server trims its streams as it does in the long run."""
+"""The audio window: short, so that the server trims streams as it does in the long run."""
 
 FULL: Final = 0.9
-"""A core of which this much is used has no time left for what comes in a burst."""
+"""A core used more than this has no time left for bursts."""
 
 STEADY_MS: Final = float(FRAME_MS)
-"""The p95 distance from the grid up to which the fleet keeps its stride: one frame."""
+"""Up to this p95 distance from the grid (one frame) a fleet counts as steady."""
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured. Shares are of one core; times in ms."""
+    """The measurements. Shares are of one core; times in ms."""
 
     workers: int
     sessions: int
     seconds: float
-    heard: Hearing
+    heard: Delivery
     expected_frames: float
     first_frame: Percentiles
     loop_lag: Percentiles
@@ -56,18 +56,18 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def worker_share(self) -> float:
-        """Of all workers together."""
+        """The sum over all workers."""
         return sum(self.worker_shares)
 
     @property
     def others_share(self) -> float:
-        """Of what is none of the three: the probes' process, and whoever else is on the machine."""
+        """The share of all other processes, the probes' included."""
         ours = self.worker_share + self.server_share + self.listener_share
         return max(0.0, self.machine_share - ours)
 
     @property
     def bends(self) -> bool:
-        """Whether listeners hear it, or are about to."""
+        """Whether playback has gaps, or nearly so."""
         return (
             self.heard.gaps > 0
             or self.heard.off_grid.p95 > STEADY_MS
@@ -76,7 +76,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def binds(self) -> str:
-        """Who has no time left: what would have to be faster, or more, to carry more."""
+        """What limits the number of sessions."""
         full = {
             "event loop of a worker": max(self.worker_shares),
             "server": self.server_share,
@@ -89,14 +89,14 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(workers: int, sessions: int, seconds: float) -> Point:
-    """Have a new fleet speak ``sessions`` sessions, and look on for ``seconds``."""
+    """Let a new fleet speak ``sessions`` sessions, and measure for ``seconds``."""
     slots = -(-(sessions + SPARE_SLOTS) // workers)
     settings = (f"engine.tone.slots={slots}", f"worker.audio_window_s={WINDOW_S}")
     probes = partial(_probes, int(seconds * PROBES_PER_S), 1 / PROBES_PER_S)
     with (
         fleet(workers, *settings) as on,
         on.connect() as connection,
-        crowd(on, sessions, seconds + START_S) as live,
+        live_sessions(on.bed, sessions, seconds + START_S, per_s=START_PER_S) as live,
         Callers(on.server.port, [probes]) as callers,
     ):
         for worker in on.workers:
@@ -119,7 +119,7 @@ def measure(workers: int, sessions: int, seconds: float) -> Point:
         workers=workers,
         sessions=sessions,
         seconds=elapsed,
-        heard=hearing(arrivals, begin, end),
+        heard=delivery(arrivals, begin, end),
         expected_frames=sessions * elapsed * FRAMES_PER_S,
         first_frame=Percentiles.of(_waits(answers)),
         loop_lag=Percentiles.of(lags),
@@ -154,7 +154,7 @@ def _probes(count: int, every_s: float) -> list[Call]:
 
 
 def _waits(answers: list[Answer]) -> list[float]:
-    """First frames in ms; a probe that was never answered waited for as long as it was watched."""
+    """First frames in ms. A probe without an answer counts with the time it was watched."""
     return [
         answer.wait_ms if answer.first_ns else (answer.ended_ns - answer.asked_ns) / 1e6
         for answer in answers
@@ -173,7 +173,7 @@ def _wire(on: Fleet) -> tuple[int, int]:
 
 
 def _busy_s() -> float:
-    """Processor time that anybody on this machine has used so far, in seconds of a core."""
+    """All processor time used on this machine so far, in seconds of a core."""
     times = psutil.cpu_times()
     return (
         times.user

@@ -1,4 +1,4 @@
-"""A worker that says how its event loop fares: ``python -m bench.load.probed_worker FILE CONFIG``.
+"""A worker with a probe of its event loop: ``python -m bench.load.probed_worker FILE CONFIG``.
 
 It is the worker that ``voicefleet worker`` runs, with a timer of its own beside it. SIGUSR1 begins
 to time; SIGUSR2 writes FILE: how late the timer was called since then, and how many tasks there
@@ -23,7 +23,7 @@ MEAN_S: Final = 0.020
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """The inside of a worker. ``serial`` counts snapshots from 1; lags are in ms."""
+    """A worker's internals. ``serial`` counts snapshots from 1; lags are in ms."""
 
     serial: int
     tasks: int
@@ -32,7 +32,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class LoopProbe:
-    """Times the running loop, and writes down what it found."""
+    """Times the running loop and writes snapshots."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -42,13 +42,13 @@ class LoopProbe:
         self._serial = 0
 
     def begin(self) -> None:
-        """Forget what was found, and time from now on."""
+        """Discard earlier lags and start timing."""
         self._lags_ms.clear()
         if self._timer is None:
             self._arm()
 
     def write(self) -> None:
-        """Write a snapshot; times no more."""
+        """Write a snapshot and stop timing."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -74,7 +74,7 @@ def run(path: Path, arguments: list[str]) -> int:
     """Run the worker until it is told to end."""
     probe = LoopProbe(path)
 
-    # A handler runs between two steps of the loop's thread, and the loop is the running one there.
+    # Signal handlers run in the main thread, where the loop runs.
     signal.signal(
         signal.SIGUSR1, lambda *_: asyncio.get_running_loop().call_soon_threadsafe(probe.begin)
     )

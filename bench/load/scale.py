@@ -1,7 +1,7 @@
-"""How many sessions one worker carries, how many four carry on this machine, and what binds then.
+"""How many sessions one worker and four workers carry on this machine, and what limits them.
 
-From what a session costs at the fullest point that kept its stride follows what 1 000, 10 000 and
-100 000 sessions need.
+From the cost of a session at the largest steady point follows what 1 000, 10 000 and 100 000
+sessions need.
 """
 
 import time
@@ -14,10 +14,10 @@ import msgspec
 import psutil
 
 from bench.cpu_time import CpuMark
+from bench.live_sessions import START_PER_S
 from bench.load import sizing
 from bench.load.call import Call, Step, asking
 from bench.load.callers import Callers
-from bench.load.crowd import BEGIN_PER_S
 from bench.load.fleet import MODEL, fleet
 from bench.load.point import FULL, PROBE_TEXT, PROBES_PER_S, STEADY_MS, WINDOW_S, Point, measure
 from bench.load.sizing import Costs, Need
@@ -31,7 +31,7 @@ _LOOK_S: Final = 0.1
 
 
 class ScalePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes. ``one`` and ``several`` are sessions; ``seconds`` the length of each point."""
+    """Sizes. ``one`` and ``several`` are numbers of sessions, ``seconds`` the length of a point."""
 
     one: tuple[int, ...] = (1, 8, 32, 64, 100, 150, 200)
     several: tuple[int, ...] = (100, 200, 300, 400, 500)
@@ -67,7 +67,7 @@ def run(plan: ScalePlan) -> Report:
 
 
 def _base(points: list[Point]) -> Point:
-    """The fullest point of one worker that kept its stride, or the least full that there is."""
+    """One worker's largest steady point, or its smallest point if none is steady."""
     alone = [point for point in points if point.workers == 1]
     steady = [point for point in alone if not point.bends]
     return max(steady, key=lambda p: p.sessions) if steady else min(alone, key=lambda p: p.sessions)
@@ -98,7 +98,7 @@ def _point_figures(point: Point) -> list[Figure]:
 
 
 def _bend_figures(points: list[Point]) -> list[Figure]:
-    """The most sessions that kept their stride, for each number of workers."""
+    """The largest steady number of sessions, by number of workers."""
     figures: list[Figure] = []
     for workers in sorted({point.workers for point in points}):
         steady = [p.sessions for p in points if p.workers == workers and not p.bends]
@@ -138,7 +138,7 @@ def _conditions(plan: ScalePlan, points: list[Point]) -> tuple[str, ...]:
     lead = WorkerConfig().lead_ms
     return (
         f"tone engine at rtf 0, 48 kHz, lead {lead} ms, {WINDOW_S} s of audio kept, "
-        f"{plan.seconds:g} s for each point after {BEGIN_PER_S} beginnings a second; all processes "
+        f"{plan.seconds:g} s for each point after {START_PER_S} beginnings a second; all processes "
         "on this machine, nobody bound to a core",
         "an underrun is a frame that comes after its time to be played, by a listener that began "
         "with the turn's first frame; a point bends where one is heard, where the p95 distance "
@@ -174,7 +174,7 @@ def _assumptions(base: Point, each: Costs) -> tuple[str, ...]:
 
 
 def _turn_us(seconds: float) -> float:
-    """The server's time for a short turn, its few frames included, above that of an idle fleet."""
+    """The server's processor time for a short turn and its frames, in us, above an idle fleet's."""
     scripts = [partial(_short_turns, i) for i in range(_TURN_CALLERS)]
     with fleet(1) as on:
         process = on.server_process
@@ -188,7 +188,7 @@ def _turn_us(seconds: float) -> float:
 def _busy_turn_us(
     process: psutil.Process, callers: Callers, seconds: float, idle_share: float
 ) -> float:
-    callers.answers(seconds)  # they are on now
+    callers.answers(seconds)  # they have started by now
     begin, answered = CpuMark.of(process), 0
     while (CpuMark.of(process).at - begin.at) / 1e9 < seconds:
         answered += len(callers.answers(_LOOK_S))

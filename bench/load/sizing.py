@@ -1,4 +1,4 @@
-"""What a fleet of a size needs, computed from measured costs; every assumption has a name here."""
+"""What a fleet of a given size needs, computed from measured costs and named assumptions."""
 
 import math
 import time
@@ -20,24 +20,24 @@ from voicefleet.worker.publish.retention import entries_to_keep
 SIZES: Final = (1_000, 10_000, 100_000)
 
 HEADROOM: Final = 0.6
-"""Of a core, a link, a memory or an engine's slots no more than this is planned with."""
+"""The share of a core, link, memory or engine that planning uses at most."""
 
 GPU_SLOTS: Final = 64
-"""Of one GPU worker with CosyVoice 2. Assumed: nobody has measured it."""
+"""Slots of a GPU worker with CosyVoice 2: an assumption, not measured."""
 
 SHARD_MEMORY_GB: Final = 16.0
 LINK_GBIT: Final = 10.0
 TURN_EVERY_S: Final = 10.0
-"""A session's turns come in such distances."""
+"""The time between a session's turns."""
 
 _BEAT_S: Final = 1.0
-"""How long the server is made to answer heartbeats' questions, for each size."""
+"""How long the heartbeats' queries run, for each size."""
 
 _MEMBERS: Final = (10, 1_000)
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
-    """Measured. Shares are of one core; a beat's cost is ``beat_us`` and so much more a worker."""
+    """Measured costs. Shares are of one core; a beat costs ``beat_us`` plus a share per worker."""
 
     worker_share: float
     server_share: float
@@ -50,7 +50,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``sessions`` living sessions need. ``shard_binds`` says what fills a shard first.
+    """What ``sessions`` live sessions need. ``shard_binds`` names what fills a shard first.
 
     ``worker_cores`` are for the fleet's own work (audio chain, publishing), without an engine.
     ``queue_share`` is what one model's queue takes of its server's core, ``registry_share`` what
@@ -71,7 +71,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def costs(point: Point, turn_us: float, beat_us: float, beat_us_per_worker: float) -> Costs:
-    """A session's costs at a point of the scale."""
+    """The costs of a session at a point of the scale."""
     entries = entries_to_keep(int(WorkerConfig().audio_window_s * FRAMES_PER_S))
     return Costs(
         worker_share=point.worker_share / point.sessions,
@@ -86,7 +86,7 @@ def costs(point: Point, turn_us: float, beat_us: float, beat_us_per_worker: floa
 
 
 def need(sessions: int, each: Costs) -> Need:
-    """What so many sessions need."""
+    """What ``sessions`` sessions need."""
     carried = {
         "processor": HEADROOM / each.server_share,
         "memory": HEADROOM * SHARD_MEMORY_GB * 1000 / each.memory_mb,
@@ -115,7 +115,7 @@ def need(sessions: int, each: Costs) -> Need:
 
 
 def beat_costs() -> tuple[float, float]:
-    """What a look at the whole fleet costs a server: us, and us more for each worker listed.
+    """The server's cost of a heartbeat's look at the fleet: us, and us per worker.
 
     All workers, and all consumers of a queue: a worker asks so with each ``LOOK_AROUND_BEATS``th
     of its beats, at random offsets.

@@ -1,4 +1,4 @@
-"""A fleet under a steady mix of turns for half an hour: what grows, and what stays behind.
+"""A fleet under a steady mix of turns for half an hour: what grows, and what is left.
 
 Nothing may: the resident sets and the server's memory are flat, latencies at the end are those of
 the beginning, and when the last key has expired, descriptors, tasks and keys are as many as before.
@@ -17,13 +17,13 @@ from bench.percentiles import Percentiles
 from bench.report import Figure, Report, figure
 
 WORKER_MB_PER_H: Final = 10.0
-"""At eight turns a second some 0.4 kB a turn: a fifth of one frame."""
+"""At eight turns a second about 0.4 kB a turn: a fifth of a frame."""
 
 SERVER_MB_PER_H: Final = 20.0
-"""Its memory follows what was spoken in the last seconds: a fit through that wavers by some MB."""
+"""The server's memory depends on the last seconds' audio: a fit through it varies by some MB."""
 
 SLOWER: Final = 1.25
-"""Latencies of the last third, over those of the first."""
+"""The ratio of the last third's latencies to the first third's."""
 
 PARTIAL: Final = "soak.partial.jsonl"
 
@@ -111,7 +111,7 @@ def _latency_figures(plan: SoakPlan, found: Found) -> list[Figure]:
 
 
 def _thirds(plan: SoakPlan, found: Found) -> list[list[Answer]]:
-    """Answers by when they were asked for, after the warm-up."""
+    """Answers by the time of their requests, after the warm-up."""
     begin, end = plan.warm_up_min * 60, found.samples[-1].at_s
     thirds: list[list[Answer]] = [[], [], []]
     for one in found.answers:
@@ -122,7 +122,7 @@ def _thirds(plan: SoakPlan, found: Found) -> list[list[Answer]]:
 
 
 def _left_figures(plan: SoakPlan, found: Found) -> list[Figure]:
-    """What is there at the end that was not there at the beginning."""
+    """What is left at the end."""
     figures: list[Figure] = []
     first, last = found.first, found.last
     figures.append(

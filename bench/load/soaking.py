@@ -21,11 +21,11 @@ from bench.percentiles import Percentiles
 
 AUDIO_TTL_S: Final = 20
 _FIRST_CALLS: Final = 2
-"""Of each caller before the idle fleet is looked at: what is opened when first needed is open."""
+"""Calls of each caller before the idle fleet is measured, to open what is opened lazily."""
 
 _LOOK_S: Final = 0.1
 _SETTLE_S: Final = 2.0
-"""Until the server has noticed that we closed a connection."""
+"""Time for the server to notice a closed connection."""
 
 
 class SoakPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ class SoakPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What a soak saw. ``first`` and ``last`` are of the idle fleet, before and after."""
+    """The measurements of a soak. ``first`` and ``last`` are of the idle fleet."""
 
     began_ns: int
     first: Vitals
@@ -61,7 +61,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the partial results: the fleet, and what was heard since the last line."""
+    """A line of the partial results: the fleet, and the answers since the last line."""
 
     vitals: Vitals
     turns: int
@@ -141,13 +141,13 @@ def _inside(on: Fleet) -> list[Snapshot | None]:
     for worker in on.workers:
         try:
             found.append(worker.snapshot())
-        except (TimeoutError, psutil.NoSuchProcess):  # it is dead, which the figures say
+        except (TimeoutError, psutil.NoSuchProcess):  # it has ended: the figures show it
             found.append(None)
     return found
 
 
 def _await_keys(on: Fleet, keys: int, ttl_s: float) -> None:
-    """Wait until all that was spoken has expired, or should have."""
+    """Wait until all audio has expired, or should have."""
     deadline = time.monotonic() + ttl_s + 10
     with on.connect() as connection:
         while connection.call("DBSIZE") > keys and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The vital signs of a fleet, taken now and then from outside."""
+"""Memory, descriptors, threads and keys of a fleet, sampled from outside."""
 
 import time
 
@@ -11,7 +11,7 @@ _MB = 1e6
 
 
 class WorkerSigns(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker's process."""
+    """The measurements of a worker's process."""
 
     rss_mb: float
     fds: int
@@ -20,7 +20,7 @@ class WorkerSigns(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
-    """All processes at one moment, ``at_s`` after the soak began.
+    """All processes at one moment, ``at_s`` after the soak started.
 
     A worker that is gone is ``None``. ``keys`` are the server's, ``used_mb`` its allocated memory.
     """
@@ -34,12 +34,12 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def take(on: Fleet, began: float) -> Vitals:
-    """Look at all processes; ``began`` is on the monotonic clock."""
+    """Measure all processes; ``began`` is on the monotonic clock."""
     server = on.server_process
     with on.connect() as connection:
         info = server_info(connection, "memory")
         keys: int = connection.call("DBSIZE")
-        # With this connection, each time: when the server closes it is up to the server.
+        # While this connection is open, so that the count does not depend on when it is closed.
         server_fds = server.num_fds()
     return Vitals(
         at_s=time.monotonic() - began,

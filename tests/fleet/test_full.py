@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 LONG = "One two three four five six seven eight nine ten. " * 40
 SHORT = "Go."
-GENEROUS_S = 3.0
+GENEROUS_S = 20.0
 """Nothing here waits for a slot, which would take the length of ``LONG``: 60 s."""
 
 

@@ -61,7 +61,7 @@ async def test_reading_survives_lost_connections(
         got.extend([frame async for frame in turn])
 
     killed = 0
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read)
             await worker.start("s1", 1, asked.name)
@@ -86,7 +86,7 @@ async def test_a_server_that_comes_back_is_found_again() -> None:
         await server.kill()
         await server.restart()
         await worker.start("s1", 1, "r1")
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             assert isinstance(await anext(listener), Start)
 
 
@@ -97,12 +97,12 @@ async def test_a_server_that_stays_away_is_an_error() -> None:
     ):
         listener = await fleet.session("s1").listen().open()
         await server.kill()
-        with anyio.fail_after(10), pytest.raises(ServerUnreachable):
+        with anyio.fail_after(30), pytest.raises(ServerUnreachable):
             await anext(listener)
 
 
 async def test_a_closed_client_leaves_nobody_waiting(redis_url: str, prefix: str) -> None:
-    with anyio.fail_after(3):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
 
             async def listen() -> None:
@@ -154,7 +154,7 @@ async def test_without_the_right_to_unblock() -> None:
         worker = FakeWorker(redis, "t")
         quiet = await fleet.session("quiet").listen().open()
         await anyio.sleep(0.02)
-        with anyio.fail_after(1):
+        with anyio.fail_after(4):
             for n in range(5):
                 listener = await fleet.session(f"s{n}").listen().open()
                 await worker.start(f"s{n}", 1, "r")
@@ -171,7 +171,7 @@ async def test_many_sessions_on_one_connection(
         counts[turn.session] = len([frame async for frame in turn])
 
     turns = [await fleet.session(f"s{n}").speak("x", model=MODEL).send() for n in range(40)]
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             for turn in turns:
                 tasks.start_soon(read, turn)
@@ -189,7 +189,7 @@ async def test_a_lagging_listener_holds_nobody_up_and_loses_nothing(
     await worker.start("s1", 1, "r")
     await worker.frames("s1", 1, 1, 1000)
     other = fleet.session("s1").listen()
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         ahead = [(await anext(other)).id.n for _ in range(1001)]
         behind = [(await anext(lagging)).id.n for _ in range(1001)]
     assert ahead == behind == list(range(1001))
@@ -261,7 +261,7 @@ async def test_a_key_of_another_type_fails_its_session_alone(
     bad = await fleet.session("bad").listen().open()
     await redis.set(worker.keys.audio("bad"), "debris", ex=60)
     again = fleet.session("bad").listen()
-    with anyio.fail_after(3):
+    with anyio.fail_after(30):
         await worker.start("good", 1, "r")
         assert isinstance(await anext(good), Start)
         with pytest.raises(ServerRefused, match="WRONGTYPE"):
@@ -279,7 +279,7 @@ async def test_a_stream_that_was_begun_anew(
     assert (await anext(listener)).id == EntryId(7, 1)
     await redis.delete(worker.keys.audio("s1"))
     await worker.start("s1", 1, "r2")
-    with anyio.fail_after(3):
+    with anyio.fail_after(30):
         assert (await anext(listener)).id == EntryId(1, 0)
 
 
@@ -328,12 +328,12 @@ async def test_on_a_cluster(cluster_url: str, cluster: RedisCluster, prefix: str
         turns = [await fleet.session(f"s{n}").speak("x", model=MODEL).send() for n in range(12)]
         for _ in turns:
             await worker.speak(await worker.take(), 1, 10)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             for turn in turns:
                 assert [f.id.n async for f in turn] == list(range(1, 11))
         early = await fleet.session("s0").listen(after="$").open()
         late = fleet.session("s0").listen(from_turn=1)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             assert (await anext(late)).id == EntryId(1, 0)
             await worker.start("s0", 2, "r")
             assert (await anext(early)).id == EntryId(2, 0)

@@ -58,7 +58,9 @@ class Author:
         }
         if not self._sabotage:
             weights.pop("saboteur", None)
-        self._weights = {kind: weight for kind, weight in weights.items() if weight > 0}
+        self._weights: dict[Kind, float] = {
+            kind: weight for kind, weight in weights.items() if weight > 0
+        }
         self._turns = 0
 
     def scenes(self, turns: int) -> tuple[Scene, ...]:
@@ -66,7 +68,8 @@ class Author:
         scenes: list[Scene] = []
         while self._turns < turns:
             before = self._turns
-            (kind,) = self._chance.choices([*self._weights], [*self._weights.values()])
+            kinds: list[Kind] = [*self._weights]
+            (kind,) = self._chance.choices(kinds, [*self._weights.values()])
             if self._together and len(scenes) % TOGETHER_EACH == TOGETHER_EACH - 1:
                 kind = "together"
             steps = _SCENES[kind](self)

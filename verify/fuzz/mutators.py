@@ -201,7 +201,8 @@ def _spoil_node(rng: Random, node: Any, strays: Sequence[Any]) -> Any:
                 del copy[at]
             case 1 if isinstance(node, dict):
                 name = stray(rng, strays)
-                copy[repr(name) if isinstance(name, list | dict) else name] = copy.pop(at)
+                hashable = not isinstance(name, list | dict)
+                copy[name if hashable else repr(cast(object, name))] = copy.pop(at)
             case _:
                 copy[at] = _spoil_node(rng, copy[at], strays)
         return copy
@@ -212,7 +213,8 @@ def stray(rng: Random, strays: Sequence[Any] = ()) -> Any:
     """A value that is seldom expected."""
     match rng.randrange(10):
         case 0:
-            return cast(Any, rng.choice((None, True, False, "", [], {})))
+            nothing: tuple[Any, ...] = (None, True, False, "", [], {})
+            return rng.choice(nothing)
         case 1:
             return rng.choice((0, 1, -1, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**400))
         case 2:

@@ -190,7 +190,7 @@ def lease(_: Path) -> Target:
         watch.epoch = "1763836229000000"
         watch._on_lease(fields)  # pyright: ignore[reportPrivateUsage]
         watch.directive()
-        waiting = [w.request for w in watch.lease.waiters]
+        waiting: list[str | None] = [w.request for w in watch.lease.waiters]
         ensure(None not in waiting, "waiters")
 
     def draw(rng: Random) -> Fields:

@@ -198,7 +198,7 @@ class TestStop:
         turn, _ = brought_to(IDLE)
         engine = Hummer(gate=anyio.Event())
         spoken: list[bool] = []
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
 
                 async def run() -> None:
@@ -215,7 +215,7 @@ class TestStop:
         turn, sink = brought_to(IDLE)
         sink.gate = anyio.Event()
         engine = Hummer(chunks=3)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(speak, turn, engine)
                 await anyio.wait_all_tasks_blocked()

@@ -224,6 +224,7 @@ def test_rendering_from_graphs_is_rendering(model: Model, tiny_pack: Path) -> No
         assert np.abs(apart[turn] - samples).max() < 1e-4
 
 
+@pytest.mark.timeout(300)
 @torch.inference_mode()
 def test_warming_up_the_renderer_again_disturbs_nobody(model: Model, tiny_pack: Path) -> None:
     """Every shape is captured while three utterances are half rendered."""

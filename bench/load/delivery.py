@@ -1,4 +1,4 @@
-"""What the listeners of living sessions heard over a stretch of time."""
+"""How frames arrived at the listeners of live sessions over a period of time."""
 
 import msgspec
 import numpy as np
@@ -8,11 +8,11 @@ from bench.load.call import gaps_ms, off_grid_ms
 from bench.percentiles import Percentiles
 
 
-class Hearing(msgspec.Struct, frozen=True, kw_only=True):
-    """Distances from the 20 ms grid, and the silences that were heard.
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """Distances of frames from the 20 ms grid (ms), and gaps in playback.
 
-    ``gaps`` are frames that came after their time to be played, ``listeners`` the sessions that had
-    any, ``longest_gap_ms`` the longest one.
+    ``gaps`` counts frames that arrived after their time to be played, ``listeners`` the sessions
+    that had any.
     """
 
     frames: int
@@ -23,15 +23,15 @@ class Hearing(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def gap_share(self) -> float:
-        """Gaps for each frame."""
+        """Gaps per frame."""
         return self.gaps / self.frames
 
 
-def hearing(arrivals: Arrivals, begin_ns: int, end_ns: int) -> Hearing:
-    """What was heard between two moments, of turns that were heard from their beginning.
+def delivery(arrivals: Arrivals, begin_ns: int, end_ns: int) -> Delivery:
+    """What arrived between two moments (monotonic ns), of turns read from their start.
 
     Raises:
-        ValueError: No frame came in that time.
+        ValueError: No frame arrived in that time.
     """
     distances: list[np.ndarray] = []
     gaps: list[np.ndarray] = []
@@ -40,15 +40,15 @@ def hearing(arrivals: Arrivals, begin_ns: int, end_ns: int) -> Hearing:
         inside = turn.at >= begin_ns
         if not inside.any():
             continue
-        heard = gaps_ms(turn.n, turn.at)[inside]
+        silences = gaps_ms(turn.n, turn.at)[inside]
         distances.append(np.abs(off_grid_ms(turn.n[inside], turn.at[inside])))
-        gaps.append(heard)
-        if heard.any():
+        gaps.append(silences)
+        if silences.any():
             listeners.add(int(turn.session[0]))
     if not distances:
-        raise ValueError("nobody heard anything")
+        raise ValueError("no frame arrived")
     all_gaps = np.concatenate(gaps)
-    return Hearing(
+    return Delivery(
         frames=len(all_gaps),
         off_grid=Percentiles.of(np.concatenate(distances)),
         gaps=int((all_gaps > 0).sum()),

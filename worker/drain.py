@@ -93,6 +93,7 @@ def _end_in_time(limits: "queue.SimpleQueue[float]") -> None:
     while True:
         try:
             left_s = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
-            deadline = min(deadline, time.monotonic() + limits.get(timeout=left_s))
+            limit_s = limits.get(timeout=left_s)
+            deadline = min(deadline, time.monotonic() + limit_s)
         except queue.Empty:
             os._exit(0)

@@ -82,7 +82,7 @@ class Callers:
         heard: list[Answer] = []
         while not self._is_over and self._pipe.poll(0.0 if heard else wait_s):
             message: list[Answer] | float = self._pipe.recv()
-            if isinstance(message, float):
+            if not isinstance(message, list):
                 self.cpu_share, self._is_over = message, True
             else:
                 heard += message

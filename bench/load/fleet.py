@@ -15,7 +15,7 @@ import psutil
 
 from bench.load.probed_worker import Snapshot
 from bench.resp import Connection
-from bench.testbed import ROOT, TONE, Testbed, end
+from bench.testbed import NO_DRAIN, ROOT, TONE, Testbed, end
 from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.keys import Keys
 
@@ -122,7 +122,7 @@ def worker_record(connection: Connection, name: str) -> dict[str, str]:
 
 def _spawn(name: str, url: str, probe: Path, log: Path, settings: Sequence[str]) -> psutil.Popen:
     arguments = [str(TONE), "--redis-url", url, "--name", name]
-    for setting in settings:
+    for setting in (*settings, NO_DRAIN):
         arguments += ["--set", setting]
     with log.open("wb") as file:
         return psutil.Popen(

@@ -24,7 +24,7 @@ from bench.load.sizing import Costs, Need
 from bench.report import Figure, Report, figure
 from voicefleet.schemas.keys import Keys
 from voicefleet.worker.config.sections import WorkerConfig
-from voicefleet.worker.heartbeat import LOOK_AROUND_BEATS
+from voicefleet.worker.heartbeat import UNLISTED_CHECK_BEATS
 
 _TURN_CALLERS: Final = 8
 _LOOK_S: Final = 0.1
@@ -168,7 +168,7 @@ def _assumptions(base: Point, each: Costs) -> tuple[str, ...]:
         f"a turn of each session every {sizing.TURN_EVERY_S:g} s",
         f"one queue: all of a turn's {each.turn_us:.0f} us as if on the queue's own server, which "
         "is more than its part; heartbeats: every worker asks for all workers and all consumers "
-        f"with every {LOOK_AROUND_BEATS}th beat of {config.heartbeat_ms} ms, which grows with the "
+        f"with every {UNLISTED_CHECK_BEATS}th beat of {config.heartbeat_ms} ms, which grows with the "
         "square of the fleet: above 100 % it has to be divided, by prefix or by model",
     )
 

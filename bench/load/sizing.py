@@ -14,7 +14,7 @@ from voicefleet.embedded_server import EmbeddedServer
 from voicefleet.schemas.audio import FRAMES_PER_S
 from voicefleet.schemas.keys import GROUP, Keys
 from voicefleet.worker.config.sections import WorkerConfig
-from voicefleet.worker.heartbeat import LOOK_AROUND_BEATS
+from voicefleet.worker.heartbeat import UNLISTED_CHECK_BEATS
 from voicefleet.worker.publish.retention import entries_to_keep
 
 SIZES: Final = (1_000, 10_000, 100_000)
@@ -109,7 +109,7 @@ def need(sessions: int, each: Costs) -> Need:
         gpu_workers=workers,
         queue_share=sessions / TURN_EVERY_S * each.turn_us / 1e6,
         registry_share=beats_per_s
-        * (each.beat_us + workers * each.beat_us_per_worker / LOOK_AROUND_BEATS)
+        * (each.beat_us + workers * each.beat_us_per_worker / UNLISTED_CHECK_BEATS)
         / 1e6,
     )
 
@@ -117,7 +117,7 @@ def need(sessions: int, each: Costs) -> Need:
 def beat_costs() -> tuple[float, float]:
     """The server's cost of a heartbeat's look at the fleet: us, and us per worker.
 
-    All workers, and all consumers of a queue: a worker asks so with each ``LOOK_AROUND_BEATS``th
+    All workers, and all consumers of a queue: a worker asks so with each ``UNLISTED_CHECK_BEATS``th
     of its beats, at random offsets.
     """
     with EmbeddedServer.start_blocking() as server, Connection(server.port) as connection:

@@ -168,8 +168,8 @@ def _assumptions(base: Point, each: Costs) -> tuple[str, ...]:
         f"a turn of each session every {sizing.TURN_EVERY_S:g} s",
         f"one queue: all of a turn's {each.turn_us:.0f} us as if on the queue's own server, which "
         "is more than its part; heartbeats: every worker asks for all workers and all consumers "
-        f"with every {UNLISTED_CHECK_BEATS}th beat of {config.heartbeat_ms} ms, which grows with the "
-        "square of the fleet: above 100 % it has to be divided, by prefix or by model",
+        f"with every {UNLISTED_CHECK_BEATS}th beat of {config.heartbeat_ms} ms, which grows with "
+        "the square of the fleet: above 100 % it has to be divided, by prefix or by model",
     )
 
 

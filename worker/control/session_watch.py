@@ -1,14 +1,15 @@
-"""What a session wants of one of its turns: its control key and its lease, read as a directive."""
+"""What one turn has to do now, read from its session's control key and lease."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
-from typing import cast
+from typing import Final, cast
 
 import anyio
 import structlog
 
 from voicefleet.schemas import control
+from voicefleet.schemas.audio import Reason
 from voicefleet.schemas.control import ControlValue, Level, StopThrough
 from voicefleet.schemas.fields import FieldError
 from voicefleet.schemas.keys import Keys
@@ -21,22 +22,34 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class Directive(Enum):
-    """What a turn has to do now."""
+    """What a turn is told to do."""
 
     SPEAK = "speak"
+    """Speak, or resume."""
     PAUSE = "pause"
+    """Publish no further frame until told to."""
     STOP = "stop"
+    """End, with reason ``stopped``: the control key says so."""
     INTERRUPT = "interrupt"
+    """End, with reason ``interrupted``: an interrupting request waits."""
     YIELD = "yield"
+    """Publish nothing more, not even an end: another worker has taken the lease."""
+
+
+ENDINGS: Final[dict[Directive, Reason]] = {
+    Directive.STOP: "stopped",
+    Directive.INTERRUPT: "interrupted",
+}
+"""The directives that end a turn, and the reason in its end entry."""
 
 
 class SessionWatch:
-    """One turn's view of its session.
+    """One turn's view of its session's control key and lease.
 
-    Both keys are levels: what they say now is what holds, whoever looks and whenever. ``changed``
-    is called after every reply; it must return at once. ``lease_read`` is set by the next reading
-    of the lease, a change or a second's reconciliation, and is then another event; so is
-    ``differs``, by a reading of either key that says something new.
+    Both keys are levels: their present value holds, whenever it was written. ``changed`` is called
+    after each reading and must return at once. ``lease_read`` is set by the next reading of the
+    lease, at the latest after ``RECONCILE_S``, and then replaced by a new event; ``differs`` is set
+    and replaced when either key has a new value. ``epoch`` is this worker's, once it has one.
     """
 
     def __init__(self, delivery: Delivery, session: str, request: str) -> None:
@@ -58,10 +71,10 @@ class SessionWatch:
         """Watch for the time of the block."""
         control_key, lease_key = keys.control(self._session), keys.lease(self._session)
         async with (
-            watch.subscribe(control_key, lambda: ("GET", control_key), self._on_control) as wish,
+            watch.subscribe(control_key, lambda: ("GET", control_key), self._on_control) as value,
             watch.subscribe(lease_key, lambda: ("HGETALL", lease_key), self._on_lease) as lease,
         ):
-            self._seen = (wish.seen, lease.seen)
+            self._seen = (value.seen, lease.seen)
             yield
 
     async def seen(self) -> None:
@@ -70,8 +83,8 @@ class SessionWatch:
             await event.wait()
 
     def directive(self) -> Directive:
-        """What both keys say. Being fenced off outranks stop, stop interrupt, interrupt pause."""
-        # A reading may be older than our own acquisition: only a newer epoch is somebody else's.
+        """What the turn has to do. Precedence: yield, stop, interrupt, pause, speak."""
+        # A reading may be older than our own lease: only a greater epoch is another owner's.
         if self.epoch and self.lease.epoch and int(self.lease.epoch) > int(self.epoch):
             return Directive.YIELD
         later = self.lease.after(self._delivery.entry, self._delivery.model)
@@ -87,27 +100,27 @@ class SessionWatch:
 
     @property
     def interrupter(self) -> Waiter | None:
-        """The turn that waits to speak instead of this one, and of all between the two."""
+        """The last waiting request that interrupts this turn, and all those between the two."""
         later = self.lease.after(self._delivery.entry, self._delivery.model)
-        # A client that is unsure asks twice: the second time is no other turn.
+        # A client that sends a request twice does not interrupt itself.
         others = [w for w in later if w.interrupt and w.request != self._request]
         return others[-1] if others else None
 
     @property
     def is_spoken(self) -> bool:
-        """Whether the session's lease is held for this very request, by whomever."""
+        """Whether any worker holds the session's lease for this very request."""
         mine = (self._delivery.entry, self._delivery.model)
         return self.lease.active and (self.lease.entry, self.lease.model) == mine
 
     @property
     def unresolved(self) -> str | None:
-        """The request named by ``stop:<request>``, while it is not known where it stands."""
+        """The request that ``stop:<request>`` names, until we know whether it was added later."""
         if isinstance(self.control, StopThrough) and self.directive() is not Directive.STOP:
             return self.control.request
         return None
 
     def cover(self, request: str) -> None:
-        """The named request was added after this one: a stop up to it covers this one."""
+        """Note that the named request was added later: its ``stop:<request>`` ends this one too."""
         self._covered.add(request)
         self._notify()
 
@@ -145,4 +158,4 @@ class SessionWatch:
 
 
 def _nothing() -> None:
-    """Nobody listens yet."""
+    """Replaced by whoever wants to know."""

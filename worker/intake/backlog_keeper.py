@@ -1,9 +1,10 @@
-"""The keeper of a model's backlog: what sessions wish is obeyed though there is no free slot.
+"""Answer requests that need no slot while no slot is free.
 
-While a worker has no slot for a model, nobody there reads the queue. One of the workers that are
-full, the keeper, then looks after what waits: it parks what comes, lets it wait for its session,
-and watches the sessions. A request that is to be answered without a word (stopped, interrupted,
-invalid, late) needs no slot: it is taken out of the backlog and answered at once, in its order.
+A worker without a free slot for a model does not read the model's queue. One of the workers that
+are full, the keeper, looks after the requests that wait. It parks new requests in the backlog,
+gives each its place in its session, and watches the sessions. A request that will end unspoken
+(stopped, interrupted, invalid or expired) needs no slot: the keeper takes it out of the backlog and
+answers it at once, in its session's order.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,35 +16,35 @@ from anyio.abc import TaskGroup
 from voicefleet.schemas.request import InvalidRequest, Request
 from voicefleet.wire.link import ReplyError
 from voicefleet.worker.context import WorkerContext
-from voicefleet.worker.control.session_watch import SessionWatch
-from voicefleet.worker.intake.turn_runner import ENDINGS
-from voicefleet.worker.store.lease_states import Claim, Standing
+from voicefleet.worker.control.session_watch import ENDINGS, SessionWatch
+from voicefleet.worker.intake.job_state import DONE_BY, JobState
+from voicefleet.worker.store.lease_states import Claim
 from voicefleet.worker.store.queues import Delivery
-from voicefleet.worker.store.scripts.script import SessionKeys
 
 log = structlog.stdlib.get_logger(__name__)
 
 PAGE = 64
-"""So many new requests are parked at once: the server and the speaking turns wait no longer."""
+"""How many new requests are parked in one call. A larger page would delay frames."""
 
 LOOK_S = 1.0
-"""Between two comparisons with the pending list: others take from the backlog, and add to it."""
+"""The time between two comparisons with the pending list, which other workers change."""
 
 PARKING_LIMIT_S = 0.5
-"""A drain waits so long for a page that was read and is not parked yet."""
+"""How long a drain waits for a page that has been read and not parked."""
 
 IDLE_BEATS = 2
-"""With a free slot for so many heartbeats there is nothing to keep."""
+"""After a slot was free for so many heartbeats, there is no backlog to keep."""
 
 
 class BacklogKeeper:
-    """Keeps one model's backlog while this worker is full and no other does.
+    """Keeps one model's backlog while this worker is full and no other worker keeps it.
 
-    A key with a TTL says who is the keeper; a wrong guess about it does no harm, since requests
-    change hands by script.
+    A key with a TTL names the keeper. Two keepers at a time do no harm: scripts move the requests.
 
     Args:
-        answer: Begins to answer a request without a slot. It is in our name by then.
+        context: The worker's parts.
+        model: Whose backlog is kept.
+        answer: Begins a job without a slot, for an entry that is pending in our name.
     """
 
     def __init__(
@@ -54,24 +55,24 @@ class BacklogKeeper:
         self._backlog = context.backlogs[model]
         self._answer = answer
         self._waiting: dict[str, anyio.CancelScope] = {}
-        self._kept_keys: dict[str, SessionKeys] = {}
+        self._kept_keys: dict[str, Sequence[str]] = {}
         self._came = anyio.Event()
         self._look = anyio.Event()
 
     @property
-    def kept_keys(self) -> list[SessionKeys]:
-        """Keys of the waiting requests' sessions, which must not expire meanwhile."""
+    def kept_keys(self) -> list[Sequence[str]]:
+        """The session keys of the waiting requests: they must not expire."""
         return list(self._kept_keys.values())
 
     async def run(self) -> None:
-        """Be the keeper whenever it takes one, until cancelled."""
+        """Become the keeper whenever the model needs one, until cancelled."""
         slots, config = self._context.slots, self._context.config
         while True:
             await slots.wait_taken(self._model)
             if not await self._backlog.keep(config.dead_after_ms):
                 await anyio.sleep(config.heartbeat_ms / 1000)
                 continue
-            log.debug("keeps_backlog", model=self._model)
+            log.debug("keeping_backlog", model=self._model)
             try:
                 await self._keep()
             finally:
@@ -79,7 +80,7 @@ class BacklogKeeper:
                     await self._backlog.leave()
 
     async def _keep(self) -> None:
-        """Look after the backlog until there is a free slot, or somebody else does."""
+        """Keep the backlog until slots stay free or another worker is the keeper."""
         context, queue, wake = self._context, self._context.keys.requests, self._context.keys.wake
         queue_key, wake_key = queue(self._model), wake(self._model)
         self._came, self._look = anyio.Event(), anyio.Event()
@@ -88,7 +89,7 @@ class BacklogKeeper:
             context.watch.subscribe(wake_key, lambda: ("GET", wake_key), self._on_wake),
             anyio.create_task_group() as tasks,
         ):
-            tasks.start_soon(self._park_what_comes, tasks)
+            tasks.start_soon(self._park_new, tasks)
             tasks.start_soon(self._compare, tasks)
             idle_beats = 0
             while idle_beats < IDLE_BEATS:
@@ -105,8 +106,8 @@ class BacklogKeeper:
     def _on_wake(self, reply: object) -> None:
         self._look.set()
 
-    async def _park_what_comes(self, tasks: TaskGroup) -> None:
-        """Park requests that nobody with a free slot reads."""
+    async def _park_new(self, tasks: TaskGroup) -> None:
+        """Park new requests whenever the queue changes."""
         while True:
             await self._came.wait()
             self._came = anyio.Event()
@@ -115,7 +116,7 @@ class BacklogKeeper:
 
     async def _park_page(self, tasks: TaskGroup) -> bool:
         """Park one page of requests. Returns whether there may be more."""
-        # Parked first, and listed in its session then: who hears of it there can find it here.
+        # Parked first: whoever sees its place in the session finds it in the backlog.
         with anyio.move_on_after(PARKING_LIMIT_S, shield=True):
             deliveries = await self._backlog.read(PAGE)
             valid: list[tuple[Delivery, Request]] = []
@@ -130,17 +131,17 @@ class BacklogKeeper:
         return False
 
     async def _compare(self, tasks: TaskGroup) -> None:
-        """Look after all that the pending list has, and no more: others give back, and take."""
+        """Watch exactly the requests that the pending list has waiting for a slot."""
         while True:
             self._look = anyio.Event()
-            known = set(self._waiting)
+            watched = set(self._waiting)
             listed = await self._backlog.listed()
             if listed is not None:
-                for entry in known - listed.keys():
+                for entry in watched - listed.keys():
                     if entry in self._waiting:
                         self._waiting[entry].cancel()
                 new: list[tuple[str, Claim]] = [
-                    item for item in listed.items() if item[0] not in known
+                    item for item in listed.items() if item[0] not in watched
                 ]
                 for at in range(0, len(new), PAGE):
                     found = await self._backlog.look_up(new[at : at + PAGE])
@@ -149,7 +150,7 @@ class BacklogKeeper:
                 await self._look.wait()
 
     async def _adopt_invalid(self, deliveries: Sequence[Delivery], tasks: TaskGroup) -> None:
-        """Begin to look after requests, or answer those that cannot be spoken."""
+        """Begin to watch requests; answer those that are invalid."""
         valid: list[tuple[Delivery, Request]] = []
         for delivery in deliveries:
             try:
@@ -165,7 +166,7 @@ class BacklogKeeper:
                 tasks.start_soon(self._attend, delivery, request)
 
     async def _attend(self, delivery: Delivery, request: Request) -> None:
-        """Look after one waiting request until it needs no slot, or waits no more."""
+        """Watch one waiting request until it needs no slot, or no longer waits for one."""
         entry = delivery.entry
         self._kept_keys[entry] = self._context.sessions.keys(request.session)
         try:
@@ -174,16 +175,16 @@ class BacklogKeeper:
                 if needs_none or await self._needs_no_slot(delivery, request):
                     await self._adopt(entry)
         except ReplyError as error:
-            # Something of another type stands where one of the session's keys belongs.
+            # A value of another type stands where one of the session's keys belongs.
             log.warning("session_unusable", error=str(error), entry=entry)
             await self._adopt(entry)
         finally:
             del self._waiting[entry], self._kept_keys[entry]
 
     async def _enlist(self, delivery: Delivery, request: Request) -> bool:
-        """Let it wait for its session. Returns whether it is answered by that already."""
+        """Give it a place in its session. Returns whether it is answered already."""
         if delivery.claim is not Claim.FRESH:
-            return False  # one that was given up waits there already
+            return False  # its first owner did so
         config = self._context.config
         enqueued = await self._context.sessions.enqueue(
             delivery,
@@ -193,10 +194,10 @@ class BacklogKeeper:
         )
         if enqueued.talks:
             await self._backlog.promote(delivery.entry)
-        return enqueued.standing in (Standing.ALREADY_ANSWERED, Standing.SESSION_FULL)
+        return DONE_BY.get(enqueued.standing) is JobState.ANSWERED
 
     async def _needs_no_slot(self, delivery: Delivery, request: Request) -> bool:
-        """Wait until the request can be answered without a word; ``False``: it is another's."""
+        """Wait until the request is to end unspoken; ``False``: another worker speaks it."""
         context, limit_s = self._context, None
         view = SessionWatch(delivery, request.session, request.name)
         async with view.open(context.watch, context.keys):
@@ -205,11 +206,11 @@ class BacklogKeeper:
                 limit_s = max(0.0, (request.deadline_ms - context.clock.now_ms()) / 1000)
             with anyio.move_on_after(limit_s):
                 return await self._is_ended(view, delivery, request)
-            # A turn that was begun is not late any more: it waits to be taken over.
+            # A turn that has begun cannot expire: it waits for a worker to take it over.
             return not view.is_spoken or await self._is_ended(view, delivery, request)
 
     async def _is_ended(self, view: SessionWatch, delivery: Delivery, request: Request) -> bool:
-        """Wait until the session ends the request; ``False``: somebody speaks it."""
+        """Wait until the session ends the request; ``False``: another worker speaks it."""
         asked: str | None = None
         while True:
             changed = view.differs
@@ -226,7 +227,7 @@ class BacklogKeeper:
             await changed.wait()
 
     async def _adopt(self, entry: str) -> None:
-        """Take a request out of the backlog, and answer it."""
+        """Take a request out of the backlog and answer it."""
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + PARKING_LIMIT_S):
             delivery = await self._backlog.adopt(entry)
             if delivery is not None:

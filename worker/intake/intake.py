@@ -1,4 +1,4 @@
-"""Intake: a free slot -> one request -> an job."""
+"""Take requests from the queues: one job for each, while a slot is free."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,6 +11,7 @@ from voicefleet.wire.connect import Topology
 from voicefleet.worker.context import WorkerContext
 from voicefleet.worker.intake.backlog_keeper import BacklogKeeper
 from voicefleet.worker.intake.job import Job
+from voicefleet.worker.intake.job_state import JobState
 from voicefleet.worker.intake.queue_reader import QueueReader
 from voicefleet.worker.models.slots import Slot
 from voicefleet.worker.store.queues import Delivery
@@ -19,10 +20,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class Intake:
-    """Takes requests for all served models until it is closed.
+    """Takes requests for all served models until it is closed, and holds their jobs.
 
-    One reader a model, which reads only while a slot is free. What a reader gets when the last
-    slot has just gone to another is handed back.
+    Each model has one reader, which reads only while a slot is free. A request that arrives when
+    the last slot has just gone to another model is handed back.
     """
 
     def __init__(self, context: WorkerContext, topology: Topology) -> None:
@@ -36,49 +37,59 @@ class Intake:
 
     @property
     def jobs(self) -> frozenset[Job]:
-        """What is in hand."""
+        """The jobs that are not through."""
         return frozenset(self._jobs)
 
     @property
     def speaking(self) -> int:
-        """How many sessions are spoken here now."""
-        return sum(job.is_speaking for job in self._jobs)
+        """How many jobs speak now."""
+        return sum(job.state is JobState.SPEAKING for job in self._jobs)
 
     @property
     def kept_keys(self) -> Sequence[Sequence[str]]:
-        """Keys that must not expire meanwhile: a list for each request in hand, or looked after."""
-        in_hand = [a.kept_keys for a in self._jobs if a.kept_keys]
+        """Keys that must not expire: a list for each job, and each request in a kept backlog."""
+        in_hand = [job.kept_keys for job in self._jobs if job.kept_keys]
         return in_hand + [keys for keeper in self._keepers for keys in keeper.kept_keys]
 
     async def run(self, tasks: TaskGroup) -> None:
-        """Read until ``close``. Assignments run in ``tasks`` and may outlive this call."""
+        """Read until ``close``. The jobs run in ``tasks`` and may outlive this call."""
         async with anyio.create_task_group() as readers:
             for model in self._context.pool.served:
                 readers.start_soon(self._read, model, tasks)
 
     def close(self) -> None:
-        """Take no further request; those that wait for their session go to other workers."""
+        """Take no further request, and hand over all jobs that do not speak."""
         self._closed.set()
-        self._context.slots.announce()  # whoever waits for a slot need not wait any more
+        self._context.slots.announce()  # wakes those that wait for a slot
         for reader in self._readers:
             reader.wake()
         for job in self._jobs:
-            if not job.is_speaking:
+            if job.state is not JobState.SPEAKING:
                 job.hand_over()
 
     def hand_over(self) -> None:
-        """Give everything to other workers, in mid-turn."""
+        """Hand over all jobs, in mid-turn."""
         for job in self._jobs:
             job.hand_over()
 
     async def emptied(self) -> None:
-        """Wait until nothing is in hand."""
+        """Wait until no job is left."""
         while self._jobs:
             await self._left.wait()
 
     async def _read(self, model: str, tasks: TaskGroup) -> None:
         slots = self._context.slots
-        reader = QueueReader(self._context, self._topology, model, partial(self._entries_of, model))
+        context = self._context
+        reader = QueueReader(
+            self._topology,
+            context.watch,
+            context.queues,
+            context.backlogs[model],
+            context.keys,
+            context.name,
+            model,
+            partial(self._entries_of, model),
+        )
         self._readers.append(reader)
         keeper = BacklogKeeper(self._context, model, partial(self._begin, tasks, slot=None))
         self._keepers.append(keeper)
@@ -97,7 +108,7 @@ class Intake:
             beside.cancel_scope.cancel()
 
     async def _stop_when_taken(self, reader: QueueReader, model: str) -> None:
-        """Have the reader stop when the last slot is taken by a turn it did not read."""
+        """End the reader's blocked read when something else takes the last slot."""
         while True:
             await self._context.slots.wait_taken(model)
             reader.wake()
@@ -105,7 +116,7 @@ class Intake:
 
     async def _accept(self, delivery: Delivery, tasks: TaskGroup) -> None:
         if delivery.entry in self._entries_of(delivery.model):
-            return  # we were taken for dead, and were not: it goes on as it is
+            return  # others took us for dead and handed our entry back: its job goes on
         slot = None if self._closed.is_set() else self._context.slots.try_take(delivery.model)
         if slot is None:
             await self._context.queues.hand_back(delivery.model, [delivery.entry])
@@ -128,7 +139,9 @@ class Intake:
             self._left = anyio.Event()
 
     def _entries_of(self, model: str) -> set[str]:
-        """Entries that are worked on: not those that are as good as gone."""
+        """The model's entries that have a job which is not done."""
         return {
-            a.delivery.entry for a in self._jobs if a.delivery.model == model and not a.is_leaving
+            job.delivery.entry
+            for job in self._jobs
+            if job.delivery.model == model and not job.is_done
         }

@@ -1,7 +1,7 @@
-"""PendingReconciler: what the pending lists say is in this worker's hands, and what really is.
+"""Compare the pending lists with the jobs of this worker, and repair the differences.
 
-The two come apart where a reply was lost, where a worker that stalled was taken for dead, and
-where a server forgot. The pending list is right: it is what other workers go by.
+They differ after a lost reply, after a stall that made others take this worker for dead, and after
+a failover that forgot something. The pending list wins: it is what other workers act on.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class PendingReconciler:
-    """Compares, each time it is asked. What was on its way at one time is there at the next.
+    """Reconciles on call; acts on what differed twice, since a reply may be on its way.
 
-    - An entry in our name that nobody here works on is handed back.
-    - A request that waits here while its entry is in another's name is that worker's.
+    - An entry that is pending in our name and has no job is handed back.
+    - A job that waits while its entry is pending in another worker's name is dropped.
     """
 
     def __init__(self, queues: QueueStore, models: Iterable[str]) -> None:
@@ -29,11 +29,11 @@ class PendingReconciler:
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether something was apart the last time."""
+        """Whether something differed in the last check."""
         return any(self._stray.values()) or any(self._foreign.values())
 
     async def reconcile(self, jobs: Iterable[Job]) -> None:
-        """Act on what is apart now and was the last time."""
+        """Reconcile entries that differed in this check and the previous one."""
         held: dict[str, dict[str, Job]] = {model: {} for model in self._models}
         for job in jobs:
             held[job.delivery.model][job.delivery.entry] = job
@@ -47,9 +47,11 @@ class PendingReconciler:
                 log.warning("stranded_requests", model=model, count=len(lasting))
                 await self._queues.hand_back(model, lasting)
             self._stray[model] = stray - lasting
-            waiting = {a for entry, a in mine.items() if entry not in pending and a.is_waiting}
+            waiting = {
+                job for entry, job in mine.items() if entry not in pending and job.is_waiting
+            }
             for job in waiting & self._foreign.get(model, set()):
-                # Off the queue altogether, it is the server that forgot: it goes on here.
+                # An entry that is off the queue was forgotten by the server: its job goes on.
                 if await self._queues.is_queued(model, job.delivery.entry):
-                    job.dismiss()
+                    job.drop()
             self._foreign[model] = waiting

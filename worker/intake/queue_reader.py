@@ -1,4 +1,4 @@
-"""Reads one model's queue: one request at a time, and none that nobody waits for."""
+"""Read one model's queue: one request at a time, and only when one is wanted."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -9,12 +9,13 @@ import anyio
 import structlog
 
 from voicefleet.schemas.fields import paired
-from voicefleet.schemas.keys import GROUP
+from voicefleet.schemas.keys import GROUP, Keys
 from voicefleet.wire.connect import Address, Topology
 from voicefleet.wire.link import Link, LinkClosedError, Reply, ReplyError
-from voicefleet.worker.context import WorkerContext
+from voicefleet.worker.control.key_watch import KeyWatch
+from voicefleet.worker.store.backlog import Backlog
 from voicefleet.worker.store.lease_states import Claim
-from voicefleet.worker.store.queues import Delivery
+from voicefleet.worker.store.queues import Delivery, QueueStore
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -24,24 +25,43 @@ RETRY_S = 0.2
 
 
 class QueueReader:
-    """The reader of one model's queue. Requests that wait for a slot come before new ones.
+    """Reads one model's queue. Requests that wait for a slot come before new ones.
 
-    A blocked read is ended by the server (CLIENT UNBLOCK) and never cancelled: what was delivered
-    to a reader that had left would be stranded. Where a connection dies with a delivery on its
-    way, the next one finds it in the pending list and hands it back.
+    A blocked read is never cancelled: its delivery would be stranded. The server ends it instead
+    (CLIENT UNBLOCK). When a connection dies with a delivery on its way, the next connection finds
+    the entry in the pending list and hands it back.
 
     Args:
-        mine: The entries of this queue that are in this worker's hands.
+        topology: Where connections of its own are opened: one that blocks, one that unblocks it.
+        watch: Tells when a request was handed back or parked.
+        queues: The models' queues.
+        backlog: The model's requests that wait for a slot.
+        keys: Names the queue and its wake key.
+        worker: This worker's name, its consumer in the group.
+        model: Whose queue is read.
+        mine: Returns the queue entries that this worker has jobs for.
     """
 
     def __init__(
-        self, context: WorkerContext, topology: Topology, model: str, mine: Callable[[], set[str]]
+        self,
+        topology: Topology,
+        watch: KeyWatch,
+        queues: QueueStore,
+        backlog: Backlog,
+        keys: Keys,
+        worker: str,
+        model: str,
+        mine: Callable[[], set[str]],
     ) -> None:
-        self._context = context
         self._topology = topology
+        self._watch = watch
+        self._queues = queues
+        self._backlog = backlog
+        self._worker = worker
         self._model = model
         self._mine = mine
-        self._key = context.keys.requests(model)
+        self._key = keys.requests(model)
+        self._wake_key = keys.wake(model)
         self._link: Link | None = None
         self._bell: Link | None = None
         self._address: Address | None = None
@@ -54,20 +74,20 @@ class QueueReader:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
-        """Listen for requests that wait for any worker, for the time of the block."""
-        key = self._context.keys.wake(self._model)
+        """Watch for requests that wait for a slot, for the time of the block."""
+        key = self._wake_key
         try:
-            async with self._context.watch.subscribe(key, lambda: ("GET", key), self._on_wake):
+            async with self._watch.subscribe(key, lambda: ("GET", key), self._on_wake):
                 yield
         finally:
             self._close()
 
     async def next(self) -> Delivery | None:
-        """The next request; ``None`` after ``wake``, or when none came for long."""
+        """The next request; ``None`` after ``wake``, or when none came for ``BLOCK_MS``."""
         self._woken = False
         if self._may_wait:
             self._may_wait = False
-            waiting = await self._context.backlogs[self._model].take()
+            waiting = await self._backlog.take()
             if waiting is not None:
                 self._may_wait = True  # there may be more
                 return waiting
@@ -78,7 +98,7 @@ class QueueReader:
             delivery = None if self._woken else await self._read(link)
             if self._address == self._topology.owner(self._key):
                 return delivery
-            # Of a primary that was replaced: what it says now, the new one has not heard.
+            # The server is no longer the queue's owner: the new one does not know of this delivery.
             self._close()
             return None
         except LinkClosedError as error:
@@ -86,17 +106,17 @@ class QueueReader:
         except ReplyError as error:
             self._warn("queue_refused", str(error))
             if str(error).startswith("NOGROUP"):
-                await self._context.queues.create_group(self._model)
+                await self._queues.create_group(self._model)
         self._close()
         await anyio.sleep(RETRY_S)
         return None
 
     def look(self) -> None:
-        """Begin with those that came while no slot was free."""
+        """Look first for requests that came while no slot was free."""
         self._may_wait = True
 
     def wake(self) -> None:
-        """Have ``next`` return soon."""
+        """Make ``next`` return soon."""
         self._woken = True
         self._ring()
 
@@ -104,7 +124,7 @@ class QueueReader:
         self._reading = True
         try:
             reply = await link.call(
-                *("XREADGROUP", "GROUP", GROUP, self._context.name, "COUNT", 1),
+                *("XREADGROUP", "GROUP", GROUP, self._worker, "COUNT", 1),
                 *("BLOCK", BLOCK_MS, "STREAMS", self._key, ">"),
                 timeout_s=BLOCK_MS / 1000 + self._topology.endpoint.timeout_s,
             )
@@ -125,29 +145,28 @@ class QueueReader:
             self._bell.submit([("CLIENT", "UNBLOCK", self._client_id)], self._rung)
 
     def _rung(self, replies: list[Reply] | LinkClosedError) -> None:
-        if replies == [0]:  # the read is not blocked quite yet
+        if replies == [0]:  # the read does not block yet
             asyncio.get_running_loop().call_later(RING_AGAIN_S, self._ring)
         elif replies != [1] and self._link is not None:
-            self._link.close()  # the server will not: the read ends so
+            self._link.close()  # refused, or lost: closing ends the read
 
     async def _connect(self) -> Link:
         self._close()
-        self._may_wait = True  # it may be another server, and say other things
+        self._may_wait = True  # another server may have some
         await self._topology.refresh()
         owner = self._topology.owner(self._key)
         self._address = owner
         self._link = link = await self._topology.open_link(owner)
         self._bell = await self._topology.open_link(owner)
         self._client_id = cast(int, await link.call("CLIENT", "ID"))
-        queues = self._context.queues
-        stranded = (await queues.pending(self._model) or set()) - self._mine()
+        stranded = (await self._queues.pending(self._model) or set()) - self._mine()
         if stranded:
             log.info("stranded_requests", model=self._model, count=len(stranded))
-            await queues.hand_back(self._model, stranded)
+            await self._queues.hand_back(self._model, stranded)
         return link
 
     def _warn(self, event: str, error: str) -> None:
-        """Once for each time that the queue goes away."""
+        """Warn once, until a read succeeds again."""
         if self._is_up:
             log.warning(event, model=self._model, error=error)
         self._is_up = False

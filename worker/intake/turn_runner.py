@@ -1,6 +1,6 @@
-"""A turn while this worker holds its session's lease: spoken, paused, stopped, ended.
+"""Run one turn while this worker holds its session's lease: speak, pause, stop, end it.
 
-Everything it does ends in its outbox, whose settling ends everything it does.
+The frames go into the turn's outbox. When the outbox has its outcome, everything here is cancelled.
 """
 
 import random
@@ -14,7 +14,7 @@ import structlog
 from voicefleet.schemas.audio import CHANNELS, FORMAT, FRAME_MS, Reason
 from voicefleet.schemas.request import Request, TextPiece
 from voicefleet.worker.context import WorkerContext
-from voicefleet.worker.control.session_watch import Directive, SessionWatch
+from voicefleet.worker.control.session_watch import ENDINGS, Directive, SessionWatch
 from voicefleet.worker.control.text_stream import TextLog, stream_text
 from voicefleet.worker.engines.protocol import CannotSpeakError
 from voicefleet.worker.models.pool import LoadedModel
@@ -28,22 +28,30 @@ from voicefleet.worker.text.feed import TextFeed
 
 log = structlog.stdlib.get_logger(__name__)
 
-SUSPECT_WAIT_S = (0.5, 2.0)
-"""Before another attempt at a turn that may have killed its owner.
+CRASH_SUSPECTED_WAIT_S = (0.5, 2.0)
+"""The range of the random wait before another attempt at a turn that may have killed its owner.
 
-Turns that died with their owner come to their next one together. Those that were heard go on at
-once; of the others, which may be poison, each waits a while of its own, so that one that kills
-again does not take the same ones with it each time, and have them counted as poison too.
+All turns of a worker that died reach their next owner together. If one of them kills again, those
+that begin with it are suspected too, and are given up after ``max_deliveries`` such deaths. Waits
+of different lengths keep the same turns from beginning together each time.
 """
-
-ENDINGS: dict[Directive, Reason] = {Directive.STOP: "stopped", Directive.INTERRUPT: "interrupted"}
 
 
 class TurnRunner:
-    """One acquired turn. ``run`` sees it to its outcome; ``hand_over`` may cut in at any time.
+    """Runs one turn whose lease was granted.
 
-    ``heard`` is the last frame that left before the server forgot some, -1 where it did not;
-    ``text`` what was read of the turn's text stream by then.
+    ``run`` returns its outcome; ``hand_over`` ends it early. Afterwards ``reason`` and ``error``
+    are those of its end entry, ``turn`` and ``outbox`` have its figures, and ``attempts`` is how
+    many attempts at it this worker has counted in the lease: 0 or 1.
+
+    Args:
+        context: The worker's parts.
+        view: What the session says; ``changed`` belongs to the runner while it runs.
+        delivery: The request's queue entry.
+        request: The same, decoded.
+        acquired: The lease.
+        text: What was read of the turn's text stream so far.
+        last_delivered: The last frame published before the server forgot the turn; -1: it did not.
     """
 
     def __init__(
@@ -54,7 +62,7 @@ class TurnRunner:
         request: Request,
         acquired: Acquired,
         text: TextLog,
-        heard: int = -1,
+        last_delivered: int = -1,
     ) -> None:
         self._context = context
         self._view = view
@@ -76,23 +84,22 @@ class TurnRunner:
                 turn=acquired.turn,
                 last=acquired.last,
                 added_ms=delivery.added_ms,
-                last_delivered=heard,
+                last_delivered=last_delivered,
             ),
             config.lead_ms if request.lead_ms is None else request.lead_ms,
             Retention(config.audio_ttl_s, config.audio_window_s, config.resend_window_s),
             context.clock,
         )
         self.turn = Turn(self.outbox, config.synthesis_timeout_s)
-        # Of this owner's own: none yet where it is suspect.
         self.attempts = 0 if acquired.standing is Standing.CRASH_SUSPECTED else 1
         self._changed = anyio.Event()
 
     def hand_over(self) -> None:
-        """Give the turn up in its middle, at once."""
+        """Publish nothing more, at once: another worker continues the turn."""
         self.outbox.settle(PublishOutcome.HANDED_OVER)
 
     async def run(self, unspoken: tuple[Reason, str] | None) -> PublishOutcome:
-        """Speak the turn, or answer it ``unspoken``: the reason and the error to end it with."""
+        """Speak the turn; or end it ``unspoken``, with this reason and error."""
         with self._context.publisher.open(self.outbox):
             async with anyio.create_task_group() as tasks:
                 if unspoken is not None and not self.outbox.must_replay:
@@ -115,7 +122,7 @@ class TurnRunner:
     def _attempts_with_this(self) -> int:
         return self._acquired.attempts + (self._acquired.standing is Standing.CRASH_SUSPECTED)
 
-    # What the session wishes.
+    # What the session says.
 
     def _react(self) -> None:
         directive = self._view.directive()
@@ -131,14 +138,14 @@ class TurnRunner:
         self._changed = anyio.Event()
 
     def _end(self, reason: Reason, error: str = "") -> None:
-        """End now; frames that have not left never will."""
+        """End the turn now: frames that have not left are discarded."""
         if not self.turn.is_stopped and self.outbox.end_now(reason, error):
             self.reason, self.error = reason, error
         if not self.outbox.must_replay:
             self.turn.stop()
 
     async def _limit_pause(self) -> None:
-        """End a turn that is paused for too long."""
+        """End the turn when it is paused for longer than ``pause_timeout_s``."""
         while True:
             changed = self._changed
             if self._view.directive() is Directive.PAUSE:
@@ -152,7 +159,7 @@ class TurnRunner:
                 await changed.wait()
 
     async def _resolve_stop(self) -> None:
-        """Find out whether a ``stop:<request>`` names one that is still in the queue behind us."""
+        """Find out whether ``stop:<request>`` names a request that is queued after this one."""
         while True:
             changed = self._changed
             named = self._view.unresolved
@@ -166,12 +173,15 @@ class TurnRunner:
 
     async def _begin_attempt(self) -> None:
         if self._acquired.standing is Standing.CRASH_SUSPECTED:
-            await anyio.sleep(random.uniform(*SUSPECT_WAIT_S))  # noqa: S311
+            await anyio.sleep(random.uniform(*CRASH_SUSPECTED_WAIT_S))  # noqa: S311
             self.attempts = 1
             await self._context.sessions.begin_attempt(self._request.session, self._acquired.epoch)
 
     async def _note_survival(self) -> None:
-        """Tell when the turn has made all that may be made: paused, say, it is heard no further."""
+        """Clear the count of attempts once the turn has made all the audio that it may make ahead.
+
+        A paused turn would not clear it by publishing frames.
+        """
         if self._acquired.standing is not Standing.NEW:
             await self.outbox.filled.wait()
             await self._context.sessions.survived(self._request.session, self._acquired.epoch)
@@ -193,7 +203,7 @@ class TurnRunner:
             self.outbox.close(self.reason, self.error)
 
     async def _speak_with(self, loaded_model: LoadedModel) -> str | None:
-        """Speak to the end of the text; returns what was wrong with the text, if anything."""
+        """Speak to the end of the text; returns what was wrong with the text, if anything was."""
         context, request, acquired = self._context, self._request, self._acquired
         prepared = await prepare(
             request,
@@ -226,7 +236,7 @@ class TurnRunner:
 
     @asynccontextmanager
     async def _text(self, feed: TextFeed) -> AsyncGenerator[None]:
-        """Let the turn's text flow into its feed."""
+        """Fill the feed with the turn's text, or keep filling it from the text stream."""
         request = self._request
         if request.stream:
             key = self._context.keys.text(request.session, request.name)
@@ -240,15 +250,15 @@ class TurnRunner:
             yield
 
     def _fail(self, error: Exception) -> None:
-        """The engine failed: leave the request to another try, or give it up."""
-        last_try = self._attempts_with_this >= self._context.config.max_deliveries
+        """Leave the request to another attempt; end the turn if there may be none."""
+        is_last = self._attempts_with_this >= self._context.config.max_deliveries
         log.warning(
             "engine_failed",
             error=f"{type(error).__name__}: {error}",
             attempt=self._attempts_with_this,
-            gives_up=last_try,
+            gives_up=is_last,
         )
-        if last_try:
+        if is_last:
             self.reason, self.error = "failed", f"{type(error).__name__}: {error}"
             self.outbox.close(self.reason, self.error)
         else:
@@ -256,4 +266,4 @@ class TurnRunner:
 
 
 def _nothing() -> None:
-    """The turn is over: what changes now concerns others."""
+    """Ignore changes: the turn is over."""

@@ -1,4 +1,4 @@
-"""A request's place among those who wait for its session."""
+"""One request's place among those that wait for its session."""
 
 import time
 
@@ -12,11 +12,16 @@ from voicefleet.worker.store.sessions import Lease, SessionStore
 log = structlog.stdlib.get_logger(__name__)
 
 SILENCE_S = 5.0
-"""An owner writes each second that it has a turn, and one who is next begins at once."""
+"""A turn or place that shows no sign of life for so long is checked.
+
+Owners renew the session's record each second, and a request whose turn has come begins at once.
+"""
 
 
-class PlaceInLine:
-    """The place of one waiting request; its holder says what it reads of the lease.
+class WaitingPlace:
+    """The place of one waiting request, as far as the job's readings of the lease show it.
+
+    ``was_seen`` says that a reading showed the place.
 
     Args:
         queues: The models' queues.
@@ -38,14 +43,17 @@ class PlaceInLine:
         self._ahead_since = self._read_at = 0.0
 
     def is_lost(self) -> bool:
-        """Whether it is gone, after a reading without it: the first may be older than itself."""
+        """Note a reading without the place; returns whether the place is gone.
+
+        True for a place that was seen, or on the second such reading: the first may predate it.
+        """
         self._misses += 1
         return self.was_seen or self._misses > 1
 
     async def clear_the_way(self, lease: Lease) -> None:
-        """Do not wait for what nobody can end: a turn, or places, whose requests are gone.
+        """Remove a turn and places ahead whose requests are gone: nobody would ever end them.
 
-        Nothing is lost of a place that is taken away from somebody who lives: he takes it again.
+        A worker that is alive and finds its place removed takes it again.
         """
         ahead = lease.before(self._delivery.entry, self._delivery.model)
         found = [(waiter.model, waiter.entry, "") for waiter in ahead]
@@ -63,12 +71,12 @@ class PlaceInLine:
         if found[0] not in gone:
             return
         for model, entry, owner in gone:
-            log.warning("turn_lost", entry=entry, owner=owner)
+            log.warning("lost_turn_abandoned", entry=entry, owner=owner)
             await self._sessions.abandon(self._session, entry, model, owner)
-        await anyio.sleep(RECONCILE_S)  # those who live come back before one is next
+        await anyio.sleep(RECONCILE_S)  # living owners come back first
 
     def _is_stuck_behind(self, *ahead: object) -> bool:
-        """Whether what is ahead shows no sign of life, though it could: the server answers."""
+        """Whether what is ahead has not changed for ``SILENCE_S``, while the server answered."""
         now = time.monotonic()
         was_away = now - self._read_at > 2 * RECONCILE_S
         self._read_at = now

@@ -4,6 +4,7 @@ They are ARGV and replies of ``acquire.lua``, ``enqueue.lua``, ``take.lua`` and 
 """
 
 from enum import StrEnum
+from typing import Final
 
 
 class Claim(StrEnum):
@@ -41,3 +42,7 @@ class Standing(StrEnum):
     """A request of this name was answered in the session, or is being answered."""
     SESSION_FULL = "session_full"
     """Too many requests wait in the session: this one is answered as rejected, in its order."""
+
+
+GRANTED: Final = frozenset({Standing.NEW, Standing.TAKEN_OVER, Standing.CRASH_SUSPECTED})
+"""The standings that come with the lease."""

@@ -45,6 +45,7 @@ from voicefleet.worker.config.sections import WorkerConfig
 from voicefleet.worker.publish.retention import FASTER_KEPT_S
 
 DOCUMENT = (ROOT / "docs/protocol.md").read_text()
+ACL = (ROOT / "deploy/redis/users.acl").read_text()
 LUA = ROOT / "worker/store/lua"
 
 Row = dict[str, str]
@@ -239,6 +240,19 @@ def test_keys() -> None:
     assert set(key_rows()) == key_patterns()
     assert list(table("The queue's consumer group")) == [BACKLOG, ORPHANS]
     assert f"the group `{GROUP}`" in DOCUMENT
+
+
+def test_what_a_client_may_do_is_what_its_user_may() -> None:
+    (user,) = re.findall(r"^user orchestrator .*", ACL, re.MULTILINE)
+    selectors = re.findall(r"\(([^)]*)\)", user)
+    for key, row in key_rows().items():
+        if commands := quoted(row.get("a client may", "")):
+            kind = key.split("{")[0].split("<")[0]
+            (selector,) = (one for one in selectors if f"~{kind}" in one)
+            allowed = {word[1:].upper() for word in selector.split() if word[0] == "+"}
+            assert set(commands) == allowed - {"PEXPIRE"}, key
+        else:
+            assert "private key" in row or row["a client may"] == "read"
 
 
 def test_limits_and_settings() -> None:

@@ -117,7 +117,7 @@ async def stream_text(
     for piece in log.pieces:
         feed.push(piece)
     reader = _Reader(watch, key, feed, log, mark)
-    feed.emptier = reader.read_on
+    feed.on_drained = reader.read_on
     feed.mark = reader.mark
     async with watch.subscribe(key, reader.read, reader.take) as reader.subscription:
         yield

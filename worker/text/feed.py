@@ -53,7 +53,7 @@ class TextFeed:
         self.mark: Callable[[TextPiece], Awaitable[None]] = self._mark_here
         self._marked_at = -math.inf
         self._chars = self._given = 0
-        self.emptier: Callable[[], None] = _no_op
+        self.on_drained: Callable[[], None] = _no_op
         self._ready: deque[Segment] = deque()
         self._text: list[str] = []
         self._joined = ""
@@ -87,7 +87,7 @@ class TextFeed:
 
     @property
     def is_full(self) -> bool:
-        """Whether the source should hold text back until ``emptier`` is called."""
+        """Whether the source should hold text back until ``on_drained`` is called."""
         return bool(self._ready) and self._chars - self._given > BACKLOG_CHARS
 
     def fail(self, problem: str) -> None:
@@ -115,7 +115,7 @@ class TextFeed:
                 self._given = segment.end
                 if was_full and not self.is_full:
                     self._arrived_at = anyio.current_time()
-                    self.emptier()
+                    self.on_drained()
                 if segment.index >= first:
                     yield segment
             if self._ended or self.failure is not None:

@@ -42,10 +42,10 @@ def words(text: str) -> list[str]:
     return re.sub(r"[^a-z' ]", " ", text.lower().replace("20", "twenty")).split()
 
 
-def word_errors(said: list[str], heard: list[str]) -> int:
+def word_errors(spoken: list[str], heard: list[str]) -> int:
     """Levenshtein distance in words."""
     row = list(range(len(heard) + 1))
-    for i, word in enumerate(said, 1):
+    for i, word in enumerate(spoken, 1):
         diagonal, row[0] = row[0], i
         for j, other in enumerate(heard, 1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))

@@ -1,1 +1,1 @@
-"""CosyVoice 2 (arXiv:2412.10117): many sessions of one device, streamed and batched."""
+"""CosyVoice 2 (arXiv:2412.10117): many turns on one device, streamed and batched."""

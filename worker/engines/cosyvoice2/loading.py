@@ -31,9 +31,7 @@ from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
 from voicefleet.worker.engines.cosyvoice2.upstream_exact import UpstreamExactStage
 from voicefleet.worker.engines.cosyvoice2.vocoding import VocoderStage
 from voicefleet.worker.engines.cosyvoice2.voices import catalogue
-from voicefleet.worker.engines.cosyvoice2.voices.speaker import (
-    Speakers,
-)
+from voicefleet.worker.engines.cosyvoice2.voices.speaker import Speakers
 from voicefleet.worker.engines.cosyvoice2.voices.voice import aligned
 from voicefleet.worker.voicepacks.voicepack import Voicepack
 

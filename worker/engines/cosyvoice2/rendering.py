@@ -122,11 +122,11 @@ class BlockStage:
     def start(self, sequences: Sequence[TurnSequence]) -> None:
         """Start rendering the next chunk of each sequence's utterance."""
         entries = [self._entry_of(sequence) for sequence in sequences]
-        cached = [v for v in entries if v.rendering.state is not None]
+        cached = [entry for entry in entries if entry.rendering.state is not None]
         while len(cached) > self._renderer.free_pages and self.evict():
             pass
         cached = cached[: self._renderer.free_pages]
-        anew = [entry for entry in entries if entry not in cached]
+        uncached = [entry for entry in entries if entry not in cached]
         together = [v for v in cached if v.rendering.done < self._together]
         if together:
             rows = next(size for size in self._batches if size >= len(together))
@@ -134,10 +134,10 @@ class BlockStage:
         for entry in cached:
             if entry not in together:
                 self._render([entry], 1)
-        if anew:
-            blocks = [_next(entry) for entry in anew]
+        if uncached:
+            blocks = [_next(entry) for entry in uncached]
             for entry, block, mel in zip(
-                anew, blocks, self._renderer.recompute(blocks), strict=True
+                uncached, blocks, self._renderer.recompute(blocks), strict=True
             ):
                 self._advance(entry, block, mel)
                 entry.utterance.span = min(2 * entry.utterance.span, LONGEST_SPAN)

@@ -106,9 +106,9 @@ class TestPackages:
     def test_missing(self, options: dict[str, Any], name: str) -> None:
         if importlib.util.find_spec(name):
             pytest.skip(f"{name} is installed")
-        said = self.check(options)
-        assert f"{name} 1" in said or f"{name} 0.11 or newer" in said
-        assert "is not installed: pip install" in said
+        message = self.check(options)
+        assert f"{name} 1" in message or f"{name} 0.11 or newer" in message
+        assert "is not installed: pip install" in message
 
     def test_broken(self, options: dict[str, Any], name: str, install: Any) -> None:
         install("raise ImportError('libcuda.so.1: cannot open shared object file')")
@@ -117,8 +117,8 @@ class TestPackages:
     @pytest.mark.parametrize("version", ["0.10.2", "0.9", ""])
     def test_too_old(self, options: dict[str, Any], name: str, install: Any, version: str) -> None:
         install(f"__version__ = {version!r}")
-        said = self.check(options)
-        assert f"and {version or 'one without a version'} is installed: pip install" in said
+        message = self.check(options)
+        assert f"and {version or 'one without a version'} is installed: pip install" in message
 
     @pytest.mark.parametrize("version", ["11.4.1", "10.0.0b6"])
     def test_new_enough(

@@ -49,7 +49,7 @@ def load(directory: Path, dtype: torch.dtype = torch.float32) -> Model:
     return checkpoint.load(directory, TINY, dtype, CPU)
 
 
-def said(directory: Path, dtype: torch.dtype = torch.float32) -> str:
+def refusal(directory: Path, dtype: torch.dtype = torch.float32) -> str:
     with pytest.raises(CosyVoiceInitializationError) as caught:
         load(directory, dtype)
     return str(caught.value)
@@ -161,7 +161,7 @@ def test_all_that_is_wrong_is_said_at_once(saved: Callable[..., Path], states: S
     flow["encoder_proj.weight"] = torch.ones(80, 256)
     hift["conv_pre.bias"] = torch.ones(64, dtype=torch.int64)
     directory = saved()
-    assert said(directory).splitlines() == [
+    assert refusal(directory).splitlines() == [
         f"{directory}/llm.pt: llm_decoder.bias is missing: [6564] is needed",
         f"{directory}/llm.pt: llm.model.model.layers.2.mlp.up_proj.weight [128, 64] "
         "is not part of this architecture",
@@ -172,7 +172,7 @@ def test_all_that_is_wrong_is_said_at_once(saved: Callable[..., Path], states: S
 
 def test_a_long_list_is_cut(saved: Callable[..., Path], states: States) -> None:
     states["flow.pt"] = {}
-    lines = said(saved()).splitlines()
+    lines = refusal(saved()).splitlines()
     assert len(lines) == checkpoint.MOST_NAMED + 1
     needed = len(checkpoint.skeleton(TINY).flow.state_dict())
     assert lines[-1] == f"... and {needed - checkpoint.MOST_NAMED} more"
@@ -182,7 +182,7 @@ def test_missing_files_are_named_with_a_remedy(saved: Callable[..., Path]) -> No
     directory = saved()
     (directory / "llm.pt").unlink()
     (directory / "hift.pt").unlink()
-    lines = said(directory).splitlines()
+    lines = refusal(directory).splitlines()
     assert [line.split(":")[0] for line in lines] == [
         f"there is no {directory}/llm.pt",
         f"there is no {directory}/hift.pt",
@@ -196,7 +196,7 @@ def test_a_file_that_was_cut_short(saved: Callable[..., Path], kept: float, zipp
     path = saved(_use_new_zipfile_serialization=zipped) / "flow.pt"
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    assert said(path.parent).startswith(f"{path}: is damaged or cut short")
+    assert refusal(path.parent).startswith(f"{path}: is damaged or cut short")
 
 
 class Evil:
@@ -210,16 +210,16 @@ def test_a_pickle_that_needs_code_is_refused(
 ) -> None:
     states["llm.pt"]["evil"] = Evil()  # pyright: ignore
     directory = saved(_use_new_zipfile_serialization=zipped)
-    assert said(directory).startswith(f"{directory}/llm.pt: would run code when it is read")
+    assert refusal(directory).startswith(f"{directory}/llm.pt: would run code when it is read")
     (directory / "llm.pt").write_bytes(pickle.dumps(Evil()))
-    assert str(directory / "llm.pt") in said(directory)
+    assert str(directory / "llm.pt") in refusal(directory)
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(2), {"a": "text"}])
 def test_what_holds_no_tensors_is_refused(saved: Callable[..., Path], content: object) -> None:
     directory = saved()
     torch.save(content, directory / "flow.pt")
-    assert re.match(rf"{directory}/flow\.pt: (holds no mapping|a is no tensor)", said(directory))
+    assert re.match(rf"{directory}/flow\.pt: (holds no mapping|a is no tensor)", refusal(directory))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -230,7 +230,7 @@ def test_weights_that_are_no_numbers(
     tensor[3, 5] = value
     states["flow.pt"]["encoder_proj.weight"] = tensor
     directory = saved()
-    assert said(directory) == (
+    assert refusal(directory) == (
         f"{directory}/flow.pt: encoder_proj.weight holds NaN or infinity in torch.float32"
     )
 
@@ -240,7 +240,7 @@ def test_weights_that_do_not_fit_into_fp16(saved: Callable[..., Path], states: S
     tensor[0] = 1e5
     states["llm.pt"]["llm_decoder.bias"] = tensor
     directory = saved()
-    assert "llm_decoder.bias holds NaN or infinity in torch.float16" in said(
+    assert "llm_decoder.bias holds NaN or infinity in torch.float16" in refusal(
         directory, torch.float16
     )
     load(directory, torch.bfloat16)
@@ -251,7 +251,7 @@ def test_weights_that_do_not_fit_into_fp16(saved: Callable[..., Path], states: S
 def test_half_of_a_weight_norm(saved: Callable[..., Path], states: States) -> None:
     del states["hift.pt"]["conv_pre.parametrizations.weight.original1"]
     directory = saved()
-    assert said(directory).startswith(f"{directory}/hift.pt: weight norm: ")
+    assert refusal(directory).startswith(f"{directory}/hift.pt: weight norm: ")
 
 
 def test_errors_are_of_one_family() -> None:
@@ -280,7 +280,7 @@ def test_copies_load_as_the_originals_do(
     assert equal(load(directory, dtype), expected)
     if dtype != torch.float32:
         held = str(dtype).removeprefix("torch.")
-        assert f"llm.safetensors: holds {held}, which cannot serve" in said(directory)
+        assert f"llm.safetensors: holds {held}, which cannot serve" in refusal(directory)
 
 
 def test_copies_are_preferred_only_where_they_are_as_good(saved: Callable[..., Path]) -> None:
@@ -299,7 +299,7 @@ def test_a_copy_of_something_else_is_refused(saved: Callable[..., Path], states:
     convert(directory, torch.float32)
     states["llm.pt"]["llm.model.lm_head.weight"] = torch.ones(512, 64)  # shared no more: larger
     saved()
-    assert "llm.safetensors: was not made from this llm.pt: convert it again" in said(directory)
+    assert "llm.safetensors: was not made from this llm.pt: convert it again" in refusal(directory)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.999])
@@ -308,7 +308,7 @@ def test_a_copy_that_was_cut_short(saved: Callable[..., Path], kept: float) -> N
     path = convert(directory, torch.float32)[1]
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    assert said(directory).startswith(f"{path}: is damaged or cut short")
+    assert refusal(directory).startswith(f"{path}: is damaged or cut short")
 
 
 def test_a_failed_conversion_leaves_what_was_there(saved: Callable[..., Path]) -> None:

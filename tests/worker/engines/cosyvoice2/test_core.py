@@ -127,9 +127,9 @@ def test_cancelling_frees_everything(tiny_pack: Path) -> None:
         driver.core.cancel(10 + n)
         assert (renderer.free_pages, renderer.free_states) == free
         assert len(driver.core._free_slots) == 2
-    said = len(driver.events)
+    count = len(driver.events)
     assert not driver.core.step(), "nothing is left to do"
-    assert len(driver.events) == said
+    assert len(driver.events) == count
 
 
 def test_more_turns_than_places_are_refused(tiny_pack: Path) -> None:

@@ -70,8 +70,8 @@ async def test_a_session_speaks(tiny: Orchestrator, redis_url: str, tiny_pack: P
         heard = await undisturbed(tiny)
         assert heard.end.reason == "completed"
         assert heard.samples.any()
-        said = [frame.text for frame in heard.frames if frame.text]
-        assert said == list(SENTENCES)
+        texts = [frame.text for frame in heard.frames if frame.text]
+        assert texts == list(SENTENCES)
         record = await tiny.worker("a")
         assert record["device"] == "cpu"
         assert record["slots_total"] == "3"

@@ -85,8 +85,8 @@ def test_three_calls_bring_their_results_in_a_few_files(tmp_path: Path, packs: P
         assert [name for name in archive.getnames() if name.endswith(".log")]
     spread = tmp_path / "spread"
     command = [sys.executable, "-m", "bench.cosyvoice.summary", str(tmp_path), "--into", spread]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "gpu_tiny_cpu_fp32" in said
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "gpu_tiny_cpu_fp32" in output
     assert (spread / "gpu_tiny_cpu_fp32.json").exists()
 
 

@@ -167,10 +167,10 @@ def test_another_body_is_refused(tmp_path: Path, changes: dict[str, object], mes
 def test_rope_theta_of_newer_files(tmp_path: Path) -> None:
     path = write(tmp_path)
     config = tmp_path / "CosyVoice-BlankEN/config.json"
-    said = json.loads(config.read_bytes())
-    theta = said.pop("rope_theta")
-    said["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-    config.write_text(json.dumps(said))
+    settings = json.loads(config.read_bytes())
+    theta = settings.pop("rope_theta")
+    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    config.write_text(json.dumps(settings))
     assert model_yaml.read(path) == FULL
 
 

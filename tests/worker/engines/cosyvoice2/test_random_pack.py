@@ -148,8 +148,8 @@ def test_upstreams_own_loader_reads_it(pack: Path) -> None:
         made[key].load_state_dict(state, strict=True)
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(pack / layout.QWEN)
-    said = "The 2 quick brown foxes, déjà vu — 你好!"
-    assert theirs(said)["input_ids"] == TextTokenizer(pack / layout.QWEN).encode(said)
+    sentence = "The 2 quick brown foxes, déjà vu — 你好!"
+    assert theirs(sentence)["input_ids"] == TextTokenizer(pack / layout.QWEN).encode(sentence)
 
 
 def test_nothing_is_overwritten(pack: Path) -> None:
@@ -178,8 +178,8 @@ def test_without_onnx_the_command_says_what_to_install(
     monkeypatch.setitem(sys.modules, "onnx", None)
     packs = tmp_path / "packs"
     assert main(["voicepacks", "random", "cosyvoice2-tiny", option, str(packs)]) == 1
-    said = capsys.readouterr().err
-    assert install("cosyvoice") in said and "onnx" in said
+    output = capsys.readouterr().err
+    assert install("cosyvoice") in output and "onnx" in output
     assert not packs.exists()
 
 

@@ -529,9 +529,9 @@ def test_seeds_differ_by_turn_and_utterance() -> None:
 
 
 def test_warm_up_is_heard_by_nobody(driver: UpstreamDriver) -> None:
-    said = len(driver.events)
+    count = len(driver.events)
     driver.core.warm_up(SENTENCES[0])
-    assert len(driver.events) == said
+    assert len(driver.events) == count
     assert core_module.DRY_RUN not in driver.core._turns
     assert driver.core.timings["dry_run"] > 0
 

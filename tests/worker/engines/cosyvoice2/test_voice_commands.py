@@ -57,8 +57,8 @@ def run(pack: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
         # These packs have no model that could speak.
         gain = ["--no-gain"] if args[0] == "add" else []
         status = main(["voices", *map(str, args), *gain, "--dir", str(tmp_path)])
-        said = capfd.readouterr()
-        return status, said.out, said.err
+        output = capfd.readouterr()
+        return status, output.out, output.err
 
     return run
 

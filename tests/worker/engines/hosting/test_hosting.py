@@ -519,7 +519,7 @@ async def test_in_this_process_a_core_speaks_the_same() -> None:
 @given(st.lists(st.integers(1, 40), max_size=30), st.binary(max_size=60))
 def test_messages_arrive_in_whatever_pieces(cuts: list[int], samples: bytes) -> None:
     segment = Segment(3, "Grüße.", 5, 11)
-    said = [Open(1, SPEC), Push(1, segment), Consumed(1, 2**40), End(1), Cancel(2), Stop()]
+    commands = [Open(1, SPEC), Push(1, segment), Consumed(1, 2**40), End(1), Cancel(2), Stop()]
     heard = [
         Audio(1, samples, (Mark(0, segment),)),
         Failed(1, "retry", "no"),
@@ -527,7 +527,7 @@ def test_messages_arrive_in_whatever_pieces(cuts: list[int], samples: bytes) -> 
                            languages=())),
         Logged("info", "an_event", {"n": 1}),
     ]  # fmt: skip
-    for kind, messages in ((Command, said), (Report, heard)):
+    for kind, messages in ((Command, commands), (Report, heard)):
         stream, unpacker = b"".join(map(pack, messages)), Unpacker(kind)
         received: list[object] = []
         for size in [*cuts, len(stream)]:

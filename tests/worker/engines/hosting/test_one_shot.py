@@ -29,15 +29,15 @@ def config(*models: str) -> Config:
 
 
 def test_it_is_written_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "said.wav"
+    out = tmp_path / "speech.wav"
     assert main(["worker", "--config", TONE, "--one-shot", TEXT, "--out", str(out)]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in ("model        tone-test on cpu", "load", "warm-up", "first chunk", "RTF"):
-        assert line in said
+        assert line in output
     with wave.open(str(out)) as wav:
         assert (wav.getframerate(), wav.getnchannels()) == (24_000, 1)
         assert np.any(np.frombuffer(wav.readframes(wav.getnframes()), "<i2"))
-        assert f"{wav.getnframes() / 24_000:.2f} s in" in said
+        assert f"{wav.getnframes() / 24_000:.2f} s in" in output
 
 
 def test_it_need_not_be_written(

@@ -1,4 +1,4 @@
-"""Decodes speech tokens for all sequences at once, several steps between two looks of the host."""
+"""Decodes speech tokens for all sequences at once, in several steps for each call of the host."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast

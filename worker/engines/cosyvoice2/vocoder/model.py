@@ -1,4 +1,4 @@
-"""Mel frames to samples, at once or in windows that join without a seam.
+"""Renders mel frames to samples, at once or in windows that join without a seam.
 
 A window computes the frames that it keeps and the network's receptive field on both sides. The
 phase of the fundamental is carried from window to window, and noise is read by position, so that

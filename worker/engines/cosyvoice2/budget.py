@@ -1,5 +1,6 @@
 """How many slots, cache pages and batch rows a device gets, from its memory and measured speed."""
 
+import resource
 from dataclasses import dataclass
 
 import torch
@@ -172,6 +173,13 @@ def explain(
             ("by time", f"{speed.sequences} sessions, {1 - HEADROOM:.0%} kept free"),
         ]
     return (*rows, ("offered", offer))
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes of the device that this process holds; of the host, its peak resident set."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from voicefleet.worker.engines.cosyvoice2.model_runner import ModelRunner
 from voicefleet.worker.engines.cosyvoice2.out_of_memory import is_out_of_memory
 from voicefleet.worker.engines.cosyvoice2.rendering import AudioPiece
 from voicefleet.worker.engines.cosyvoice2.scheduler import Scheduler
+from voicefleet.worker.engines.cosyvoice2.timings import Timings
 from voicefleet.worker.engines.cosyvoice2.turn_sequence import TurnSequence, Utterance
 from voicefleet.worker.engines.cosyvoice2.utterances import PAUSE_S, Composer
 from voicefleet.worker.engines.cosyvoice2.voices.speaker import condition
@@ -56,7 +57,7 @@ class CosyVoice2Core:
         self._pack = pack
         self._config = config
         self._emit = emit
-        self.timings: dict[str, float] = {}
+        self.timings = Timings()
         self._loaded: ModelRunner | None = None
         self._composer: Composer
         self._sequences: dict[int, TurnSequence] = {}
@@ -72,7 +73,7 @@ class CosyVoice2Core:
     @torch.inference_mode()
     def load(self) -> None:
         """Load the model. Raises ``CosyVoiceInitializationError``."""
-        loaded = self._loaded = load(self._pack, self._config, self._timed)
+        loaded = self._loaded = load(self._pack, self._config, self.timings.measure)
         self._free_slots = list(range(loaded.decoder.slots))[::-1]
         self._scheduler = Scheduler(loaded.audio.batches, self._config.max_ahead_s)
         self._composer = Composer(loaded)
@@ -80,13 +81,13 @@ class CosyVoice2Core:
     @torch.inference_mode()
     def warm_up(self, text: str) -> None:
         """Capture CUDA graphs, prepare voices, speak ``text`` unheard, and measure the device."""
-        with self._timed("graphs"):
+        with self.timings.measure("graphs"):
             self._runner.warm_up()
-        with self._timed("voices"):
+        with self.timings.measure("voices"):
             self._runner.preload()
-        with self._timed("dry_run"):
+        with self.timings.measure("dry_run"):
             self._dry_run(text)
-        with self._timed("capacity"):
+        with self.timings.measure("capacity"):
             self._runner.measure()
         self._max_steps = self._runner.steps_in(MULTI_STEP_S, MAX_MULTI_STEP)
         self._scheduler.batch = self._runner.batch_in(RENDER_S)
@@ -336,14 +337,6 @@ class CosyVoice2Core:
             sequence.consumed = sequence.produced
             if not self.step() and DRY_RUN in self._sequences:
                 raise CosyVoiceError("warm-up came to a standstill")
-
-    @contextmanager
-    def _timed(self, phase: str) -> Generator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.timings[phase] = round(1000 * (time.monotonic() - begun), 1)
 
 
 def build(

@@ -1,6 +1,5 @@
 """The model runner: all that the engine's loop asks of a loaded model."""
 
-import resource
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,12 +23,8 @@ from voicefleet.worker.engines.cosyvoice2.transfer import to_device
 from voicefleet.worker.engines.cosyvoice2.turn_sequence import TurnSequence, Utterance
 from voicefleet.worker.engines.cosyvoice2.upstream_exact import UpstreamExactStage
 from voicefleet.worker.engines.cosyvoice2.voices.speaker import (
-    CROSS_LINGUAL,
-    INSTRUCT,
-    SFT,
-    ZERO_SHOT,
     Speakers,
-    modes_of,
+    modes_of_all,
 )
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
 from voicefleet.worker.engines.protocol import EngineInfo, EngineMemory, SegmentLimits
@@ -69,14 +64,13 @@ class ModelRunner:
     @property
     def info(self) -> EngineInfo:
         """The capabilities and limits to report now."""
-        modes = {mode for voice in self.voices.values() for mode in modes_of(voice)}
         return EngineInfo(
             native_rate=self.sizes.sample_rate,
             slots=self.offered,
             voices=self.speakers.names,
             default_voice=self.pack.default_voice or self.speakers.names[0],
             languages=self.pack.languages,
-            modes=tuple(m for m in (ZERO_SHOT, CROSS_LINGUAL, INSTRUCT, SFT) if m in modes),
+            modes=modes_of_all(self.voices.values()),
             capabilities=self.pack.capabilities,
             limits=SegmentLimits(self.config.first_chars, self.config.max_chars),
             streamed_limits=STREAMED_LIMITS if self.config.text_streaming else None,
@@ -234,10 +228,7 @@ class ModelRunner:
         return max(0, len(voice.flow_tokens) - encoder.lookahead) // encoder.chunk
 
     def _memory(self) -> EngineMemory:
-        if self.device.type == "cuda":
-            used = torch.cuda.memory_reserved(self.device)
-        else:
-            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        used = budget.used_memory(self.device)
         blocks = max(map(self._prompt_blocks, self.voices.values()), default=0)
         return EngineMemory(
             used_mb=round(used / MIB, 1),

@@ -6,10 +6,7 @@ Our frontend reads texts, voices and modes, so that both engines get the same to
 
 import hashlib
 import queue
-import resource
-import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 
 import structlog
 import torch
@@ -19,6 +16,7 @@ from voicefleet.worker.engines.cosyvoice2.errors import CosyVoiceError
 from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2.text.frontend import TextFrontend
 from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
+from voicefleet.worker.engines.cosyvoice2.timings import Timings
 from voicefleet.worker.engines.cosyvoice2.utterances import (
     PAUSE_S,
     PIECES_PER_SEGMENT,
@@ -26,14 +24,10 @@ from voicefleet.worker.engines.cosyvoice2.utterances import (
 )
 from voicefleet.worker.engines.cosyvoice2.voices import catalogue
 from voicefleet.worker.engines.cosyvoice2.voices.speaker import (
-    CROSS_LINGUAL,
-    INSTRUCT,
-    SFT,
-    ZERO_SHOT,
     Conditioning,
     condition,
     find,
-    modes_of,
+    modes_of_all,
 )
 from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
 from voicefleet.worker.engines.cosyvoice2_upstream.loading import Upstream, load
@@ -79,7 +73,7 @@ class CosyVoice2UpstreamCore:
         self._pack = pack
         self._config = config
         self._emit = emit
-        self.timings: dict[str, float] = {}
+        self.timings = Timings()
         self.patched: tuple[str, ...] = ()
         self._upstream: Upstream | None = None
         self._frontend: TextFrontend | None = None
@@ -93,14 +87,13 @@ class CosyVoice2UpstreamCore:
     def info(self) -> EngineInfo:
         """Capabilities and limits. Raises ``EngineError`` while the model is not loaded."""
         upstream, pack = self._loaded, self._pack
-        modes = {mode for voice in self._voices.values() for mode in modes_of(voice)}
         return EngineInfo(
             native_rate=upstream.rate,
             slots=self._slots,
             voices=tuple(self._voices),
             default_voice=pack.default_voice or next(iter(self._voices)),
             languages=pack.languages,
-            modes=tuple(m for m in (ZERO_SHOT, CROSS_LINGUAL, INSTRUCT, SFT) if m in modes),
+            modes=modes_of_all(self._voices.values()),
             # This core passes whole segments to upstream.
             capabilities=tuple(c for c in pack.capabilities if c != "text-streaming"),
             limits=SegmentLimits(self._config.first_chars, self._config.max_chars),
@@ -112,7 +105,7 @@ class CosyVoice2UpstreamCore:
 
     def load(self) -> None:
         """Load the model. Raises ``CosyVoiceInitializationError``."""
-        upstream = load(self._pack, self._config, self._timed)
+        upstream = load(self._pack, self._config, self.timings.measure)
         self._frontend = TextFrontend(TextTokenizer(self._pack.directory / "CosyVoice-BlankEN"))
         self._voices = catalogue.voices(self._pack)
         self._upstream, self.patched = upstream, upstream.patched
@@ -125,7 +118,7 @@ class CosyVoice2UpstreamCore:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-        with self._timed("dry_run"):
+        with self.timings.measure("dry_run"):
             self._dry_run(text)
         if device.type == "cuda":
             most = torch.cuda.max_memory_allocated(device)
@@ -238,10 +231,7 @@ class CosyVoice2UpstreamCore:
         self._reports.put((thread, report))
 
     def _memory(self, device: torch.device) -> EngineMemory:
-        if device.type == "cuda":
-            used = torch.cuda.memory_reserved(device)
-        else:
-            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        used = budget.used_memory(device)
         return EngineMemory(
             used_mb=round(used / budget.MIB, 1),
             total_mb=round(budget.free_memory(device)[1] / budget.MIB, 1),
@@ -260,14 +250,6 @@ class CosyVoice2UpstreamCore:
         if isinstance(report, Failed):
             raise CosyVoiceError(f"warm-up: {report.message}")
         thread.consumed(2**62)  # no listener has to keep up
-
-    @contextmanager
-    def _timed(self, phase: str) -> Generator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.timings[phase] = round(1000 * (time.monotonic() - begun), 1)
 
 
 def seed_of(seed: int, number: int) -> int:

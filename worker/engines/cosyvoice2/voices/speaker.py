@@ -1,7 +1,7 @@
 """Voices in use, and the prompt that a turn's mode takes from a voice."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,12 @@ def modes_of(voice: Voice) -> tuple[str, ...]:
     if voice.prompt_text or voice.prompt_text_tokens is not None:
         return ZERO_SHOT, CROSS_LINGUAL, INSTRUCT
     return CROSS_LINGUAL, INSTRUCT
+
+
+def modes_of_all(voices: Iterable[Voice]) -> tuple[str, ...]:
+    """The modes that at least one of ``voices`` offers."""
+    offered = {mode for voice in voices for mode in modes_of(voice)}
+    return tuple(mode for mode in (ZERO_SHOT, CROSS_LINGUAL, INSTRUCT, SFT) if mode in offered)
 
 
 def condition(spec: TurnSpec, voice: Voice, frontend: TextFrontend) -> Conditioning:

@@ -185,7 +185,8 @@ def test_without_onnx_the_command_says_what_to_install(
 
 def test_the_extra_brings_what_the_engine_imports() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = [*project["dependencies"], *project["optional-dependencies"]["cosyvoice"]]
+    extras = project["optional-dependencies"]
+    required = [*project["dependencies"], *extras["worker"], *extras["cosyvoice"]]
     brought = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in required}
     distributions = packages_distributions()
     for path in (ROOT / "worker/engines/cosyvoice2").rglob("*.py"):

@@ -17,6 +17,7 @@ from voicefleet.wire.link import Reply
 
 OLDEST_SERVERS: Final = {"redis": (7, 0), "valkey": (8, 0)}
 CLOCK_TOLERANCE_MS: Final = 500
+EXAMPLE_WINDOW_S: Final = 60
 PUSH_TIMEOUT_S: Final = 1.0
 
 
@@ -47,13 +48,10 @@ async def memory(fleet: VoiceFleet) -> Findings:
             grade, f"maxmemory-policy {policy}, maxmemory {limit}", advice if limit else ""
         )
     if not limit:
-        # Commands of the client start faster without the worker's modules.
-        from voicefleet.worker.config.sections import WorkerConfig  # noqa: PLC0415
         from voicefleet.worker.publish.retention import session_mb  # noqa: PLC0415
 
-        window_s = WorkerConfig().audio_window_s
-        size = f"{session_mb(window_s, DEFAULT_SAMPLE_RATE):.1f} MB"
-        kept = f"at audio_window_s {window_s:g} and {DEFAULT_SAMPLE_RATE} Hz"
+        size = f"{session_mb(EXAMPLE_WINDOW_S, DEFAULT_SAMPLE_RATE):.1f} MB"
+        kept = f"at audio_window_s {EXAMPLE_WINDOW_S} and {DEFAULT_SAMPLE_RATE} Hz"
         yield Finding("ok", f"no maxmemory: reckon {size} a session, {kept}")
 
 

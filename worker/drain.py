@@ -1,7 +1,7 @@
-"""A worker's end: asked for by a signal, hurried by a second one, and over when its time is up.
+"""End a worker on a signal: the first asks it to drain, a second one to hurry.
 
-The signals are obeyed as long as the event loop turns. Where it does not, or something in the
-process cannot be cancelled (a model that a thread loads, say), a thread ends the process.
+If the event loop hangs, or something cannot be cancelled (a thread that loads a model, for
+instance), a thread ends the process when the time is up.
 """
 
 import asyncio
@@ -18,20 +18,22 @@ from types import FrameType
 import anyio
 
 MARGIN_S = 3.0
-"""What a drain may take beyond ``drain_timeout_s``: handing over, and leaving the fleet."""
+"""What a drain may take beyond ``drain_timeout_s``, to hand over and to leave the fleet."""
 
 HURRY_S = 0.6
-"""What it may take once a second signal has come."""
+"""What a drain may still take after a second signal."""
 
 LAST_RESORT_S = 0.3
-"""After its limit a worker has so long to clean up before its process is ended."""
+"""How long after the limit of the drain the process is ended."""
 
 
 class Drain:
-    """One drain. Tasks wait for ``asked`` and ``hurried``.
+    """A worker's drain. Its tasks wait for ``asked`` and ``hurried``.
 
-    ``limit`` is the scope of all that is to end: what is left of it when the time is up is
-    cancelled.
+    ``limit`` is the scope in which the worker runs: whatever runs when the time is up is cancelled.
+
+    Args:
+        timeout_s: How long turns may go on after the first signal.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -42,7 +44,7 @@ class Drain:
         self._idle: list[anyio.CancelScope] = []
 
     def ask(self) -> None:
-        """Begin the drain; asked again, hurry."""
+        """Begin the drain; on a second call, hurry."""
         limit_s = self.timeout_s + MARGIN_S
         if self.asked.is_set():
             self.hurried.set()
@@ -53,7 +55,7 @@ class Drain:
             scope.cancel()
 
     def while_idle(self) -> anyio.CancelScope:
-        """A scope for what has nothing to hand over: cancelled as soon as a drain is asked for."""
+        """A scope for work that holds no request: cancelled as soon as the drain begins."""
         scope = anyio.CancelScope()
         if self.asked.is_set():
             scope.cancel()
@@ -63,14 +65,14 @@ class Drain:
 
 @contextmanager
 def obeying_signals(drain: Drain) -> Generator[None]:
-    """Have SIGTERM and SIGINT ask for the drain, for the time of the block, in the main thread.
+    """Ask for the drain on SIGTERM and SIGINT, for the time of the block. For the main thread.
 
-    A process that was asked ends with status 0 at the latest a moment after the drain's limit.
+    The process ends with status 0 at the latest ``LAST_RESORT_S`` after the drain's limit.
     """
     loop = asyncio.get_running_loop()
     limits: queue.SimpleQueue[float] = queue.SimpleQueue()
     threading.Thread(target=_end_in_time, args=(limits,), daemon=True).start()
-    # Not the loop's own handlers: these run even while the loop is held up.
+    # Not the event loop's handlers: these run even while the loop is blocked.
     remaining = [drain.timeout_s + MARGIN_S]
 
     def ask(_number: int, _frame: FrameType | None) -> None:
@@ -83,12 +85,12 @@ def obeying_signals(drain: Drain) -> Generator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            # What is asked again now is happening already.
+            # After a drain the process is about to end: further signals have nothing to add.
             signal.signal(number, signal.SIG_IGN if drain.asked.is_set() else handler)
 
 
 def _end_in_time(limits: "queue.SimpleQueue[float]") -> None:
-    """End the process when the shortest of the limits is over, counted from when each came."""
+    """End the process when the first of the limits has passed, each counted from its arrival."""
     deadline = math.inf
     while True:
         try:

@@ -1,13 +1,13 @@
-"""Log lines: structlog on stderr, JSON for machines and colour for people.
+"""Logging with structlog: JSON lines on stderr, or coloured ones on a terminal.
 
     log = structlog.get_logger()
 
     with logs.bound(session="s1", turn=3):
-        log.info("turn ended", reason="completed", frames=412)
+        log.info("turn_ended", reason="completed", frames=412)
 
-Whatever a caller passes, no line at info or above carries the text that is spoken, no debug line
-does unless the configuration says so, and none carries a credential. Lines of other libraries,
-from warning on, come out in the same form.
+No line carries a credential. Lines at info or above never carry text that is spoken, and debug
+lines only if the configuration allows it, whatever the caller passes. Warnings and errors of other
+libraries come out in the same form.
 """
 
 import logging
@@ -25,20 +25,21 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from voicefleet.worker.config.sections import LoggingConfig
 
 bound = bound_contextvars
-"""Binds fields to every line of a block, in the tasks and threads that it starts too."""
+"""Adds fields to every line of a block, and of the tasks and threads that it starts."""
 
 SPOKEN: Final = frozenset({"text", "instruct"})
-"""Fields that hold what is spoken, or words of the user's about it."""
+"""Fields that hold what users write: the text that is spoken, and how to speak it."""
 
 SECRETS: Final = frozenset({"password", "sentinel_password"})
+"""Fields whose values are hidden."""
 
 FREELY: Final = 5
-"""A warning is written so many times in a row; after that once in ``EVERY_S``."""
+"""How many warnings of one event are written in a row; after that, one each ``EVERY_S``."""
 
 EVERY_S: Final = 10.0
 
 _HIDDEN: Final = "***"
-# Up to the last @ before a blank: an unescaped password may hold an @ itself.
+# Up to the last @ before a space: an unescaped password may contain an @ itself.
 _CREDENTIALS: Final = re.compile(r"(rediss?(?:\+\w+)?://)[^\s'\"]*@")
 
 
@@ -56,7 +57,7 @@ def configure(config: LoggingConfig, *, worker: str = "", stream: TextIO | None 
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(
             colors=out.isatty(),
-            # Plain: rich's tracebacks print local variables, and so credentials and text.
+            # Plain, for rich's tracebacks print local variables: credentials and text.
             exception_formatter=structlog.dev.plain_traceback,
         )
         if console
@@ -77,7 +78,7 @@ def configure(config: LoggingConfig, *, worker: str = "", stream: TextIO | None 
         # Methods below the level are compiled to do nothing.
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(out),
-        # Loggers are module constants: cached, one used before this call would keep its defaults.
+        # Loggers are module constants: one that was used before this call would stay as it was.
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(out)
@@ -87,7 +88,7 @@ def configure(config: LoggingConfig, *, worker: str = "", stream: TextIO | None 
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    # Debug lines of libraries are not ours to vouch for: a phonemiser's hold the text.
+    # Libraries' debug lines are left out: a phonemiser's contain the text.
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
 
 
@@ -100,10 +101,10 @@ class _Worker:
 
 
 class Moderation:
-    """Drops warnings that repeat without end, and says how many: ``suppressed``.
+    """Drops warnings that repeat without end; the next one says how many, in ``suppressed``.
 
-    Warnings of one event count together, of whatever sessions: a server that is out of memory
-    refuses all of them, again and again. One that has not come for ``EVERY_S`` begins anew.
+    Warnings of one event count together, whatever their sessions: a server that is out of memory
+    refuses them all, again and again. An event that was absent for ``EVERY_S`` counts from zero.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,10 +112,10 @@ class Moderation:
         self._runs: dict[str, _Run] = {}
 
     def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        """The event, with the count of those dropped before it.
+        """Return the event, with the number of those dropped before it.
 
         Raises:
-            structlog.DropEvent: It was written often enough.
+            structlog.DropEvent: It was written often enough lately.
         """
         if method != "warning":
             return event
@@ -135,7 +136,7 @@ class Moderation:
 
 
 class _Run(msgspec.Struct):
-    """One event's warnings: when the last came, when the last was written, and how many."""
+    """The warnings of one event: when the last came, when one was last written, how many."""
 
     came_at: float = -EVERY_S
     written_at: float = -EVERY_S
@@ -144,17 +145,16 @@ class _Run(msgspec.Struct):
 
 
 class Discretion:
-    """Takes the spoken text and all credentials out of an event, however deep they lie.
+    """Removes text that is spoken and credentials from an event, at any depth.
 
-    A field of ``SPOKEN`` becomes the count of its characters; where ``text`` is true, debug lines
-    keep it.
+    A field of ``SPOKEN`` becomes the number of its characters; debug lines keep it if ``text``.
     """
 
     def __init__(self, *, text: bool) -> None:
         self._text = text
 
     def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        """The event without them."""
+        """Return the event without them."""
         return self._fields(event, keep_text=self._text and method == "debug")
 
     def _fields(self, fields: Mapping[str, Any], *, keep_text: bool) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Discretion:
                 items = cast(list[object], value)
                 return [self._value(item, keep_text=keep_text) for item in items]
             case _:
-                # Before a renderer gets to call repr() itself.
+                # A renderer would call repr(), which hides nothing.
                 return self._value(str(value), keep_text=keep_text)
 
 

@@ -1,6 +1,6 @@
-"""Whether this process stood still: stopped, swapped out, or with its event loop blocked.
+"""Find out whether this process stood still: stopped, swapped out, or its event loop blocked.
 
-Who stood still for long cannot know what became of the requests in his hands meanwhile.
+After a long standstill, other workers may have taken over this worker's requests.
 """
 
 import time
@@ -8,14 +8,14 @@ import time
 import anyio
 
 TICKS = 6
-"""So often it looks within the time that counts."""
+"""How often it looks within ``silence_s``."""
 
 
 class LoopMonitor:
     """Notes when the event loop runs.
 
     Args:
-        silence_s: After so much silence a worker is taken for dead.
+        silence_s: After so long without a heartbeat, others take this worker for dead.
     """
 
     def __init__(self, silence_s: float) -> None:
@@ -25,13 +25,13 @@ class LoopMonitor:
         self._woke_at = 0.0
 
     async def run(self) -> None:
-        """Note that the loop runs, until cancelled."""
+        """Look at the clock now and then, until cancelled."""
         while True:
             self._note()
             await anyio.sleep(self._tick_s)
 
     def stood_still_since(self, moment: float) -> bool:
-        """Whether the loop stood still after ``moment``, on the monotonic clock."""
+        """Whether the loop stood still for that long and ran again after ``moment`` (monotonic)."""
         self._note()
         return self._woke_at > moment
 

@@ -1,4 +1,4 @@
-"""One worker process: wires the context, owns their tasks, drains."""
+"""One worker process: build its parts, run their tasks, drain."""
 
 import gc
 import itertools
@@ -43,13 +43,17 @@ from voicefleet.worker.voicepacks import voicepack
 log = structlog.stdlib.get_logger(__name__)
 
 CONNECT_AGAIN_S = 1.0
+"""The time between two attempts to connect at the start."""
+
 HAND_OVER_S = 2.0
+"""How long a drain waits for the jobs that were handed over."""
 
 IDLE_RECONCILE_BEATS = 4
+"""A worker without jobs reconciles once in so many heartbeats."""
 
 HAND_OVER_GAP_S = 0.05
-"""Between two turns that are handed over. Who takes one over makes it anew up to the frame that is
-due, which is heard where many come at once: their lead is over before the last of them is ready."""
+"""The time between two turns that are handed over when the time is up. A take-over has to make the
+turn's audio again; of many at once, the last would not be ready before its lead is played."""
 
 
 def worker_name(config: Config) -> str:
@@ -58,9 +62,15 @@ def worker_name(config: Config) -> str:
 
 
 class Service:
-    """A worker of the fleet, from its first heartbeat to its last.
+    """A worker of the fleet, from its first heartbeat to its last. ``intake`` has its jobs.
 
-    ``intake`` has what it speaks and what waits here.
+    Args:
+        config: The whole configuration.
+        topology: Open for as long as the service runs.
+        drain: The drain that ends it; by default one that ``drain`` alone starts.
+
+    Raises:
+        VoicepackError, UnknownModelError: A served model has no usable voicepack.
     """
 
     def __init__(self, config: Config, topology: Topology, drain: Drain | None = None) -> None:
@@ -109,7 +119,7 @@ class Service:
         )
 
     async def run(self) -> None:
-        """Serve until drained. A drain is over in its time, whatever the server does."""
+        """Serve until drained. The drain ends in time even if the server does not answer."""
         context = self._context
         try:
             with self._drain.limit:
@@ -133,7 +143,7 @@ class Service:
             self._router.close()
 
     async def _take_turns(self) -> None:
-        """Be ready, until drained."""
+        """Take requests until a drain is asked for; then finish or hand over."""
         context = self._context
         async with anyio.create_task_group() as turns:
             self._state = "ready"
@@ -145,7 +155,7 @@ class Service:
             await self._finish_or_hand_over()
 
     def drain(self) -> None:
-        """Take no new request; finish or hand over what is spoken; end. Again: hand over now."""
+        """Take no new request, finish or hand over the turns, end. Called again: hand over now."""
         self._drain.ask()
 
     async def _finish_or_hand_over(self) -> None:
@@ -168,7 +178,7 @@ class Service:
             await self.intake.emptied()
 
     async def _hand_over_in_turn(self) -> None:
-        """Give up one turn after another, so that all are gone when the time is up."""
+        """Hand over one turn after another, so that none is left when the time is up."""
         jobs, timeout_s = self.intake.jobs, self._drain.timeout_s
         gap_s = min(HAND_OVER_GAP_S, timeout_s / max(1, len(jobs)))
         await anyio.sleep(timeout_s - gap_s * len(jobs))
@@ -177,14 +187,14 @@ class Service:
             await anyio.sleep(gap_s)
 
     async def _keep_sessions(self) -> None:
-        """Keep the keys of living sessions, paused ones too, from expiring."""
+        """Renew the TTL of the keys of sessions that have jobs: not all of them write."""
         while True:
             await anyio.sleep(self._config.worker.audio_ttl_s / 4)
             for keys in self.intake.kept_keys:
                 await self._context.sessions.touch(keys)
 
     async def _reconcile_pending(self) -> None:
-        """See that nothing is stranded here: with each beat, of an idle worker with some."""
+        """Compare jobs with the pending lists: each heartbeat, on an idle worker less often."""
         reconciler = PendingReconciler(self._context.queues, self._context.pool.served)
         for beat in itertools.count():
             await anyio.sleep(self._config.worker.heartbeat_ms / 1000)
@@ -193,14 +203,14 @@ class Service:
                 await reconciler.reconcile(self.intake.jobs)
 
     async def _keep_slots(self) -> None:
-        """Offer what the engines can carry; what they find out by themselves, with each beat."""
+        """Adjust the slots when the model pool changes, and each heartbeat: engines may too."""
         while True:
             with anyio.move_on_after(self._config.worker.heartbeat_ms / 1000):
                 await self._context.pool.wait_change()
             self._offer()
 
     def _offer(self) -> None:
-        """Offer each model's slots: an engine's own, and none of one that is being reloaded."""
+        """Offer each model's slots: as its engine says, or none while it is being reloaded."""
         pool, slots = self._context.pool, self._context.slots
         infos = {loaded_model.model_id: loaded_model.info for loaded_model in pool.loaded_models}
         for model, pack in pool.served.items():
@@ -270,7 +280,7 @@ class _Memory(NamedTuple):
 
 
 def _memory(infos: Sequence[EngineInfo]) -> _Memory | None:
-    """What engines on GPUs hold together."""
+    """The memory of all GPUs in use, in MB; ``None`` where no engine is on a GPU."""
     on_gpus = [(info.device, info.memory) for info in infos if info.memory]
     on_gpus = [(device, memory) for device, memory in on_gpus if device != "cpu"]
     if not on_gpus:
@@ -282,13 +292,13 @@ def _memory(infos: Sequence[EngineInfo]) -> _Memory | None:
 
 
 async def run(config: Config) -> int:
-    """Run a worker until it is drained by SIGTERM or SIGINT. Returns the exit status.
+    """Run a worker until SIGTERM or SIGINT has drained it. Returns the exit status.
 
-    Waits for a server that is not there yet: worker and server may start in any order.
+    Waits while the server cannot be reached: worker and server may start in any order.
 
     Raises:
-        BadUrlError, VoicepackError, UnknownModelError, EngineLoadError, NameTakenError: It
-            cannot start.
+        BadUrlError, VoicepackError, UnknownModelError, EngineLoadError, NameTakenError: The
+            worker cannot start.
     """
     endpoint = resolve(config.redis)
     drain = Drain(config.worker.drain_timeout_s)
@@ -307,10 +317,10 @@ async def run(config: Config) -> int:
 
 @contextmanager
 def _settled_memory() -> Generator[None]:
-    """Keep what was loaded out of the garbage collector's sight for the time of the block.
+    """Exclude what is loaded by now from garbage collection, for the time of the block.
 
-    Measured with 200 sessions: a full collection stopped the loop for 50 to 100 ms, five times in
-    ten seconds, which is heard as late frames.
+    Measured with 200 sessions: a full collection stopped the event loop for 50 to 100 ms, five
+    times in ten seconds, and frames came late.
     """
     thresholds = gc.get_threshold()
     gc.collect()
@@ -333,7 +343,7 @@ async def _connected(endpoint: Endpoint, stack: AsyncExitStack) -> Topology:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What went wrong first: task groups wrap it once for each level of tasks."""
+    """The first error: each level of task groups wraps it once."""
     error: BaseException = group.exceptions[0]
     if not isinstance(error, BaseExceptionGroup):
         return error

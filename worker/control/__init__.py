@@ -1,1 +1,1 @@
-"""What a session wants: its control key, its lease and its streamed text, watched for changes."""
+"""Watch a session's keys for changes: its control value, its lease, its streamed text."""

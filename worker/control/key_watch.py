@@ -1,13 +1,12 @@
-"""The watch: a read that is repeated the moment its key changes.
+"""Watch keys: read a key, and read it again the moment it changes.
 
-Client-side caching turned around. Reading a key on a connection with ``CLIENT TRACKING ON`` arms
-it; the server pushes an invalidation when it changes, whatever changed it and even if it did not
-exist; the push handler sends the read again at once, on the same connection. Measured: p50 0.3 ms
-from SET to callback, no pushes from other traffic.
+This uses Redis' client-side caching. A read on a connection with ``CLIENT TRACKING ON`` makes the
+server push an invalidation when the key changes, even if the key did not exist. The push handler
+sends the read again at once, on the same connection. Measured: p50 0.3 ms from SET to callback,
+and no pushes for other keys.
 
-Nothing of this survives a reconnect, and a lost push must not be lost for ever: on every new
-connection, and once a second, all reads are sent again. Where tracking is refused the same loop
-runs every 20 ms instead.
+Tracking does not survive a reconnect, and a push can be lost. So all reads are sent again on every
+new connection and once a second; every 20 ms where the server refuses tracking.
 """
 
 import asyncio
@@ -28,20 +27,29 @@ from voicefleet.wire.router import is_passing
 log = structlog.stdlib.get_logger(__name__)
 
 RECONCILE_S = 1.0
+"""How often all keys are read again."""
+
 RECONCILE_AT_ONCE = 64
-"""Reads in one write, spread over the second: answers to thousands at once would delay frames."""
+"""How many reads go into one write. The replies to thousands at once would delay frames."""
 
 POLL_S = 0.02
+"""How often all keys are read again where the server refuses tracking."""
+
 RETRY_S = 0.1
+"""The time between losing a connection and opening the next."""
 
 LEAST_GAP_S = 0.005
-"""A key that is written without end is read so often at most; a first change is read at once."""
+"""The least time between two reads of a key that is written continually."""
 
 
 class Subscription:
-    """One watched read. ``read`` makes the command anew each time; a first reply sets ``seen``.
+    """One watched read. The first reply sets ``seen``.
 
-    ``on_reply`` gets every reply, changed or not, and refusals (``ReplyError``) that will not pass.
+    Args:
+        key: The key that is watched.
+        read: Makes the command that reads it, each time anew.
+        on_reply: Gets each reply, changed or not, and refusals (``ReplyError``) that are no
+            passing trouble of the server.
     """
 
     def __init__(
@@ -54,13 +62,13 @@ class Subscription:
         self.read_at = 0.0
 
     def deliver(self, reply: Reply) -> None:
-        """Hand a reply on."""
+        """Pass a reply on."""
         self.on_reply(reply)
         self.seen.set()
 
 
 class _TrackedConnection:
-    """The tracked connection to one server, and what is read through it."""
+    """The connection to one server, and the subscriptions that are read through it."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -92,7 +100,7 @@ class _TrackedConnection:
         self.read(self.all)
 
     def pages(self) -> list[list[Subscription]]:
-        """All of them, as many at a time as are to be read at once; at least one page."""
+        """All subscriptions in pages of ``RECONCILE_AT_ONCE``; at least one page."""
         found, most = self.all, RECONCILE_AT_ONCE
         return [found[at : at + most] for at in range(0, max(1, len(found)), most)]
 
@@ -108,14 +116,14 @@ class _TrackedConnection:
             elif self.has(subscription):
                 try:
                     subscription.deliver(reply)
-                except Exception:  # one key's reader must not cost all others their connection
-                    log.exception("reading_failed", key=subscription.key)
+                except Exception:  # a faulty reader must not cost the others the connection
+                    log.exception("watched_read_failed", key=subscription.key)
 
     def pushed(self, push: list[Reply]) -> None:
         """A server push: ``[b"invalidate", [keys] or None]``."""
         if push[0] != b"invalidate":
             return
-        if push[1] is None:  # FLUSHALL, or the server's tracking table ran over
+        if push[1] is None:  # FLUSHALL, or the server's tracking table overflowed
             self.read_all()
             return
         rested = time.monotonic() - LEAST_GAP_S
@@ -124,7 +132,7 @@ class _TrackedConnection:
             group = self.subscriptions.get(key, ())
             if all(subscription.read_at <= rested for subscription in group):
                 stale.extend(group)
-            else:  # what is not read is not armed: no more pushes of this key until then
+            else:  # until it is read again, the server pushes nothing for this key
                 asyncio.get_running_loop().call_later(LEAST_GAP_S, self._read_key, key)
         self.read(stale)
 
@@ -133,7 +141,7 @@ class _TrackedConnection:
 
 
 class KeyWatch:
-    """All watched keys of a worker: one tracked connection to each server that owns some."""
+    """All watched keys of a worker, with one connection to each server that owns some."""
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
@@ -148,7 +156,7 @@ class KeyWatch:
 
     @property
     def tracking(self) -> bool:
-        """Whether changes are pushed by every server in use, rather than polled."""
+        """Whether every server in use pushes changes; otherwise some keys are polled."""
         return all(connection.tracked for connection in self._connections.values())
 
     @asynccontextmanager
@@ -157,7 +165,7 @@ class KeyWatch:
     ) -> AsyncGenerator[Subscription]:
         """Watch a key for the time of the block.
 
-        Await ``subscription.seen`` before acting on what the key says: until then nothing is known.
+        Nothing is known of the key before ``subscription.seen`` is set.
         """
         subscription = Subscription(key, read, on_reply)
         self._place(subscription)
@@ -189,8 +197,8 @@ class KeyWatch:
         connection.read([subscription])
 
     async def _guard(self, connection: _TrackedConnection) -> None:
-        """Keep one server's connection up, armed and reconciled; move on when its keys move."""
-        structlog.contextvars.clear_contextvars()  # those of the turn that came here first
+        """Keep one server's connection up and its keys read; move keys that another server owns."""
+        structlog.contextvars.clear_contextvars()  # not those of the turn that came first
         while True:
             try:
                 await self._connected(connection)
@@ -213,7 +221,7 @@ class KeyWatch:
                 return
 
     def _moved(self, connection: _TrackedConnection) -> list[Subscription]:
-        """Those of its subscriptions whose keys another server owns now."""
+        """The subscriptions whose keys another server owns now."""
         owner, address = self._topology.owner, connection.address
         found = [s for group in connection.subscriptions.values() for s in group]
         return [subscription for subscription in found if owner(subscription.key) != address]
@@ -233,7 +241,7 @@ class KeyWatch:
                 log.warning("tracking_refused", error=str(error), fallback_ms=int(POLL_S * 1000))
             connection.link = link
             connection.is_up = True
-            # Those without an answer have waited for a round already.
+            # A read without a reply has waited for one round already.
             patience_s = max(self._topology.endpoint.timeout_s - RECONCILE_S, RECONCILE_S)
             connection.read_all()
             round_s = RECONCILE_S if connection.tracked else POLL_S
@@ -245,9 +253,8 @@ class KeyWatch:
                         await lost.wait()
                         raise LinkClosedError("the connection was lost, or its keys moved")
                 pages = connection.pages()
-                # Half-open connections answer nothing: a ping with a deadline finds them, where the
-                # reads had no answer. And a primary that was replaced goes on answering, of what it
-                # hears late or never.
+                # A half-open connection answers nothing: a ping with a deadline finds it out. And a
+                # primary that was replaced answers still, with old values: its keys have moved.
                 if connection.unanswered or not connection.subscriptions:
                     await link.call("PING", timeout_s=patience_s)
                 if self._moved(connection):

@@ -1,7 +1,7 @@
-"""Streamed text: from ``tts:text:{<S>}:<request>`` into a turn's feed.
+"""Read streamed text from ``tts:text:{<S>}:<request>`` into a turn's feed.
 
-What time decides (``TextFeed.mark``) is put into the stream and acts as what is read there, so that
-it acts at the same place of the text for whoever takes the turn over.
+Decisions that depend on time (``TextFeed.mark``) are written into the stream and take effect when
+they are read there. So they take effect at the same place of the text after a take-over.
 """
 
 import asyncio
@@ -16,19 +16,24 @@ from voicefleet.worker.control.key_watch import KeyWatch, Subscription
 from voicefleet.worker.text.feed import TextFeed
 
 PAGE = 256
-PAGE_GAP_S = 0.02
-"""Time between two full pages: a stream of many tiny pieces must not hold up other turns."""
+"""How many entries are read at once."""
 
+PAGE_GAP_S = 0.02
+"""The time between two full pages: a stream of many tiny pieces must not delay other turns."""
 
 Mark = Callable[[str, str, TextPiece], Awaitable[int]]
-"""Adds a piece to the stream: last entry read, the new one's id, piece; see ``mark.lua``."""
+"""Adds a piece to the stream, given the last entry read, the new entry's id, and the piece.
+
+Returns 1 when it was added, 0 when there is more to read or the lease is another's, -1 when it
+cannot be added; see ``mark.lua``.
+"""
 
 
 class TextLog:
-    """What was read of a turn's text stream, for as long as this worker has the request.
+    """What was read of a turn's text stream, kept as long as this worker has the request.
 
-    A turn that is taken up again because the server forgot some of it says what it would have said:
-    the server may have forgotten the text, too.
+    When the server forgets the turn, it may have forgotten the text too: the turn is spoken again
+    from this log.
     """
 
     def __init__(self) -> None:
@@ -37,7 +42,7 @@ class TextLog:
         self.pieces: list[TextPiece] = []
 
     def note(self, entry: bytes, piece: TextPiece) -> None:
-        """Add the next piece. A flush of nothing is none: there may be any number of them."""
+        """Add the next piece, unless it says nothing new: a second flush in a row, for instance."""
         self.last = entry
         before = self.pieces[-1] if self.pieces else TextPiece(flush=True)
         flushes = piece.flush and not before.flush
@@ -47,7 +52,7 @@ class TextLog:
 
 
 class _Reader:
-    """Reads the stream from where it left off, each time it changes."""
+    """Reads on in the stream each time it changes."""
 
     def __init__(self, watch: KeyWatch, key: str, feed: TextFeed, log: TextLog, mark: Mark) -> None:
         self._watch = watch
@@ -71,7 +76,7 @@ class _Reader:
         entries = cast(list[tuple[bytes, list[bytes]]], reply or [])
         for entry, flat in entries:
             if _order(entry) <= _order(self._log.last):
-                continue  # two reads crossed
+                continue  # read twice: two reads were under way
             try:
                 self._take_piece(entry, TextPiece.decode(paired(flat)))
             except FieldError as error:
@@ -81,9 +86,9 @@ class _Reader:
             asyncio.get_running_loop().call_later(PAGE_GAP_S, self.read_on)
 
     async def mark(self, piece: TextPiece) -> None:
-        """Put it behind what was read; without effect where there is more to read.
+        """Add a decision behind the last entry read. Has no effect if there is more to read.
 
-        Where the server has forgotten the text there is no place for it, and nobody to find it.
+        Where the server has forgotten the stream, the decision takes effect here alone.
         """
         after = self._log.last
         ms, seq = _order(after)
@@ -101,7 +106,7 @@ class _Reader:
         self._feed.push(piece)
 
     def read_on(self) -> None:
-        """There is more, and room for it. Without effect once nobody listens."""
+        """Read on. Has no effect after the block of ``stream_text``."""
         if self.subscription is not None:
             self._watch.refresh(self.subscription)
 
@@ -110,9 +115,14 @@ class _Reader:
 async def stream_text(
     watch: KeyWatch, key: str, feed: TextFeed, log: TextLog, mark: Mark
 ) -> AsyncGenerator[None]:
-    """Feed what is in the log and the stream, and what is added to it, for the time of the block.
+    """Fill the feed from the log and then from the stream, for the time of the block.
 
-    The log grows by what is read. ``mark`` adds to the stream what the feed decides.
+    Args:
+        watch: Tells when the stream changes.
+        key: The stream.
+        feed: Takes the pieces; its decisions go into the stream.
+        log: What was read before; grows by what is read.
+        mark: Adds the feed's decisions to the stream.
     """
     for piece in log.pieces:
         feed.push(piece)

@@ -104,7 +104,7 @@ def read_request(entry: str, fields: Fields, info: EngineInfo | None) -> Request
     """Decode a request, and check it against its model where ``info`` is known.
 
     Raises:
-        InvalidRequest: It is not what the protocol allows, or not what the model offers.
+        InvalidRequest: It breaks the protocol, or asks for what the model does not offer.
     """
     request = Request.decode(entry, fields)
     if info is not None:

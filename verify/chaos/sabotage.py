@@ -125,5 +125,9 @@ def write_voicepacks(directory: Path, source: Path) -> None:
     (folder / voicepack.METADATA).write_text(ours, encoding="utf-8")
 
 
-FAMILY: Final = replace(tone.FAMILY, name="saboteur", engine=SaboteurEngine, slots=lambda _: SLOTS)
+def _slots(_: ToneConfig) -> int:
+    return SLOTS
+
+
+FAMILY: Final = replace(tone.FAMILY, name="saboteur", engine=SaboteurEngine, slots=_slots)
 """What ``plugin/saboteur-0.dist-info`` names: to a worker this is another package's engine."""

@@ -282,10 +282,10 @@ def _limits(kind: inspect.IntType | inspect.FloatType) -> str:
 
 def _unknown(source: str, name: str, known: Iterable[str]) -> ConfigError:
     names = sorted(known)
-    for family, problem in registry.BROKEN.items():
+    for family in registry.BROKEN.keys() - registry.FAMILIES.keys():
         section = f"engine.{family}"
         if f"{name}.".startswith(f"{section}.") or name.startswith(f"{variable(section)}_"):
-            return ConfigError(source, section, problem)
+            return ConfigError(source, section, registry.BROKEN[family])
     last = name.rpartition(".")[2]
     elsewhere = [key for key in names if key.endswith(f".{last}")]
     near = difflib.get_close_matches(name, elsewhere or names, n=1, cutoff=0.0)

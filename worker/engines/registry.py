@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import msgspec
 
@@ -48,7 +48,10 @@ def _add(point: EntryPoint) -> None:
     """Take a family of another package, or remember why that is impossible."""
     package = point.dist.name if point.dist is not None else point.value
     try:
-        family: EngineFamily[Any] = replace(point.load(), package=package)
+        loaded: object = point.load()
+        if not isinstance(loaded, EngineFamily):
+            raise TypeError(f"{point.value} is no EngineFamily")
+        family = replace(cast("EngineFamily[Any]", loaded), package=package)
         if problem := _unfit(point, family):
             raise ValueError(problem)
         family.config()

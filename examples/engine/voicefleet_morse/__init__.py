@@ -1,0 +1,1 @@
+"""Morse code as an engine of voicefleet."""

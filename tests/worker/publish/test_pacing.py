@@ -96,7 +96,7 @@ def test_late_ticks_are_caught_up(lead_ms: int, late: int) -> None:
 
 
 @pytest.mark.parametrize("lead_ms", [20, 100, 400])
-def test_what_ran_dry_starts_anew(lead_ms: int) -> None:
+def test_a_lead_that_was_used_up_is_given_again(lead_ms: int) -> None:
     pacer = Pacer(lead_ms)
     lead = lead_ms // 20
     publish(pacer, 0, lead)
@@ -107,7 +107,7 @@ def test_what_ran_dry_starts_anew(lead_ms: int) -> None:
     assert publish(pacer, 102, 1000) == 1
 
 
-def test_a_clock_that_stands_still_or_goes_back_gives_nothing() -> None:
+def test_a_clock_that_stops_or_goes_back_gives_no_room() -> None:
     pacer = Pacer(100)
     assert publish(pacer, 50, 1000) == 5
     for tick in (50, 49, 0):
@@ -138,7 +138,7 @@ def test_a_lead_is_whole_frames_and_at_least_one(lead_ms: int, frames: int) -> N
     assert Pacer(lead_ms).lead_frames == frames
 
 
-def test_the_clock_counts_from_its_making() -> None:
+def test_the_clock_counts_from_its_creation() -> None:
     clock = TickClock()
     assert clock.tick() in (0, 1)
     assert clock.at(5) - clock.at(4) == pytest.approx(TICK_S)

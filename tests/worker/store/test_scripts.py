@@ -1,4 +1,4 @@
-"""Each server-side script's contract, on every server at hand. Their headers say what it is."""
+"""What each server-side script does, on every server at hand."""
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ async def run(redis: Any, call: Call[T]) -> T:
 
 
 class Session:
-    """One session's keys, and the scripts as workers call them."""
+    """One session's keys, and calls of its scripts with defaults."""
 
     def __init__(self, redis: Redis, prefix: str) -> None:
         self.redis: Any = redis
@@ -148,7 +148,7 @@ class Session:
         queue: OrderKeys | None = None,
         earlier: Sequence[str] = (),
     ) -> str:
-        """The place it gets."""
+        """Its standing."""
         return (await self.enqueued(request, entry, interrupt, model, most, queue, earlier))[0]
 
     async def enqueued(
@@ -161,7 +161,7 @@ class Session:
         queue: OrderKeys | None = None,
         earlier: Sequence[str] = (),
     ) -> tuple[str, bool, bool]:
-        """Its place, whether it interrupts, whether the session is in conversation."""
+        """Its standing, whether it interrupts, whether the session is in conversation."""
         call = Enqueue(
             lease=self.lease,
             session=self.state,
@@ -257,7 +257,7 @@ class TestAcquire:
         epochs += [int(await session.epoch(claim=Claim.TAKE_OVER)) for _ in range(5)]
         assert epochs == sorted(set(epochs))
 
-    async def test_over(self, session: Session) -> None:
+    async def test_take_over(self, session: Session) -> None:
         epoch = await session.epoch()
         await session.append(epoch, 0, start(), pcm(1), pcm(2), resume=b"[points]")
         status, _, turn, last, attempts, resume = await session.acquire(
@@ -267,7 +267,7 @@ class TestAcquire:
         assert attempts == "1"  # it got further
         assert (await session.hash(session.lease))["owner"] == "w2"
 
-    async def test_over_without_progress_counts_attempts(self, session: Session) -> None:
+    async def test_take_over_without_progress_counts_attempts(self, session: Session) -> None:
         await session.epoch()
         for tried in (1, 2, 3):
             status, epoch, _, _, attempts, _ = await session.acquire(claim=Claim.TAKE_OVER)
@@ -279,14 +279,12 @@ class TestAcquire:
         assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "1"
         assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "1"
 
-    async def test_a_suspect_that_was_not_tried_is_not_blamed(self, session: Session) -> None:
+    async def test_a_take_over_without_an_attempt_counts_nothing(self, session: Session) -> None:
         await session.epoch()
         for _ in range(5):
             assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "1"
 
-    async def test_an_owner_that_was_not_dead_takes_its_attempt_back(
-        self, session: Session
-    ) -> None:
+    async def test_an_owner_that_is_alive_uncounts_its_attempt(self, session: Session) -> None:
         await session.epoch(worker="w1")
         for _ in range(5):
             epoch = (await session.acquire(claim=Claim.TAKE_OVER, worker="w2"))[1]
@@ -296,7 +294,7 @@ class TestAcquire:
             )
         assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "1"
 
-    async def test_what_an_attempt_survived_counts_no_more(self, session: Session) -> None:
+    async def test_attempts_that_were_survived_do_not_count(self, session: Session) -> None:
         await session.epoch()
         for _ in range(5):
             epoch = (await session.acquire(claim=Claim.TAKE_OVER))[1]
@@ -305,19 +303,19 @@ class TestAcquire:
         assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "0"
         assert await session.attempt(epoch, begins=True) == 0, "another's by now"
 
-    async def test_taken(self, session: Session) -> None:
+    async def test_held_elsewhere(self, session: Session) -> None:
         await session.epoch(worker="w1")
         assert await session.acquire(worker="w2") == (Standing.HELD_ELSEWHERE,)
         assert await session.acquire(worker="w2", claim=Claim.REGAIN) == (Standing.HELD_ELSEWHERE,)
 
-    async def test_again_is_our_own_turn(self, session: Session) -> None:
+    async def test_regain_continues_our_own_turn(self, session: Session) -> None:
         epoch = await session.epoch()
         await session.append(epoch, 0, start(), pcm(1), pcm(2))
         await session.redis.xtrim(session.audio, maxlen=0)
         status, _, turn, last, attempts, _ = await session.acquire(claim=Claim.REGAIN, least=1)
         assert (status, turn, last, attempts) == (Standing.TAKEN_OVER, "1", "-1", "1")
 
-    async def test_again_without_a_lease_goes_on_where_the_stream_ends(
+    async def test_regain_without_a_lease_continues_where_the_stream_ends(
         self, session: Session
     ) -> None:
         epoch = await session.epoch()
@@ -326,7 +324,7 @@ class TestAcquire:
         status, _, turn, last, *_ = await session.acquire(claim=Claim.REGAIN, least=1)
         assert (status, turn, last) == (Standing.TAKEN_OVER, "1", "2")
 
-    async def test_again_with_nothing_left_is_a_new_turn_of_the_same_number(
+    async def test_regain_with_nothing_left_is_a_new_turn_of_the_same_number(
         self, session: Session
     ) -> None:
         epoch = await session.epoch()
@@ -335,7 +333,7 @@ class TestAcquire:
         status, _, turn, last, *_ = await session.acquire(claim=Claim.REGAIN, least=1)
         assert (status, turn, last) == (Standing.NEW, "1", "-1")
 
-    async def test_busy_while_another_is_spoken(self, session: Session) -> None:
+    async def test_waits_while_another_is_spoken(self, session: Session) -> None:
         epoch = await session.epoch("r1")
         assert await session.acquire("r2", entry="2-0") == (Standing.WAITING,)
         await session.append(epoch, 0, start())
@@ -343,7 +341,7 @@ class TestAcquire:
         assert (await session.acquire("r2", entry="2-0"))[0] == Standing.NEW
 
     async def test_the_same_request_again_waits_for_its_end(self, session: Session) -> None:
-        """It is who goes on, should the turn be lost that it asks for."""
+        """It continues the turn, should that be lost."""
         epoch = await session.epoch("r1", entry="1-0")
         await session.append(epoch, 0, start(), pcm(1))
         assert await session.acquire("r1", entry="2-0") == (Standing.WAITING,)
@@ -356,7 +354,9 @@ class TestAcquire:
         assert await session.acquire("r1", entry="2-0") == (Standing.ALREADY_ANSWERED,)
         assert (await session.hash(session.state))["state"] == "idle"
 
-    async def test_and_goes_on_with_it_where_nobody_else_does(self, session: Session) -> None:
+    async def test_the_same_request_again_continues_an_abandoned_turn(
+        self, session: Session
+    ) -> None:
         epoch = await session.epoch("r1", entry="1-0")
         await session.append(epoch, 0, start(), pcm(1))
         await session.enqueue("r1", "2-0")
@@ -364,7 +364,7 @@ class TestAcquire:
         status, _, turn, last, *_ = await session.acquire("r1", entry="2-0")
         assert (status, turn, last) == (Standing.TAKEN_OVER, "1", "1")
 
-    async def test_busy_while_one_before_it_is_on_its_way(self, session: Session) -> None:
+    async def test_waits_while_an_earlier_one_is_still_in_the_queue(self, session: Session) -> None:
         assert await session.acquire("r2", "r1", entry="2-0") == (Standing.WAITING,)
         await session.speak("r1", entry="1-0")
         assert (await session.acquire("r2", "r1", entry="2-0"))[0] == Standing.NEW
@@ -379,13 +379,13 @@ class TestAcquire:
             ("10-0", "aaa", Standing.NEW),
         ],
     )
-    async def test_busy_while_an_older_one_waits_in_any_queue(
+    async def test_waits_while_an_older_one_waits_in_any_queue(
         self, session: Session, waits: str, model: str, status: str
     ) -> None:
         await session.enqueue("other", waits, model=model)
         assert (await session.acquire("r2", entry="2-0"))[0] == status
 
-    async def test_known(self, session: Session) -> None:
+    async def test_already_answered(self, session: Session) -> None:
         await session.speak()
         await session.enqueue("r9", "9-0")
         assert await session.acquire(entry="2-0") == (Standing.ALREADY_ANSWERED,)
@@ -428,7 +428,7 @@ class TestAcquire:
         }
         assert await session.append(epoch, 2, pcm(2)) == FENCED
 
-    async def test_a_lost_lease_is_its_owners_to_mend_while_the_request_stands(
+    async def test_a_lost_lease_is_left_to_its_owner_while_the_request_is_queued(
         self, session: Session
     ) -> None:
         epoch = await session.epoch()
@@ -439,28 +439,28 @@ class TestAcquire:
             Standing.TAKEN_OVER,
         )
 
-    async def test_debris_is_cleared_away(self, session: Session) -> None:
+    async def test_keys_of_another_type_are_deleted(self, session: Session) -> None:
         for key in (session.lease, session.state, session.spoken, session.audio):
-            await session.redis.set(key, "debris", ex=60)
+            await session.redis.set(key, "of another type", ex=60)
         assert (await session.acquire())[0] == Standing.NEW
 
-    async def test_debris_in_place_of_the_audio_makes_way_during_a_turn(
+    async def test_a_key_in_place_of_the_audio_is_deleted_during_a_turn(
         self, session: Session
     ) -> None:
         epoch = await session.epoch()
         await session.append(epoch, 0, start(), pcm(1))
-        await session.redis.set(session.audio, "debris", ex=60)
+        await session.redis.set(session.audio, "of another type", ex=60)
         assert await session.append(epoch, 2, pcm(2)) == -1  # it is to be sent from the start
         await session.append(epoch, 0, start(), pcm(1), pcm(2))
-        await session.redis.set(session.audio, "debris", ex=60)
+        await session.redis.set(session.audio, "of another type", ex=60)
         assert await session.finish(epoch, 3) == -1
         assert not await session.redis.exists(session.audio)
 
 
 class TestAcquireAgain:
-    """A worker whose turn the server has forgotten, or who never heard that it has one."""
+    """A worker whose turn the server has forgotten, or whose grant had no reply."""
 
-    async def test_what_we_hold_without_knowing_is_ours(self, session: Session) -> None:
+    async def test_a_lease_granted_without_a_reply_is_ours(self, session: Session) -> None:
         await session.acquire("r1")
         status, _, turn, last, attempts, _ = await session.acquire("r1")
         assert (status, turn, last, attempts) == (Standing.TAKEN_OVER, "1", "-1", "1")
@@ -473,7 +473,9 @@ class TestAcquireAgain:
         assert (status, first[3]) == (Standing.CRASH_SUSPECTED, "1")
         assert await session.acquire("r1", **over) == (Standing.CRASH_SUSPECTED, *first)
 
-    async def test_a_turn_that_another_has_ended_since_is_known(self, session: Session) -> None:
+    async def test_a_turn_that_another_has_ended_is_already_answered(
+        self, session: Session
+    ) -> None:
         forgotten = await session.epoch("r1", worker="w1")
         await session.redis.delete(*session.keys)
         await session.speak("r1", worker="w2")
@@ -482,7 +484,9 @@ class TestAcquireAgain:
         await session.speak("r2", turn=2, entry="2-0")
         assert (await session.acquire("r1", **again))[0] == Standing.ALREADY_ANSWERED
 
-    async def test_a_lease_of_before_our_time_is_no_hindrance(self, session: Session) -> None:
+    async def test_an_older_lease_than_ours_does_not_keep_us_from_regaining(
+        self, session: Session
+    ) -> None:
         await session.acquire("r1", worker="w1")
         before = await session.redis.dump(session.lease)
         ours = await session.epoch("r1", worker="w2", claim=Claim.TAKE_OVER)
@@ -491,7 +495,7 @@ class TestAcquireAgain:
         again = {"claim": Claim.REGAIN, "least": 1, "last_epoch": ours}
         assert (await session.acquire("r1", worker="w2", **again))[0] == Standing.TAKEN_OVER
 
-    async def test_who_was_fenced_off_takes_nothing(self, session: Session) -> None:
+    async def test_an_inquiry_takes_nothing(self, session: Session) -> None:
         await session.acquire("r1", worker="w2")
         fenced = {"worker": "w1", "claim": Claim.INQUIRE}
         assert await session.acquire("r1", **fenced) == (Standing.HELD_ELSEWHERE,)
@@ -561,11 +565,9 @@ class TestAppend:
         for key in session.keys[:4]:  # nobody was refused
             assert await session.redis.pttl(key) > 5000
 
-    async def test_debris_in_place_of_the_record_does_not_silence_it(
-        self, session: Session
-    ) -> None:
+    async def test_a_key_in_place_of_the_record_does_not_stop_it(self, session: Session) -> None:
         epoch = await session.epoch()
-        await session.redis.set(session.state, "debris", ex=60)
+        await session.redis.set(session.state, "of another type", ex=60)
         assert await session.append(epoch, 0, start(), record={"state": "paused"}) == 0
 
 
@@ -582,7 +584,7 @@ class TestFinish:
         state = await session.hash(session.state)
         assert (state["state"], state["frames"]) == ("idle", "1")
 
-    async def test_again_says_the_same(self, session: Session) -> None:
+    async def test_again_replies_the_same(self, session: Session) -> None:
         epoch = await session.epoch()
         await session.append(epoch, 0, start())
         for _ in range(3):
@@ -664,9 +666,9 @@ class TestRelease:
         assert (await session.acquire(claim=Claim.TAKE_OVER))[4] == "1"
 
 
-async def test_debris_in_the_leases_place_is_no_lease(session: Session) -> None:
+async def test_a_key_in_place_of_the_lease_is_no_lease(session: Session) -> None:
     epoch = await session.epoch()
-    await session.redis.set(session.lease, "debris", ex=60)
+    await session.redis.set(session.lease, "of another type", ex=60)
     assert await session.append(epoch, 0, start()) == FORGOTTEN
     assert await session.finish(epoch, 1) == FORGOTTEN
     assert await session.release(epoch) == 0
@@ -696,7 +698,7 @@ class TestAbandon:
 
 
 class TestEnqueue:
-    async def test_says_how_many_wait_before(self, session: Session) -> None:
+    async def test_lists_the_request_and_whether_it_interrupts(self, session: Session) -> None:
         await session.epoch("r0", entry="5-0")
         assert await session.enqueue("r1", "10-0") == Standing.WAITING
         assert await session.enqueue("r2", "10-1") == Standing.WAITING
@@ -720,20 +722,18 @@ class TestEnqueue:
         assert (await session.hash(session.state))["state"] == "speaking"
         await session.finish(epoch, 1)
 
-    async def test_of_a_name_that_was_taken_is_refused(self, session: Session) -> None:
+    async def test_a_name_that_was_answered_is_refused(self, session: Session) -> None:
         await session.speak()
         assert await session.enqueue("r1", "2-0") == Standing.ALREADY_ANSWERED
         assert not [f for f in await session.hash(session.lease) if f.startswith("w:")]
 
-    async def test_of_the_very_turn_that_is_spoken_is_refused(self, session: Session) -> None:
-        """A worker that was taken for dead comes late: its place would be left behind."""
+    async def test_the_turn_that_is_spoken_is_refused(self, session: Session) -> None:
+        """A worker that was falsely declared dead comes late: its place would never be removed."""
         await session.acquire("r1", entry="1-0")
         assert await session.enqueue("r1", "1-0") == Standing.HELD_ELSEWHERE
         assert not [field for field in await session.hash(session.lease) if field[:2] == "w:"]
 
-    async def test_a_session_is_idle_when_its_last_place_was_a_duplicates(
-        self, session: Session
-    ) -> None:
+    async def test_a_session_is_idle_when_only_a_duplicate_waited(self, session: Session) -> None:
         epoch = await session.epoch("r1", entry="1-0")
         await session.enqueue("r2", "2-0")
         await session.finish(epoch, 1)
@@ -742,7 +742,7 @@ class TestEnqueue:
         assert await session.enqueue("r2", "2-0") == Standing.ALREADY_ANSWERED
         assert (await session.hash(session.state))["state"] == "idle"
 
-    async def test_who_asks_twice_interrupts_once(self, session: Session) -> None:
+    async def test_a_request_sent_twice_interrupts_once(self, session: Session) -> None:
         await session.epoch("r1", entry="1-0")
         for name, entry in (("r2", "2-0"), ("r3", "3-0"), ("r2", "4-0")):
             await session.enqueue(name, entry, interrupt=name == "r2")
@@ -750,13 +750,13 @@ class TestEnqueue:
         waiters = [fields[f"w:{n}-0:{MODEL}"] for n in (2, 3, 4)]
         assert waiters == ["!r2", ".r3", ".r2"]
 
-    async def test_a_place_left_behind_holds_up_nobody(self, session: Session) -> None:
+    async def test_the_place_of_an_answered_request_is_removed(self, session: Session) -> None:
         await session.speak("r1", entry="1-0")
         await session.redis.hset(session.lease, f"w:1-0:{MODEL}", ".r1")
         assert (await session.acquire("r2", entry="2-0"))[0] == Standing.NEW
         assert f"w:1-0:{MODEL}" not in await session.hash(session.lease)
 
-    async def test_the_waiting_is_over_with_the_acquisition(self, session: Session) -> None:
+    async def test_a_granted_request_waits_no_longer(self, session: Session) -> None:
         await session.enqueue("r1", "1-0")
         await session.epoch("r1", entry="1-0")
         assert not [f for f in await session.hash(session.lease) if f.startswith("w:")]
@@ -848,7 +848,7 @@ async def queue(redis: Redis, prefix: str) -> Queue:
 
 
 class TestOrphans:
-    async def test_what_is_handed_back_is_anybodys(self, queue: Queue) -> None:
+    async def test_any_worker_may_take_what_was_handed_back(self, queue: Queue) -> None:
         entries = await queue.add("s", count=3)
         await queue.deliver("w1")
         assert await queue.orphan("w1", *entries[:2]) == 2
@@ -858,7 +858,9 @@ class TestOrphans:
         assert await queue.take("w2") is None
         assert await queue.pending("w2") == entries[:1]
 
-    async def test_handing_back_is_no_delivery_and_taking_is_one(self, queue: Queue) -> None:
+    async def test_taking_counts_as_a_delivery_and_handing_back_does_not(
+        self, queue: Queue
+    ) -> None:
         (entry,) = await queue.add("s")
         await queue.deliver("w1")
         await queue.orphan("w1", entry)
@@ -874,7 +876,7 @@ class TestOrphans:
         assert await queue.pending("w1") == [entry]
         assert not await queue.redis.exists(queue.wake)
 
-    async def test_of_the_dead_are_all_handed_back_and_their_owner_forgotten(
+    async def test_all_requests_of_a_dead_worker_are_handed_back_and_it_is_removed(
         self, queue: Queue
     ) -> None:
         entries = await queue.add("s", count=250)
@@ -886,7 +888,7 @@ class TestOrphans:
         assert await queue.pending("w2") == entries[249:]
         assert await queue.orphan("w1") == 0
 
-    async def test_wakes_whoever_is_idle(self, queue: Queue) -> None:
+    async def test_idle_workers_are_woken(self, queue: Queue) -> None:
         (entry,) = await queue.add("s")
         await queue.deliver("w1")
         await queue.orphan("w1", entry)
@@ -908,7 +910,7 @@ class TestOrphans:
         assert await queue.pending("w2") == entries[2:]
 
 
-async def test_settle_takes_a_request_off_for_good(queue: Queue) -> None:
+async def test_settle_removes_a_request(queue: Queue) -> None:
     entries = await queue.add("s", count=2)
     await queue.deliver("w1")
     for deleted in (1, 0):
@@ -917,7 +919,7 @@ async def test_settle_takes_a_request_off_for_good(queue: Queue) -> None:
     assert await queue.redis.xlen(queue.key) == 1
 
 
-async def test_settle_waits_for_an_end_that_a_failover_forgot(
+async def test_settle_leaves_a_request_whose_end_a_failover_forgot(
     queue: Queue, session: Session
 ) -> None:
     (entry,) = await queue.add("s", "r1")
@@ -936,7 +938,7 @@ async def test_settle_waits_for_an_end_that_a_failover_forgot(
 
 
 class TestPlaces:
-    """What stands before a request of the same session, and what after it."""
+    """Requests of the same session before an entry of the queue, and after it."""
 
     async def test_earlier_are_those_before_it(self, queue: Queue) -> None:
         (unnamed,) = await queue.add("s")
@@ -969,7 +971,7 @@ class TestPlaces:
         (mine,) = await queue.add("s", "r2")
         assert await queue.earlier(mine, "s") == set()
 
-    async def test_what_is_settled_or_deleted_stands_nowhere(self, queue: Queue) -> None:
+    async def test_settled_and_deleted_requests_do_not_count(self, queue: Queue) -> None:
         (settled,) = await queue.add("s", "r1")
         (deleted,) = await queue.add("s", "r2")
         (mine,) = await queue.add("s", "r3")
@@ -981,7 +983,7 @@ class TestPlaces:
         # What remains says how far it was read.
         assert await queue.redis.zcard(queue.order) == 1
 
-    async def test_a_forgotten_order_is_found_again(self, queue: Queue) -> None:
+    async def test_a_lost_order_is_rebuilt(self, queue: Queue) -> None:
         (first,) = await queue.add("s", "r1")
         (mine,) = await queue.add("s", "r2")
         assert await queue.earlier(mine, "s") == {"r1"}
@@ -993,7 +995,7 @@ class TestPlaces:
 
 
 class TestBacklog:
-    """Requests that came while no slot was free, and who is next when one is."""
+    """Requests that came while no slot was free, and which is next when one is."""
 
     async def test_one_tenant_is_served_in_order(self, queue: Queue) -> None:
         entries = await queue.parked("s", count=600)
@@ -1010,8 +1012,8 @@ class TestBacklog:
         assert sorted(taken[2:4]) == sorted([greedy[4], modest[1]])
         assert set(taken) == {*greedy[3:7], *modest}
 
-    async def test_a_tenant_gets_nothing_for_having_waited_elsewhere(self, queue: Queue) -> None:
-        """Credit does not pile up: who was silent for long is next once, not ten times."""
+    async def test_a_tenant_gains_nothing_by_having_been_silent(self, queue: Queue) -> None:
+        """Credit does not add up: a tenant that was silent is next once, not ten times."""
         busy = await queue.parked("busy:1", count=40)
         assert [await queue.take("w1") for _ in range(20)] == busy[:20]
         late = await queue.parked("late:1", count=10)
@@ -1023,32 +1025,32 @@ class TestBacklog:
         (named,) = await queue.parked("t:a")
         assert [await queue.take("w1") for _ in range(4)] == [entries[0], named, *entries[1:]]
 
-    async def test_what_was_given_up_goes_first(self, queue: Queue) -> None:
+    async def test_what_was_handed_back_goes_first(self, queue: Queue) -> None:
         entries = await queue.parked("s", count=3)
         assert await queue.take("w1") == entries[0]
         await queue.orphan("w1", entries[0])
         assert [await queue.take("w2") for _ in range(3)] == entries
 
-    async def test_says_whether_it_was_anybodys_before(self, queue: Queue) -> None:
+    async def test_says_whether_another_worker_had_it(self, queue: Queue) -> None:
         (entry,) = await queue.parked("s")
         for claim in (Claim.FRESH, Claim.TAKE_OVER):
             taken = await run(queue.redis, Take(keys=queue.keys, worker="w1"))
             assert taken == (entry, {b"session": b"s", b"text": b"x"}, claim)
             await queue.orphan("w1", entry)
 
-    async def test_whoever_is_idle_is_woken(self, queue: Queue) -> None:
+    async def test_idle_workers_are_woken(self, queue: Queue) -> None:
         assert await queue.park("w1", "1-0") == 0
         assert not await queue.redis.exists(queue.wake), "nothing was parked"
         await queue.parked("s")
         assert await queue.redis.exists(queue.wake)
 
-    async def test_only_what_is_ones_own_is_parked(self, queue: Queue) -> None:
+    async def test_only_the_workers_own_requests_are_parked(self, queue: Queue) -> None:
         (entry,) = await queue.add("s")
         await queue.deliver("w1")
         assert await queue.park("w2", entry) == 0
         assert await queue.pending("w1") == [entry]
 
-    async def test_who_is_in_conversation_comes_first(self, queue: Queue) -> None:
+    async def test_sessions_in_conversation_come_first(self, queue: Queue) -> None:
         entries = await queue.parked("s", count=3)
         talks = await queue.parked("talks", count=2)
         for entry in reversed(talks):
@@ -1056,7 +1058,7 @@ class TestBacklog:
         assert await queue.promote("9-9") == 0
         assert [await queue.take("w1") for _ in range(5)] == [*talks, *entries]
 
-    async def test_it_takes_nothing_from_other_tenants(self, queue: Queue) -> None:
+    async def test_conversation_does_not_outrank_other_tenants(self, queue: Queue) -> None:
         greedy = await queue.parked("greedy:1", count=4)
         modest = await queue.parked("modest:1", count=2)
         for entry in greedy[2:]:
@@ -1066,14 +1068,14 @@ class TestBacklog:
         assert set(taken[2:4]) == {greedy[3], modest[1]}
         assert taken[4:] == greedy[:2]
 
-    async def test_a_talker_that_was_taken_hides_no_other(self, queue: Queue) -> None:
+    async def test_a_promoted_request_that_was_taken_hides_no_other(self, queue: Queue) -> None:
         first, talks, last = await queue.parked("s", count=3)
         await queue.promote(talks)
         assert await queue.adopt("w2", talks) == (Claim.FRESH, talks)
         await queue.redis.zadd(queue.ranks, {f" 0 {'0' * 19}9-{'0' * 20}": 0})
         assert [await queue.take("w1") for _ in range(3)] == [first, last, None]
 
-    async def test_one_can_be_taken_out_of_its_turn(self, queue: Queue) -> None:
+    async def test_any_one_can_be_adopted(self, queue: Queue) -> None:
         first, second, third = await queue.parked("s", count=3)
         assert await queue.adopt("w1", second) == (Claim.FRESH, second)
         assert await queue.adopt("w2", second) is None, "it is in another's hands"
@@ -1081,22 +1083,22 @@ class TestBacklog:
         assert await queue.adopt("w2", second) == (Claim.TAKE_OVER, second)
         assert [await queue.take("w1") for _ in range(3)] == [first, third, None]
 
-    async def test_one_that_was_not_parked_is_not_to_be_had(self, queue: Queue) -> None:
+    async def test_one_that_was_not_parked_cannot_be_adopted(self, queue: Queue) -> None:
         (entry,) = await queue.add("s")
         assert await queue.adopt("w1", entry) is None
         await queue.deliver("w1")
         assert await queue.adopt("w2", entry) is None
         assert await queue.pending("w1") == [entry]
 
-    async def test_lost_books_are_made_anew(self, queue: Queue) -> None:
+    async def test_lost_books_are_rebuilt(self, queue: Queue) -> None:
         entries = await queue.parked("s", count=5)
         assert await queue.take("w1") == entries[0]
         await queue.redis.delete(queue.backlog, queue.books, queue.ranks)
         assert [await queue.take("w1") for _ in range(5)] == [*entries[1:], None]
 
-    async def test_debris_in_their_place_is_cleared_away(self, queue: Queue) -> None:
+    async def test_keys_of_another_type_are_deleted(self, queue: Queue) -> None:
         for key in (queue.backlog, queue.books, queue.ranks):
-            await queue.redis.set(key, "debris", ex=60)
+            await queue.redis.set(key, "of another type", ex=60)
         (entry,) = await queue.parked("s")
         assert await queue.take("w1") == entry
 
@@ -1130,12 +1132,12 @@ async def test_one_worker_keeps_a_backlog(queue: Queue) -> None:
     assert [await keep("w2", 0), await keep("w2")] == [0, 0], "it is another's to give up"
     assert [await keep("w1", 0), await keep("w2")] == [0, 1]
     await queue.redis.delete(key)
-    await queue.redis.rpush(key, "debris")
+    await queue.redis.rpush(key, "of another type")
     assert await keep("w3") == 1
 
 
 class TestRefused:
-    """More requests than may wait in a session: answered in their order, though nobody waits."""
+    """More requests than may wait in a session are answered in order, though no worker waits."""
 
     async def fill(self, session: Session, places: int, refused: int) -> str:
         """A turn that is spoken, some that wait, some that may not; returns the turn's epoch."""
@@ -1184,9 +1186,7 @@ class TestRefused:
         await self.fill(session, 2, 0)
         assert await session.enqueue("r3", "3-0", most=1) == Standing.WAITING
 
-    async def test_are_answered_in_their_order_however_they_were_found(
-        self, session: Session
-    ) -> None:
+    async def test_are_answered_in_the_order_of_their_entries(self, session: Session) -> None:
         epoch = await self.fill(session, 1, 0)
         for n in (5, 3, 9, 4):
             assert await session.enqueue(f"r{n}", f"{n}-0", most=1) == Standing.SESSION_FULL
@@ -1196,8 +1196,10 @@ class TestRefused:
         ends = [fields["request"] for _, fields in await session.stream()]
         assert ends[2:] == ["r3", "r4", "r5", "r9"]
 
-    async def test_those_on_their_way_count_too(self, session: Session, queue: Queue) -> None:
-        """Whoever is faster: the first of them may wait, the last may not."""
+    async def test_requests_still_in_the_queue_count_too(
+        self, session: Session, queue: Queue
+    ) -> None:
+        """Whichever worker is faster, the first of them may wait and the last may not."""
         entries = [(await queue.add("s", f"r{n}"))[0] for n in range(1, 5)]
         await session.epoch("r1", entry=entries[0])
         for n, place in {
@@ -1208,7 +1210,9 @@ class TestRefused:
             entry = entries[n - 1]
             assert await session.enqueue(f"r{n}", entry, most=2, queue=queue.order_keys) == place
 
-    async def test_those_on_another_server_count_by_their_names(self, session: Session) -> None:
+    async def test_requests_of_a_queue_elsewhere_count_by_their_names(
+        self, session: Session
+    ) -> None:
         await session.epoch("r1", entry="1-0")
         await session.enqueue("r2", "2-0")
         earlier = ("r1", "r2", "r3")
@@ -1226,7 +1230,7 @@ class TestRefused:
 
 
 class TestMark:
-    """What the owner decides about a turn's text."""
+    """The owner's decisions about a turn's text."""
 
     async def mark(self, session: Session, epoch: str, after: str, entry: str) -> Any:
         call = Mark(
@@ -1242,7 +1246,7 @@ class TestMark:
     async def texts(self, session: Session) -> list[tuple[bytes, dict[bytes, bytes]]]:
         return await session.redis.xrange(session.text)
 
-    async def test_it_stands_behind_what_was_read(self, session: Session) -> None:
+    async def test_it_is_added_behind_what_was_read(self, session: Session) -> None:
         epoch = await session.epoch()
         await session.redis.xadd(session.text, {"text": "One. "}, id="3-0")
         await session.redis.pexpire(session.text, 50_000)
@@ -1253,7 +1257,7 @@ class TestMark:
         await session.redis.xadd(session.text, {"text": "Two"}, id="4-0")
         assert len(await self.texts(session)) == 3
 
-    async def test_text_that_came_in_between_outruns_it(self, session: Session) -> None:
+    async def test_text_that_came_in_between_prevents_it(self, session: Session) -> None:
         epoch = await session.epoch()
         for entry in ("3-0", "4-0"):
             await session.redis.xadd(session.text, {"text": "One. "}, id=entry)
@@ -1274,20 +1278,20 @@ class TestMark:
         assert await self.mark(session, new, "3-0", "3-1") == 0
         assert len(await self.texts(session)) == 1
 
-    async def test_a_key_that_is_gone_is_not_made(self, session: Session) -> None:
+    async def test_a_missing_key_is_not_created(self, session: Session) -> None:
         epoch = await session.epoch()
         for after, entry in (("-", "0-1"), ("3-0", "3-1")):
             assert await self.mark(session, epoch, after, entry) == -1
         assert not await session.redis.exists(session.text)
 
-    async def test_where_no_id_is_left_it_cannot_stand(self, session: Session) -> None:
+    async def test_without_a_free_id_it_cannot_be_added(self, session: Session) -> None:
         epoch, last = await session.epoch(), 2**64 - 1
         await session.redis.xadd(session.text, {"text": "One. "}, id=f"3-{last}")
         await session.redis.pexpire(session.text, TTL_MS)
         assert await self.mark(session, epoch, f"3-{last}", f"3-{last + 1}") == -1
         assert len(await self.texts(session)) == 1
 
-    async def test_an_entry_that_was_deleted_is_no_place_for_it(self, session: Session) -> None:
+    async def test_behind_a_deleted_entry_it_cannot_be_added(self, session: Session) -> None:
         epoch = await session.epoch()
         for entry in ("3-0", "4-0"):
             await session.redis.xadd(session.text, {"text": "One. "}, id=entry)
@@ -1327,7 +1331,7 @@ class TestBeat:
         }
         assert 0 < await redis.pttl(key) <= 1500
 
-    async def test_replaces_what_was_said_before(self, redis: Any, key: str) -> None:
+    async def test_replaces_the_last_record(self, redis: Any, key: str) -> None:
         await self.beat(redis, key, "a", "state", "ready", "rtf", "0.1")
         await self.beat(redis, key, "a", "state", "draining")
         assert await redis.hget(key, "rtf") is None
@@ -1338,16 +1342,18 @@ class TestBeat:
         assert await self.beat(redis, key, "b", "state", "starting") is None
         assert await redis.hget(key, "state") == b"ready"
 
-    async def test_debris_is_cleared_away(self, redis: Any, key: str) -> None:
-        await redis.set(key, "debris", ex=60)
+    async def test_keys_of_another_type_are_deleted(self, redis: Any, key: str) -> None:
+        await redis.set(key, "of another type", ex=60)
         assert await self.beat(redis, key, "a", "state", "ready")
 
-    async def test_a_name_whose_owner_is_silent_is_free(self, redis: Any, key: str) -> None:
+    async def test_the_name_of_a_silent_worker_is_free(self, redis: Any, key: str) -> None:
         await self.beat(redis, key, "a", "state", "ready", "rtf", "0.1")
         assert await self.beat(redis, key, "b", "state", "starting", living_ms=0)
         assert await redis.hmget(key, "instance", "rtf") == [b"b", None]
 
-    async def test_who_departs_takes_only_his_own(self, redis: Any, key: str) -> None:
+    async def test_a_departing_worker_removes_only_its_own_record(
+        self, redis: Any, key: str
+    ) -> None:
         await self.beat(redis, key, "a", "state", "ready")
         assert await run(redis, Depart(record=key, instance="b")) == 0
         assert await redis.exists(key)

@@ -1,4 +1,4 @@
-"""What tests stand on: servers, fleets, clients of raw commands, and the check of left keys."""
+"""Shared by tests: servers, fleets, raw clients, and the check of leftover keys."""
 
 from pathlib import Path
 from typing import Final

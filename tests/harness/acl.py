@@ -1,4 +1,4 @@
-"""Servers that let nobody in but the users of ``deploy/redis``, each with a password of its own."""
+"""Servers with the users of ``deploy/redis``, each with a password of its own."""
 
 import hashlib
 import subprocess
@@ -21,12 +21,12 @@ ADMIN = "admin"
 
 
 def password(user: str) -> str:
-    """The password that a user of these tests has."""
+    """The password of a user in these tests."""
     return f"{user}: long, and / hard to @ guess"
 
 
 def write_acl(directory: Path, *files: str) -> Path:
-    """Copy ACL files into one, set every user's password in it, and add an administrator."""
+    """Merge ACL files into one, set each user's password, and add an administrator."""
     path = directory / "users.acl"
     lines = [line for file in files for line in (FOLDER / file).read_text().splitlines()]
     digest = hashlib.sha256(password(ADMIN).encode()).hexdigest()
@@ -54,7 +54,7 @@ def with_user(url: str, user: str) -> str:
 
 
 class Guarded(msgspec.Struct, frozen=True):
-    """A server that asks who is there: ``where`` is its URL without credentials."""
+    """A server with users; ``where`` is its URL without credentials."""
 
     where: str
 
@@ -67,13 +67,13 @@ class Guarded(msgspec.Struct, frozen=True):
 
     @asynccontextmanager
     async def client(self, user: str, **options: Any) -> AsyncGenerator[Any]:
-        """A raw client in a user's name; untyped, as half of its commands are."""
+        """A raw client with a user's credentials; untyped, as half of its commands are."""
         async with from_url(self.url(user), **options) as client:
             yield client
 
     @asynccontextmanager
     async def link(self, url: str) -> AsyncGenerator[Link]:
-        """A bare connection: no retries, and errors word for word. Raises as ``Link.open``."""
+        """A bare connection without retries. Raises as ``Link.open``."""
         endpoint = resolve(RedisConfig(url=url))
         link = await Link.open(endpoint.seeds[0], endpoint)
         try:
@@ -82,13 +82,13 @@ class Guarded(msgspec.Struct, frozen=True):
             link.close()
 
     async def refusals(self) -> list[str]:
-        """What ACL LOG has, as ``user reason context object``."""
+        """ACL LOG as lines ``user reason context object``."""
         async with self.client(ADMIN) as admin:
             return refusals(await admin.acl_log())
 
 
 def refusals(log: list[dict[Any, Any]]) -> list[str]:
-    """The entries of ACL LOG in short.
+    """The entries of ACL LOG, one line each.
 
     Without ``CLIENT SETINFO``, by which redis-py introduces itself where it may: Redis 7.0 does not
     know it and refuses a file that grants it.

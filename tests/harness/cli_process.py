@@ -1,4 +1,4 @@
-"""The command line as a process of its own."""
+"""Runs the command line as a process."""
 
 import fcntl
 import os
@@ -28,7 +28,7 @@ async def running(
     stderr: int = subprocess.PIPE,
     **environ: str,
 ) -> AsyncGenerator[Process]:
-    """A command with its streams in pipes; killed when the block ends before it does."""
+    """Run a command with its streams in pipes; killed if it outlives the block."""
     process = await anyio.open_process(
         [*command, *args],
         # The terminal says how wide it is, not a variable of pytest-xdist's workers.
@@ -50,7 +50,7 @@ async def running(
 
 
 async def until(stream: anyio.abc.ByteReceiveStream | None, word: str) -> str:
-    """What the stream says, up to and with ``word``."""
+    """Read the stream up to ``word``, inclusive."""
     assert stream is not None
     said = b""
     while word.encode() not in said:
@@ -59,20 +59,20 @@ async def until(stream: anyio.abc.ByteReceiveStream | None, word: str) -> str:
 
 
 async def rest_of(stream: anyio.abc.ByteReceiveStream | None) -> str:
-    """What the stream says until it ends."""
+    """Read the stream to its end."""
     assert stream is not None
     return b"".join([chunk async for chunk in stream]).decode()
 
 
 class Terminal:
-    """A pseudo-terminal that a command writes to: ``theirs`` is its end."""
+    """A pseudo-terminal for a command's output: ``theirs`` is its end."""
 
     def __init__(self, columns: int = 80) -> None:
         self._ours, self.theirs = pty.openpty()
         fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     async def rest(self) -> str:
-        """What was written to it, once the command has ended."""
+        """All output, once the command has ended."""
         os.close(self.theirs)
         said = b""
         try:

@@ -30,7 +30,7 @@ HANG_S = 60.0
 
 
 class Heard(msgspec.Struct):
-    """One turn as a listener heard it, each entry with its arrival on the monotonic clock."""
+    """One turn as a listener received it. Arrivals are on the monotonic clock, in s."""
 
     entries: list[AudioEntry]
     arrivals: list[float]
@@ -63,7 +63,7 @@ class Heard(msgspec.Struct):
         return max(b - a for a, b in zip(self.arrivals, self.arrivals[1:], strict=False))
 
     def check(self) -> None:
-        """Every promise of the protocol about the entries of one turn."""
+        """Check what the protocol promises of the entries of one turn."""
         turn = self.entries[0].id.turn
         end = self.end
         numbers = [entry.id.n for entry in self.entries]
@@ -81,7 +81,7 @@ class Heard(msgspec.Struct):
 
 
 class Orchestrator:
-    """Speaks the protocol with raw commands, as any language's client would."""
+    """A client that uses raw Redis commands, as one in any language could."""
 
     def __init__(self, redis: Redis, prefix: str, model: str = "tone-test") -> None:
         self.redis: Any = redis
@@ -110,7 +110,7 @@ class Orchestrator:
     async def entries(
         self, session: str, after: str = "0-0", timeout_s: float = HANG_S
     ) -> AsyncGenerator[tuple[float, AudioEntry]]:
-        """The session's entries as they come; fails when none comes for long."""
+        """Yield the session's entries as they arrive; fail after ``timeout_s`` without one."""
         deadline = time.monotonic() + timeout_s
         while True:
             reply = await self.redis.xread({self.keys.audio(session): after}, count=500, block=1000)
@@ -129,7 +129,7 @@ class Orchestrator:
     async def hear(
         self, session: str, turn: int = 1, *, until: int | None = None, timeout_s: float = HANG_S
     ) -> Heard:
-        """One turn to its end, or to frame ``until``; checked where it has its end."""
+        """Read a turn to its end, or to frame ``until``. A turn with its end is checked."""
         heard = Heard([], [])
         async for arrival, entry in self.entries(session, f"{turn - 1}-99999999", timeout_s):
             assert entry.id.turn == turn, f"turn {entry.id.turn} before the end of turn {turn}"
@@ -143,7 +143,7 @@ class Orchestrator:
         raise AssertionError("unreachable")
 
     async def turns(self, session: str, count: int) -> list[Heard]:
-        """The first ``count`` turns of a session, each to its end."""
+        """Read the first ``count`` turns of a session to their ends."""
         return [await self.hear(session, turn) for turn in range(1, count + 1)]
 
     async def settled(self, model: str | None = None) -> None:
@@ -154,7 +154,7 @@ class Orchestrator:
                 await anyio.sleep(0.01)
 
     async def parked(self, model: str | None = None) -> int:
-        """How many requests wait in the backlog."""
+        """The number of requests in the backlog."""
         key = self.keys.requests(model or self.model)
         return len(await self.redis.xpending_range(key, GROUP, "-", "+", 10_000, BACKLOG))
 
@@ -200,7 +200,7 @@ def config(
 async def serving(
     redis_url: str, prefix: str, *, name: str = "w1", **options: Any
 ) -> AsyncGenerator[Service]:
-    """A worker in this process, ready; drained at the end of the block."""
+    """Run a worker in this process; it is ready, and drained at the end of the block."""
     settings = config(redis_url, prefix, name=name, **{"drain_timeout_s": 0.05, **options})
     async with connect(resolve(settings.redis)) as topology:
         service = Service(settings, topology)
@@ -217,7 +217,7 @@ async def serving(
 
 
 class WorkerProcess:
-    """A worker in a process of its own, run by the command that users run."""
+    """A worker process, run by the command that users run."""
 
     def __init__(self, redis_url: str, prefix: str, name: str, *flags: str, config: str) -> None:
         self.name = name
@@ -238,7 +238,7 @@ class WorkerProcess:
         self._process.send_signal(number)
 
     async def says(self, word: str) -> None:
-        """Wait for a line of its log that holds the word."""
+        """Wait for a line of its log that contains the word."""
         stderr = self._process.stderr
         assert stderr is not None
         with anyio.fail_after(HANG_S):
@@ -253,7 +253,7 @@ class WorkerProcess:
         return status
 
     def end(self) -> str:
-        """Make sure it is gone; returns what it logged."""
+        """Kill it if it runs; returns its log."""
         if self._process.poll() is None:
             self._process.kill()
         _, logged = self._process.communicate()
@@ -269,7 +269,7 @@ async def worker_process(
     config: str = "configs/tone.yaml",
     ready_s: float = HANG_S,
 ) -> AsyncGenerator[WorkerProcess]:
-    """A worker process, ready within ``ready_s``; what it logged is printed at the end."""
+    """Run a worker process, ready within ``ready_s``; its log is printed at the end."""
     worker = WorkerProcess(redis_url, orchestrator.keys.prefix, name, *flags, config=config)
     try:
         await orchestrator.worker_is(name, "ready", ready_s)

@@ -1,4 +1,4 @@
-"""A small core for the tests of hosting: a tone, with knobs for all that can go wrong.
+"""A core for tests of hosting: a tone, with switches for every failure.
 
 What a turn is to do is said in its text, so that the same words travel the whole way:
 at its third block ``crash`` kills the process, ``hang`` stops the step for good and ``babble``
@@ -40,7 +40,7 @@ SAMPLES_PER_CHAR = 1_200
 
 
 def expected(text: str, seed: int, index: int = 0) -> np.ndarray:
-    """All samples of a segment: they follow from the text, the seed and the index alone."""
+    """All samples of a segment, which depend on text, seed and index alone."""
     digest = hashlib.blake2b(f"{seed}/{index}/{text}".encode(), digest_size=4).digest()
     hz = 100 + int.from_bytes(digest, "big") % 400
     at = np.arange(SAMPLES_PER_CHAR * max(1, len(text)), dtype=np.float64) / RATE
@@ -60,7 +60,7 @@ class _Turn:
 
 
 class ToneCore:
-    """Speaks blocks of 0.1 s, a block of one turn in each step, in turn."""
+    """Makes blocks of 0.1 s, one per step, for its turns in rotation."""
 
     def __init__(self, pack: Voicepack, config: dict[str, Any], emit: Emit) -> None:
         self._config = config
@@ -180,7 +180,7 @@ class ToneCore:
         return True
 
     def _act(self, number: int, text: str) -> None:
-        """What the text asks for, before its first block."""
+        """Fail as the text demands, before the first block."""
         if "stumble" in text:
             self._emit(Failed(number, "retry", "stumbled"))
             self.cancel(number)
@@ -195,7 +195,7 @@ class ToneCore:
 
 
 def _misbehave(text: str) -> None:
-    """What the text asks for, in mid-turn."""
+    """Fail as the text demands, in mid-turn."""
     if "hang" in text:
         time.sleep(3600)
     elif "babble" in text:

@@ -1,4 +1,4 @@
-"""Whether a test left keys behind that would stay for ever.
+"""Finds keys without a TTL that a test left behind.
 
 The protocol names what may stay without a TTL: the request streams, the sorted set of workers and
 the stream of dead requests. Every other key the fleet writes has one. Keys that the test wrote in
@@ -17,7 +17,7 @@ NO_TTL = -1
 
 
 class KeyLeaks:
-    """Watches the keys under one test's prefix, on every server that the test uses."""
+    """Checks the keys under one test's prefix, on every server that the test uses."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -25,11 +25,11 @@ class KeyLeaks:
         self._urls: list[str] = []
 
     def allow(self, *patterns: str) -> None:
-        """Let keys without a TTL stay whose names match (``fnmatch``)."""
+        """Permit keys without a TTL whose names match (``fnmatch``)."""
         self._allowed += patterns
 
     def watch(self, url: str) -> None:
-        """Look on this server too."""
+        """Check this server, too."""
         self._urls.append(url)
 
     def sweep(self) -> list[str]:

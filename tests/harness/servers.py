@@ -33,7 +33,7 @@ IMAGES: Final = ("redis:7-bookworm", "valkey/valkey:8")
 
 
 class UnavailableError(Exception):
-    """This backend is not to be had here; the message says why."""
+    """The backend is not available here; the message says why."""
 
 
 def matrix() -> list[str]:

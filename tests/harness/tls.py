@@ -1,4 +1,4 @@
-"""Certificates of a test's own, and servers that speak TLS alone."""
+"""Certificates for a test, and servers that accept TLS alone."""
 
 import shutil
 import ssl
@@ -17,7 +17,7 @@ MUTUAL = ("tls-auth-clients yes",)
 
 
 def binary() -> str:
-    """A server that can speak TLS; skips where there is none."""
+    """The program of a server with TLS; skips the test where there is none."""
     found = shutil.which("redis-server")
     return found or pytest.skip(
         "the bundled Valkey is built without TLS, and there is no redis-server"
@@ -25,7 +25,7 @@ def binary() -> str:
 
 
 class Authority:
-    """A certificate authority whose files lie in a directory of its own."""
+    """A certificate authority with its files in a directory of its own."""
 
     def __init__(self, directory: Path) -> None:
         self._ca = trustme.CA()
@@ -35,7 +35,7 @@ class Authority:
         self._ca.cert_pem.write_to_path(str(self.file))
 
     def issue(self, name: str, *identities: str, expired: bool = False) -> ServerTls:
-        """A certificate and its key, for a server or a client."""
+        """Issue a certificate and its key, for a server or a client."""
         not_after = datetime.now(UTC) - timedelta(days=1) if expired else None
         issued = self._ca.issue_cert(*(identities or (HOST, "localhost")), not_after=not_after)
         cert, key = (self._directory / f"{name}.{part}.pem" for part in ("cert", "key"))
@@ -46,7 +46,7 @@ class Authority:
 
 
 def settings(files: ServerTls) -> dict[str, str]:
-    """The ``redis`` settings of a client that has these files."""
+    """The ``redis`` settings of a client with these files."""
     return {
         "tls_ca_file": str(files.ca),
         "tls_cert_file": str(files.cert),
@@ -55,7 +55,7 @@ def settings(files: ServerTls) -> dict[str, str]:
 
 
 def access(files: ServerTls) -> dict[str, Any]:
-    """The same for redis-py."""
+    """The same, as options of redis-py."""
     return {
         "ssl": True,
         "ssl_ca_certs": str(files.ca),
@@ -65,7 +65,7 @@ def access(files: ServerTls) -> dict[str, Any]:
 
 
 def context(files: ServerTls) -> ssl.SSLContext:
-    """The same for a bare connection."""
+    """The same, as an SSL context."""
     made = ssl.create_default_context(cafile=str(files.ca))
     made.load_cert_chain(files.cert, files.key)
     return made
@@ -73,6 +73,6 @@ def context(files: ServerTls) -> ssl.SSLContext:
 
 @asynccontextmanager
 async def mutual(files: ServerTls) -> AsyncGenerator[EmbeddedServer]:
-    """A server that wants a certificate of each client."""
+    """A server that requires a certificate of each client."""
     async with EmbeddedServer.start(binary=binary(), tls=files, config=MUTUAL) as server:
         yield server

@@ -26,7 +26,7 @@ def start_cluster(
     config: tuple[str, ...] = (),
     tls: ServerTls | None = None,
 ) -> Generator[tuple[EmbeddedServer, ...]]:
-    """A Cluster of ``size`` primaries that share the slots evenly.
+    """Start a Cluster of ``size`` primaries that share the slots evenly.
 
     ``access`` is what a client needs to administer one: credentials, certificates.
     """

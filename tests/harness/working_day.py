@@ -1,4 +1,4 @@
-"""Everything a fleet does in a day, for tests of who may do it: each step uses other commands."""
+"""Uses every function of a fleet, to test the permissions of its users."""
 
 import signal
 from collections.abc import Awaitable, Callable
@@ -14,8 +14,8 @@ TEXT = "One two three four five six seven. Eight nine ten eleven twelve. Thirtee
 MODEL = "tone-test"
 
 
-async def turns_and_wishes(fleet: Orchestrator, worker_url: str, admin: Any) -> None:
-    """A worker's turns of every kind and with every ending."""
+async def turns_and_controls(fleet: Orchestrator, worker_url: str, admin: Any) -> None:
+    """Turns of every kind, with every ending."""
     prefix = fleet.keys.prefix
     async with serving(worker_url, prefix, slots=2, max_waiting_turns=3):
         await fleet.add("plain", TEXT, lead_ms=0)
@@ -59,7 +59,7 @@ async def turns_and_wishes(fleet: Orchestrator, worker_url: str, admin: Any) -> 
 
 
 async def _rush(fleet: Orchestrator, admin: Any) -> None:
-    """More than two slots can carry: some wait, some are late, some are too many."""
+    """More requests than two slots can serve: some wait, expire or are rejected."""
     for key in (fleet.keys.backlog(MODEL), fleet.keys.books(MODEL), fleet.keys.ranks(MODEL)):
         await admin.set(key, "nothing of ours")
     await fleet.add("long:1", TEXT)
@@ -82,14 +82,14 @@ async def _rush(fleet: Orchestrator, admin: Any) -> None:
 
 
 async def deaths_and_handovers(fleet: Orchestrator, worker_url: str) -> None:
-    """A worker is killed in mid-turn, and the one that took over is drained in mid-turn."""
+    """Kill a worker in mid-turn, then drain the one that took the turn over."""
     flags = ("worker.drain_timeout_s=0.05",)
     async with (
         worker_process(fleet, worker_url, "a", *flags) as a,
         worker_process(fleet, worker_url, "b", *flags) as b,
     ):
-        await fleet.add("calm", TEXT, seed=11, lead_ms=0)
-        calm = await fleet.hear("calm")
+        await fleet.add("reference", TEXT, seed=11, lead_ms=0)
+        reference = await fleet.hear("reference")
         await fleet.add("s", TEXT, seed=11)
         await fleet.hear("s", until=20)
         (await _owner(fleet, "s", a, b)).signal(signal.SIGKILL)
@@ -97,7 +97,7 @@ async def deaths_and_handovers(fleet: Orchestrator, worker_url: str) -> None:
         async with worker_process(fleet, worker_url, "c", *flags) as c:
             survivor = await _owner(fleet, "s", a, b)
             survivor.signal(signal.SIGTERM)
-            assert (await fleet.hear("s")).pcm == calm.pcm
+            assert (await fleet.hear("s")).pcm == reference.pcm
             assert await survivor.exited() == 0
             c.signal(signal.SIGTERM)
             assert await c.exited() == 0
@@ -106,17 +106,17 @@ async def deaths_and_handovers(fleet: Orchestrator, worker_url: str) -> None:
 async def a_failover(
     before: Orchestrator, after: Orchestrator, fail: Callable[[], Awaitable[None]]
 ) -> None:
-    """The primary fails in mid-turn; ``after`` is connected to its replica."""
-    await before.add("calm", TEXT, seed=11, lead_ms=0)
-    calm = await before.hear("calm")
+    """Let the primary fail in mid-turn; ``after`` is connected to its replica."""
+    await before.add("reference", TEXT, seed=11, lead_ms=0)
+    reference = await before.hear("reference")
     await before.add("s", TEXT, seed=11)
     await before.hear("s", until=40)
     await fail()
-    assert (await after.hear("s")).pcm == calm.pcm
+    assert (await after.hear("s")).pcm == reference.pcm
 
 
 async def the_python_client(url: str, worker_url: str, prefix: str) -> None:
-    """All that the client in Python does."""
+    """Use every function of the Python client."""
     async with serving(worker_url, prefix), VoiceFleet(url, prefix=prefix) as fleet:
         turn = await fleet.speak(TEXT, model=MODEL, lead_ms=0, start_within=20)
         assert turn.reason == "completed"

@@ -48,10 +48,10 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Awaitable[tuple[int,
 
 @pytest.mark.matrix
 class TestWork:
-    async def test_turns_and_wishes(self, guard: Guarded) -> None:
+    async def test_turns_and_controls(self, guard: Guarded) -> None:
         async with guard.client("orchestrator") as redis, guard.client(ADMIN) as admin:
             fleet = Orchestrator(redis, "tts")
-            await working_day.turns_and_wishes(fleet, guard.url("worker"), admin)
+            await working_day.turns_and_controls(fleet, guard.url("worker"), admin)
             assert {letter["reason"] for letter in await fleet.dead()} == {"rejected"}
         assert await guard.refusals() == []
 

@@ -1,4 +1,4 @@
-"""A run in which every promise was kept, told by hand: what the judge is tried on."""
+"""The journal of a run without violations, from which tests derive broken ones."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -107,7 +107,7 @@ def end(
 def spoken(
     at: float, turn: int, request: str, utterance: str, session: str = S, **header: str
 ) -> list[Event]:
-    """A turn as it should be."""
+    """The entries of a correct turn."""
     count = FRAMES[utterance]
     return [
         start(at, turn, request, session, **header),
@@ -125,7 +125,7 @@ KILL = Fault(at=1020.0, until=1020.1, kind="worker_kill", target="w1")
 
 
 def good() -> list[Event]:
-    """The run. Two sessions, every kind of end, a fault, a late reader, a quiet end."""
+    """Two sessions, every kind of end, a fault, a late reader, a final state without leftovers."""
     events: list[Event] = [
         Reference(
             utterance=utterance,
@@ -204,8 +204,8 @@ def good() -> list[Event]:
     return events
 
 
-def judge(events: Iterable[Event], directory: Path) -> Verdict:
-    """The verdict on a journal of these events."""
+def check_events(events: Iterable[Event], directory: Path) -> Verdict:
+    """Check a journal of these events."""
     path = directory / "journal"
     path.unlink(missing_ok=True)
     with Journal(path) as journal:
@@ -219,7 +219,7 @@ Change = Callable[[list[Event]], list[Event]]
 
 
 def is_at(turn: int, n: int, session: str = S) -> Callable[[Event], bool]:
-    """Picks what the recorder read at a place."""
+    """Select what the recorder read under one id."""
     return lambda event: (
         isinstance(event, Heard)
         and (event.reader, event.session, event.turn, event.n) == ("recorder", session, turn, n)
@@ -227,7 +227,7 @@ def is_at(turn: int, n: int, session: str = S) -> Callable[[Event], bool]:
 
 
 def in_turn(turn: int, session: str = S) -> Callable[[Event], bool]:
-    """Picks what the recorder read of a turn."""
+    """Select what the recorder read of a turn."""
     return lambda event: (
         isinstance(event, Heard)
         and (event.reader, event.session, event.turn) == ("recorder", session, turn)
@@ -243,7 +243,7 @@ def adding(*more: Event) -> Change:
 
 
 def after(picks: Callable[[Event], bool], *more: Event) -> Change:
-    """Put events behind the last that is picked."""
+    """Insert events after the last one selected."""
 
     def change(events: list[Event]) -> list[Event]:
         place = max(index for index, event in enumerate(events) if picks(event)) + 1
@@ -253,7 +253,7 @@ def after(picks: Callable[[Event], bool], *more: Event) -> Change:
 
 
 def changing(picks: Callable[[Event], bool], **values: Any) -> Change:
-    """Replace attributes of those that are picked; ``fields`` are added to what is there."""
+    """Replace attributes of the selected events; ``fields`` are merged into theirs."""
 
     def changed(event: Event) -> Event:
         given = dict(values)

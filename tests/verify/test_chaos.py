@@ -1,4 +1,4 @@
-"""Short editions of the chaos bench: real workers and servers under faults, and a judge.
+"""Short chaos runs: real workers and servers under faults, and the checker.
 
 ``VOICEFLEET_CHAOS_SEED`` gives them another seed; a failure prints the one it had.
 """

@@ -1,4 +1,4 @@
-"""The judge of an ordeal: it lets a good run pass, and finds each promise that is broken."""
+"""The checker accepts a good run, and finds each promise that is broken."""
 
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tests.verify.good_run import (
     capacity,
     chained,
     changing,
+    check_events,
     end,
     frame,
     frames,
@@ -22,7 +23,6 @@ from tests.verify.good_run import (
     heard,
     in_turn,
     is_at,
-    judge,
     spoken,
     without,
 )
@@ -662,7 +662,7 @@ FORBIDDEN_AFTER_FORGETTING: list[tuple[str, str, Change]] = [
 
 
 def test_a_good_run_passes(tmp_path: Path) -> None:
-    verdict = judge(good(), tmp_path)
+    verdict = check_events(good(), tmp_path)
     assert verdict.violations == ()
     assert verdict.holds
     assert verdict.requests == 15
@@ -679,14 +679,14 @@ def test_a_good_run_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("why", "change"), ALLOWED, ids=[why for why, _ in ALLOWED])
 def test_what_is_allowed_passes(why: str, change: Change, tmp_path: Path) -> None:
     del why
-    assert judge(change(good()), tmp_path).violations == ()
+    assert check_events(change(good()), tmp_path).violations == ()
 
 
 @pytest.mark.parametrize(
     ("promise", "how", "change"), BROKEN, ids=[f"{promise}: {how}" for promise, how, _ in BROKEN]
 )
 def test_a_broken_promise_is_found(promise: str, how: str, change: Change, tmp_path: Path) -> None:
-    verdict = judge(change(good()), tmp_path)
+    verdict = check_events(change(good()), tmp_path)
     assert promise in verdict.by_promise
     assert set(verdict.by_promise) <= {promise, *ALSO.get(how, ())}
     assert not verdict.holds
@@ -699,7 +699,7 @@ def test_a_broken_promise_is_found(promise: str, how: str, change: Change, tmp_p
 )
 def test_forgetting_is_no_excuse(promise: str, how: str, change: Change, tmp_path: Path) -> None:
     del how
-    assert promise in judge(change(good()), tmp_path).by_promise
+    assert promise in check_events(change(good()), tmp_path).by_promise
 
 
 def test_each_promise_is_tried() -> None:

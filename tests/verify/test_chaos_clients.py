@@ -1,4 +1,4 @@
-"""The clients and the recorder of an ordeal, against real servers and workers."""
+"""The clients and the recorder of a chaos run, against real servers and workers."""
 
 import signal
 import time
@@ -71,8 +71,8 @@ def test_utterances_are_as_long_as_they_should_be() -> None:
 # Reading.
 
 
-class Ear:
-    """A listener that remembers."""
+class Recorded:
+    """A ``Listener`` that records its calls."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -101,8 +101,8 @@ class Ear:
 
 
 @asynccontextmanager
-async def reading(url: str, keys: Keys, *sessions: str) -> AsyncGenerator[Ear]:
-    ear = Ear()
+async def reading(url: str, keys: Keys, *sessions: str) -> AsyncGenerator[Recorded]:
+    ear = Recorded()
     async with (
         connect(resolve(RedisConfig(url=url))) as topology,
         anyio.create_task_group() as tasks,
@@ -217,7 +217,7 @@ async def test_text_is_written_once_and_again_where_it_was_forgotten(
 
 
 async def driven(server: EmbeddedServer, directory: Path, faults: Any = None) -> Plan:
-    """A small run of two workers; ``faults`` may do something to the first one meanwhile."""
+    """A small run of two workers; ``faults`` may act on the first one meanwhile."""
     plan = Plan.make(7, 15, 60, Models())
     async with from_url(server.url) as redis:
         fleet = Orchestrator(redis, "tts")

@@ -1,4 +1,4 @@
-"""The network of the chaos bench: a proxy that is as bad as TCP allows."""
+"""The proxy of the chaos runs, which simulates bad TCP connections."""
 
 import contextlib
 import time
@@ -20,7 +20,7 @@ REFUSED = r"refused|failed|attempts"
 
 @pytest.fixture
 async def echo() -> AsyncGenerator[int]:
-    """The port of a server that answers with what it got."""
+    """The port of an echo server."""
 
     async def answer(stream: SocketStream) -> None:
         with contextlib.suppress(anyio.BrokenResourceError):
@@ -42,7 +42,7 @@ async def proxy(echo: int) -> AsyncGenerator[Proxy]:
 
 
 async def exchange(stream: SocketStream, count: int, size: int = 100) -> float:
-    """Send numbered blocks, expect them back in order; returns how long that took."""
+    """Send numbered blocks and expect them back in order; returns the time taken in s."""
     blocks = b"".join(index.to_bytes(4, "big") * (size // 4) for index in range(count))
     began = time.monotonic()
     got = b""

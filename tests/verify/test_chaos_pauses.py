@@ -1,10 +1,10 @@
-"""Pauses as a listener hears them, and the times that count."""
+"""Pauses that a listener hears, and the time without faults."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.verify.good_run import KILL, OTHER, asked, changing, good, is_at, judge
+from tests.verify.good_run import KILL, OTHER, asked, changing, check_events, good, is_at
 from verify.chaos.evidence import Evidence
 from verify.chaos.journal import ControlSet, Event, Fault, Journal, ReaderOutage
 from verify.chaos.pauses import kind_at, percentile
@@ -17,7 +17,7 @@ def row(verdict: Verdict, fault: str):
 
 
 def test_a_pause_is_put_down_to_its_fault(tmp_path: Path) -> None:
-    verdict = judge(good(), tmp_path)
+    verdict = check_events(good(), tmp_path)
     kill = row(verdict, KILL.kind)
     # Frame 5 came at 1019.98 and was over at 1020.00; frame 6 came at 1021.5.
     assert kill.pause_longest == pytest.approx(1.5)
@@ -38,7 +38,7 @@ def test_what_has_no_lead_or_no_text_yet_does_not_count(
         else event
         for event in good()
     ]
-    assert row(judge(events, tmp_path), KILL.kind).paused == 0
+    assert row(check_events(events, tmp_path), KILL.kind).paused == 0
 
 
 def test_what_was_wished_is_no_pause(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_what_was_wished_is_no_pause(tmp_path: Path) -> None:
         ControlSet(at=1020.0, session=OTHER, value="pause"),
         ControlSet(at=1021.4, session=OTHER, value="resume"),
     ]
-    assert row(judge([*good(), *wished], tmp_path), KILL.kind).paused == 0
+    assert row(check_events([*good(), *wished], tmp_path), KILL.kind).paused == 0
 
 
 def test_what_came_early_bridges_what_comes_late(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_what_came_early_bridges_what_comes_late(tmp_path: Path) -> None:
     events = changing(is_at(1, 6, OTHER), at=1019.995)(events)
     for n in range(7, 11):
         events = changing(is_at(1, n, OTHER), at=1020.02)(events)
-    assert row(judge(events, tmp_path), KILL.kind).paused == 0
+    assert row(check_events(events, tmp_path), KILL.kind).paused == 0
 
 
 def test_who_drains_is_not_blamed_for_who_kills() -> None:

@@ -1,4 +1,4 @@
-"""The world of the chaos bench: its schedule, its saboteur, its supervisor, its servers."""
+"""The parts of a chaos run: schedule, saboteur, supervisor, servers."""
 
 import os
 import signal
@@ -130,7 +130,7 @@ class TestSaboteur:
 async def fleet_of(
     count: int, url: str, directory: Path, packs: Path, *, fake_clocks: bool = False
 ) -> AsyncGenerator[tuple[Workers, Orchestrator]]:
-    """Supervised workers on a server of the test's own, all ready."""
+    """Supervised workers on a server of their own, all ready."""
     settings = (
         f"worker.models=tone-test,{sabotage.MODEL}",
         f"model_manager.voicepacks_dir={packs}",

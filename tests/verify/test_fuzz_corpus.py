@@ -1,4 +1,4 @@
-"""Inputs that once did what none may do, each by the name of what it did."""
+"""Inputs that once broke something, each named after what it broke."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ PACK = (
 
 
 def bomb(kind: str) -> str:
-    """A document that stands for 9 ** 12 nodes, by merging keys or by naming lists."""
+    """A document that expands to 9 ** 12 nodes, by merge keys or by aliases of lists."""
     first, more = {"merge": ("{x: y}", "{{<<: [{}]}}"), "list": ("[x]", "[{}]")}[kind]
     lines = [f"a0: &a0 {first}"]
     for level in range(1, 13):
@@ -269,7 +269,7 @@ class TestEngineProcess:
 class TestPiper:
     @pytest.fixture
     def voice(self, tmp_path: Path) -> Path:
-        """A folder with a graph and its configuration, both sound."""
+        """A folder with a valid graph and its configuration."""
         for package in ("piper", "onnx", "onnxruntime"):
             pytest.importorskip(package, reason="needs the piper extra")
         from tests.harness import tiny_vits

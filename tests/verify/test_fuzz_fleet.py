@@ -1,4 +1,4 @@
-"""Garbage for a worker that is at work, and for a client that listens to a hostile one."""
+"""Malformed input for a running worker, and for a client of a hostile worker."""
 
 import os
 from collections.abc import AsyncGenerator
@@ -97,7 +97,7 @@ async def test_a_text_stream_that_has_used_its_last_id_ends_like_any_other(fleet
 
 
 class TestClient:
-    """What a hostile worker writes ends in the client's own errors, or is passed over."""
+    """What a hostile worker writes raises the client's own errors, or is skipped."""
 
     async def test_an_audio_stream(self, redis: Redis, redis_url: str, prefix: str) -> None:
         rng, keys, client = Random(f"audio {SEED}"), Keys(prefix), redis

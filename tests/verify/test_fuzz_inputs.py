@@ -1,4 +1,4 @@
-"""Every reader of inputs is fed some hundred that nobody would send; ``verify fuzz`` feeds more.
+"""Every parser reads some hundred malformed inputs; ``python -m verify fuzz`` runs more.
 
 ``VOICEFLEET_TEST_FUZZ_SEED`` picks others. What is found is replayed with
 ``python -m verify.fuzz replay TARGET SEED NUMBER``.

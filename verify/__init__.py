@@ -1,1 +1,1 @@
-"""What checks the fleet beyond its tests: faults, every order of steps, and malformed input."""
+"""Checks beyond the tests: fault injection, exploration of step orders, fuzzing."""

@@ -1,4 +1,4 @@
-"""``python -m verify``: the fleet under faults, and hostile inputs in number."""
+"""``python -m verify``: chaos runs and fuzzing."""
 
 import sys
 from typing import Final

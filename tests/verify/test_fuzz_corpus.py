@@ -272,7 +272,7 @@ class TestPiper:
         """A folder with a valid graph and its configuration."""
         for package in ("piper", "onnx", "onnxruntime"):
             pytest.importorskip(package, reason="needs the piper extra")
-        from tests.harness import tiny_vits
+        from verify.fuzz import tiny_vits
 
         (tmp_path / "x.onnx").write_bytes(tiny_vits.model(2))
         (tmp_path / "x.onnx.json").write_text(json.dumps(tiny_vits.config(2)))

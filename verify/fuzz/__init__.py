@@ -1,1 +1,1 @@
-"""Inputs that no well-meaning peer would send, drawn by seed, for everything that reads any."""
+"""Fuzzing: seeded malformed inputs for every parser of the system."""

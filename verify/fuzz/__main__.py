@@ -12,7 +12,7 @@ from verify.fuzz.targets import TARGETS, build
 
 
 def main() -> int:
-    """Do as the command line says."""
+    """Run the command."""
     match sys.argv[1:]:
         case ["run", name, seed, first, count, progress]:
             campaign.run(name, int(seed), int(first), int(count), Path(progress))

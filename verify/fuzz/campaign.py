@@ -1,11 +1,11 @@
-"""A campaign: many inputs for one target, in a process that may crash, hang or swell.
+"""A campaign: many inputs for one target, in a process that may crash, hang or run out of memory.
 
     report = hunt("request", seed=1, count=1000)
     assert not report.finds
 
-An input is named by target, seed and number, and drawn from these alone: ``replay`` makes it anew.
-The process has an address space of its own size and some room, so that what swells fails at once;
-an input that takes longer than ``HANG_S`` counts as a hang.
+An input is drawn from its target, seed and number alone: ``replay`` draws it again. The process has
+limited address space, so that a memory leak fails at once; an input that takes longer than
+``HANG_S`` counts as a hang.
 """
 
 import json
@@ -30,16 +30,16 @@ from verify.fuzz.target import Target
 
 HANG_S: Final = 10.0
 NATIVE_HANG_S: Final = 60.0
-"""A process that has not gone on to its next input for so long hangs where no signal is heard."""
+"""A process without progress for so long hangs in native code, where no signal is handled."""
 
 _PROGRESS: Final = struct.Struct("<3Q")
-"""The number of the input that is being read; how many were taken and refused before."""
+"""Progress in shared memory: the present input's number, the counts of accepted and rejected."""
 
 GROWTH_MB: Final = 48.0
-"""Resident memory may grow so much after the first tenth of a campaign: arenas, caches."""
+"""How much resident memory may grow after the first tenth of a campaign: arenas, caches."""
 
 CANARY: Final = "canary"
-"""A file in the scratch directory that comes into being when an input runs code."""
+"""A file in the scratch directory that an input creates if it runs code."""
 
 _OUT_OF_MEMORY: Final = (
     "can't allocate memory",
@@ -50,7 +50,7 @@ _OUT_OF_MEMORY: Final = (
 
 
 class Find(msgspec.Struct, frozen=True):
-    """An input that did what none may do. ``times``: further ones that did it at the same place."""
+    """An input that broke its target. ``times`` counts further ones at the same place."""
 
     target: str
     seed: int
@@ -62,7 +62,7 @@ class Find(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What came of a campaign. Memory in MB, the slowest input in ms."""
+    """The result of a campaign. Memory in MB, the slowest input in ms."""
 
     target: str
     seed: int
@@ -77,18 +77,18 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 class Hang(BaseException):
-    """Raised in the middle of an input that takes too long. Nobody catches it by accident."""
+    """Raised during an input that takes too long. No target catches a ``BaseException``."""
 
 
 class _Step(msgspec.Struct):
-    """What the process says: a find at once, the counts at its end."""
+    """A line of the process's output: a find, or the counts at its end."""
 
     find: Find | None = None
     report: Report | None = None
 
 
 def draw(target: Target, name: str, seed: int, number: int) -> Any:
-    """The input with this number."""
+    """Draw the input of this number."""
     return target.draw(Random(f"{name} {seed} {number}"))
 
 
@@ -96,7 +96,7 @@ def draw(target: Target, name: str, seed: int, number: int) -> Any:
 
 
 def run(name: str, seed: int, first: int, count: int, progress: Path) -> None:
-    """Feed the inputs from number ``first`` on; what is found is printed as it is found."""
+    """Feed the inputs from number ``first`` on; print finds as they occur."""
     from verify.fuzz.targets import build
 
     with tempfile.TemporaryDirectory(prefix="voicefleet-fuzz-") as scratch:
@@ -139,7 +139,7 @@ def _feed_all(
 
 
 def feed(target: Target, data: Any) -> tuple[str, str, str]:
-    """Have one input read: ``taken``, ``refused``, or what went wrong, where, and how."""
+    """Feed one input: ``taken``, ``refused``, or what went wrong, where, and how."""
     try:
         with _time_limit():
             target.feed(data)
@@ -171,7 +171,7 @@ def _time_limit() -> Generator[None]:
 
 
 def _ran_out(error: BaseException) -> BaseException | None:
-    """The lack of memory that a documented error stands for, if it does."""
+    """The shortage of memory behind a documented error, if there is one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError) or any(sign in str(cause) for sign in _OUT_OF_MEMORY):
@@ -181,7 +181,7 @@ def _ran_out(error: BaseException) -> BaseException | None:
 
 
 def _place(error: BaseException) -> str:
-    """The last line of our own, or of a library, where the error came from."""
+    """The innermost line of our code, or of a library, in the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [
         f for f in frames if Path(f.filename).is_relative_to(ROOT) and ".venv" not in f.filename
@@ -216,7 +216,7 @@ def _say(step: _Step) -> None:
 
 
 def hunt(name: str, *, seed: int, count: int, first: int = 0) -> Report:
-    """Feed ``count`` inputs to a target, over crashes and hangs of its process."""
+    """Feed ``count`` inputs to a target, through crashes and hangs of its process."""
     whole = Report(target=name, seed=seed)
     places: set[tuple[str, str]] = set()
     stop = first + count
@@ -239,7 +239,7 @@ def hunt(name: str, *, seed: int, count: int, first: int = 0) -> Report:
 
 
 def _run_once(name: str, seed: int, first: int, count: int) -> tuple[Report, list[Find], int]:
-    """One process: its counts, its finds, and the number to go on with."""
+    """Run one process: its counts, its finds, and the number to continue with."""
     with tempfile.TemporaryDirectory(prefix="voicefleet-fuzz-") as directory:
         progress, said = Path(directory, "progress"), Path(directory, "said")
         trouble = Path(directory, "trouble")
@@ -272,7 +272,7 @@ def _run_once(name: str, seed: int, first: int, count: int) -> tuple[Report, lis
 
 
 def _await_end(process: "subprocess.Popen[bytes]", progress: Path) -> int | None:
-    """The process's status; ``None`` when it had to be killed."""
+    """The process's exit status; ``None`` if it had to be killed."""
     seen, since = b"", time.monotonic()
     try:
         while True:

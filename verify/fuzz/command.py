@@ -1,4 +1,4 @@
-"""Hostile inputs in number: ``python -m verify fuzz --inputs 100000 --seed 7``.
+"""Many malformed inputs: ``python -m verify fuzz --inputs 100000 --seed 7``.
 
 What is fed, how it is drawn and what counts as a find is in ``verify/fuzz``; the same campaigns, a
 few hundred inputs each, are tests. Targets that read models take a hundred times as long for an
@@ -21,13 +21,13 @@ from verify.fuzz.campaign import GROWTH_MB, Find, hunt
 from verify.fuzz.targets import TARGETS, lacking
 
 LIVE: Final = "live"
-"""A worker that serves, and all its keys."""
+"""The target that attacks a running worker and its keys."""
 
 SHARES: Final = {
     **{"protocol": 50, "settings": 30, "connections": 40, "sizes": 17, "recordings": 20},
     **{"voices": 20, "checkpoints": 12, "piper": 6, LIVE: 40},
 }
-"""Of a thousand inputs, for each target of a kind, about."""
+"""Inputs per thousand for each target of a kind, about."""
 
 IN_ONE_PROCESS: Final = 5_000
 RESULTS: Final = ROOT / "bench" / "results"
@@ -40,7 +40,7 @@ def fuzz(
     targets: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     out: Path = RESULTS,
 ) -> int:
-    """Feed hostile inputs to everything that reads any; exit status 1 where something broke.
+    """Feed malformed inputs to every parser; the exit status is 1 if something broke.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Garbage for a worker that is at work: what any client of its Redis could write.
+"""Malformed input for a running worker: what any client of its Redis could write.
 
     async with steady(url, **LIVE) as fleet:
         await Onslaught(fleet, seed=1).batch(0, 50)
@@ -49,7 +49,7 @@ class Onslaught:
         self.sent = 0
 
     async def batch(self, first: int, count: int) -> None:
-        """Send the inputs from number ``first`` on, and see each through to its answers."""
+        """Send the inputs from number ``first`` on, and wait for their answers."""
         async with anyio.create_task_group() as tasks:
             for number in range(first, first + count):
                 tasks.start_soon(self._input, number)
@@ -58,7 +58,7 @@ class Onslaught:
         self._check_logs()
 
     def _check_logs(self) -> None:
-        """No line of a program's mistake, and nothing of what was to be said."""
+        """No programming error is logged, and no text."""
         logs, bad = self._fleet.logs, ("error", "critical")
         wrong = [line for line in logs if line["log_level"] in bad or "exc_info" in line]
         logs.clear()
@@ -125,11 +125,11 @@ class Onslaught:
         await self._try("SET", self._fleet.keys.control(session), value, "PX", _TTL_MS)
 
     async def _let_go(self, session: str) -> None:
-        """Nothing is paused for ever."""
+        """Clear control keys, so that no session stays paused."""
         await self._try("SET", self._fleet.keys.control(session), "resume", "PX", _TTL_MS)
 
     async def _spoil_keys(self, rng: Random, session: str) -> None:
-        """Another type, or the right one and garbage in it."""
+        """Replace keys by other types, or by malformed values of the right type."""
         keys = self._fleet.keys
         kinds = [keys.lease(session), keys.spoken(session), keys.session(session)]
         kinds += [keys.control(session), keys.text(session, "r1")]
@@ -164,14 +164,14 @@ class Onslaught:
                     await self._try("HSET", key, field, rng.choice((value, b"1", b"0")))
 
     async def _try(self, *command: Any) -> None:
-        """Whether the key takes it is the input's own affair."""
+        """Write it; the key may refuse it."""
         with suppress(ResponseError):
             await self._fleet.redis.execute_command(*command)
 
     # What came of it.
 
     async def _answered(self, session: str, sent: list[tuple[str, dict[bytes, bytes]]]) -> None:
-        """Every request whose session could be read has one end, and is off the queue."""
+        """Every request with a readable session has one end and is off the queue."""
         own = [one for one in sent if one[1].get(b"session") == session.encode()]
         names = {turn_name(*one) for one in own}
         await self._settled({entry for entry, _ in sent})
@@ -181,7 +181,7 @@ class Onslaught:
         assert sorted(ends) == sorted(names), f"ends {ends} for {names}"
 
     async def _settled(self, entries: set[str]) -> None:
-        """The requests are off the queue, whatever became of them."""
+        """Wait until the requests are off the queue."""
         queue = self._fleet.keys.requests(self._fleet.model)
         with anyio.fail_after(HANG_S):
             for entry in entries:
@@ -190,13 +190,13 @@ class Onslaught:
 
 
 def turn_name(entry: str, fields: Mapping[bytes, bytes]) -> str:
-    """The name that the protocol gives a request's turn."""
+    """The name that the protocol gives to a request's turn."""
     name = fields.get(b"request", b"").decode("utf-8", "replace")
     return name if SESSION.fullmatch(name) else entry
 
 
 def assault(seed: int, count: int) -> Report:
-    """A campaign against live workers: another, and its server, each ``A_WORKER`` inputs."""
+    """A campaign against live workers: a new worker and server for every ``A_WORKER`` inputs."""
     report = Report(target="live", seed=seed)
     begun = time.monotonic()
     while report.inputs < count:
@@ -232,7 +232,7 @@ async def _assault(report: Report, last: int) -> None:
 
 
 def _notes(error: BaseException) -> list[str]:
-    """What was noted of an error and of those that it groups."""
+    """The notes of an error and of the errors that it groups."""
     found: list[str] = list(getattr(error, "__notes__", ()))
     for inner in getattr(error, "exceptions", ()):
         found += _notes(inner)
@@ -242,13 +242,13 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _secret_in_text(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """What is to be spoken is nowhere else: errors quote the other fields."""
+    """Keep the secret out of all fields but the text: errors quote the others."""
     spoken, marks = (b"text", b"instruct"), re.compile(rb"open|sesame")
     return {k: v if k in spoken else marks.sub(b"", v) for k, v in fields.items()}
 
 
 def resident_mb() -> float:
-    """What this process, worker and test alike, holds in memory."""
+    """Resident memory of this process (worker and test) in MB."""
     gc.collect()
     found = _RESIDENT.search(Path("/proc/self/status").read_text())
     assert found is not None

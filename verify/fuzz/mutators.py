@@ -1,6 +1,6 @@
-"""Ways to spoil an input: bytes, the fields of a stream entry, a tree of plain values.
+"""Mutations of bytes, stream entries' fields, and trees of plain values.
 
-All randomness comes from the ``Random`` that is handed in: the same seed spoils in the same way.
+All randomness comes from the given ``Random``: the same seed gives the same mutations.
 """
 
 import re
@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, Final, cast
 
 LARGEST: Final = 2**18
-"""No mutated input is longer, in bytes."""
+"""The maximum length of a mutated input, in bytes."""
 
 NUMBERS: Final = (
     *("0", "-0", "1", "-1", "00", "+1", " 1", "1_0", "0x10", "1e3", "1e999", "-1e999", "1.5", ".5"),
@@ -24,7 +24,7 @@ NUMBERS: Final = (
     ),
     *("nan", "inf", "-inf", "NaN", "٣", "²", "9" * 400, "9" * 5000, "0." + "9" * 5000),
 )
-"""Where readers of numbers stumble: borders of types, other scripts, thousands of digits."""
+"""Numbers that parsers get wrong: limits of types, other scripts, thousands of digits."""
 
 BROKEN_UTF8: Final = (
     *(b"\xff", b"\xfe\xff", b"\x80", b"\xc0\xaf", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80"),
@@ -40,7 +40,7 @@ _WIDTHS: Final = (1, 2, 4, 8)
 def spoil(
     rng: Random, seeds: Sequence[bytes], words: Sequence[bytes] = (), *, largest: int = LARGEST
 ) -> bytes:
-    """One of ``seeds`` after one to six mutations. ``words`` are what the format is made of."""
+    """One of ``seeds`` after one to six mutations. ``words`` are tokens of the format."""
     data = rng.choice(seeds)
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 6))):
         data = rng.choice(_MUTATIONS)(rng, data, seeds, words)
@@ -51,7 +51,7 @@ _Mutation = Callable[[Random, bytes, Sequence[bytes], Sequence[bytes]], bytes]
 
 
 def _cut(rng: Random, data: bytes) -> tuple[int, int]:
-    """Two places in order, near each other more often than not."""
+    """Two ordered positions, mostly near each other."""
     start = rng.randint(0, len(data))
     length = rng.choice((1, 2, 4, 16, 64, len(data)))
     return start, min(len(data), start + rng.randint(0, length))
@@ -150,7 +150,7 @@ _MUTATIONS: Final[tuple[_Mutation, ...]] = (
 def spoil_fields(
     rng: Random, seeds: Sequence[Mapping[bytes, bytes]], words: Sequence[bytes] = ()
 ) -> dict[bytes, bytes]:
-    """One of ``seeds`` with fields dropped, renamed, swapped, and values spoilt."""
+    """One of ``seeds`` with fields dropped, renamed or swapped, and values mutated."""
     fields = dict(rng.choice(seeds))
     for _ in range(rng.choice((1, 1, 2, 3))):
         names = list(fields)
@@ -181,7 +181,7 @@ _LETTERS: Final = string.ascii_letters + "é漢🎉\0\n:#{}[]&*!|>'\"%@`"
 
 
 def spoil_tree(rng: Random, tree: Any, strays: Sequence[Any] = ()) -> Any:
-    """A copy of ``tree`` in which one to three nodes became something else."""
+    """A copy of ``tree`` with one to three nodes replaced."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         tree = _spoil_node(rng, tree, strays)
     return tree
@@ -210,7 +210,7 @@ def _spoil_node(rng: Random, node: Any, strays: Sequence[Any]) -> Any:
 
 
 def stray(rng: Random, strays: Sequence[Any] = ()) -> Any:
-    """A value that is seldom expected."""
+    """A value that few parsers expect."""
     match rng.randrange(10):
         case 0:
             nothing: tuple[Any, ...] = (None, True, False, "", [], {})

@@ -1,4 +1,4 @@
-"""Weights as strangers save them: pickles that would run code, archives that lie, tensors that
+"""Untrusted weights: pickles that run code, archives with wrong sizes, overlapping tensors.
 overlap themselves."""
 
 import io
@@ -25,11 +25,11 @@ from voicefleet.worker.engines.cosyvoice2.voices.voice import VoiceError
 
 ERRORS: Final = (CosyVoiceInitializationError,)
 ROOM: Final = 6 * 2**30
-"""A pickle's text says how long it is, up to 4 GiB; that much is asked for and never touched."""
+"""A pickle may state a text length of up to 4 GiB, which is then reserved but not touched."""
 
 
 class _Module(nn.Module):
-    """What the weights are for: tiny, with one pair of weight norm."""
+    """A tiny module with one weight-norm pair, into which the weights are loaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def _state() -> dict[str, Any]:
 
 
 class _Runs:
-    """Pickled, it is a call of whatever it is told."""
+    """Unpickling it calls a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._call = (function, arguments)
@@ -106,7 +106,7 @@ def _saved(content: object, *, old: bool = False) -> bytes:
 
 
 def _rezipped(data: bytes, rng: Random, words: list[bytes]) -> bytes:
-    """The archive with one record spoilt, left out, doubled or deflated."""
+    """The archive with one record mutated, left out, doubled or deflated."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
         chosen = rng.choice(old.namelist())
@@ -131,7 +131,7 @@ def _rezipped(data: bytes, rng: Random, words: list[bytes]) -> bytes:
 
 
 def _without_long_runs(data: bytes) -> bytes:
-    """PyTorch composes its refusal of a name in time that grows with the square of its length.
+    """PyTorch's error about a name takes time quadratic in the name's length.
 
     The worker bounds that by ``load_timeout_s``; here it would be found again and again.
     """
@@ -196,7 +196,7 @@ def _assigned(state: dict[str, Tensor], path: Path) -> None:
 
 
 def weights_pickle(scratch: Path) -> Target:
-    """The pickle inside an archive, as streams of opcodes."""
+    """The pickle inside an archive, mutated as a stream of opcodes."""
     path = scratch / "llm.pt"
     archive = _saved(_state())
     with zipfile.ZipFile(io.BytesIO(archive)) as old:

@@ -1,4 +1,4 @@
-"""What comes over sockets: a server's replies, an engine process's reports."""
+"""Input from sockets: a server's replies, an engine process's reports."""
 
 import asyncio
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ RESP_WORDS: Final = [
 
 
 class _Transport(asyncio.Transport):
-    """Takes everything, and notes that it was closed."""
+    """A transport that discards data and records that it was closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _Transport(asyncio.Transport):
 
 
 def resp(_: Path) -> Target:
-    """Three batches on their way; whatever comes, each is answered, or the link closes."""
+    """Three batches in flight: each is answered, or the link closes."""
 
     def draw(rng: Random) -> list[bytes]:
         data = b"".join(
@@ -145,7 +145,7 @@ _LENGTHS: Final = [n.to_bytes(4, "little") for n in (0, 1, LARGEST, LARGEST + 1,
 
 
 def engine_bytes(_: Path) -> Target:
-    """Whatever the process writes is messages, or none."""
+    """Any bytes from the process are decoded as messages or rejected."""
     seeds = [
         b"".join(messages.pack(report) for report in REPORTS[at:]) for at in range(len(REPORTS))
     ]
@@ -171,7 +171,7 @@ def engine_bytes(_: Path) -> Target:
 
 
 def engine_reports(_: Path) -> Target:
-    """Messages that are well formed and make no sense, up to where a turn's consumer takes them."""
+    """Well-formed messages without sense, up to their consumer."""
     plain = [msgspec.to_builtins(report, builtin_types=(bytes,)) for report in REPORTS]
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
 
@@ -190,7 +190,7 @@ def engine_reports(_: Path) -> Target:
 
 
 def _spoil_values(rng: Random, node: Any) -> Any:
-    """A node of the same kind with another value, so that most still are messages."""
+    """A node of the same type with another value, so that most messages stay well formed."""
     match node:
         case bool() | None:
             return rng.choice((True, False, None))
@@ -219,7 +219,7 @@ def _spoil_values(rng: Random, node: Any) -> Any:
 
 
 class _Child(EngineProcess):
-    """A process that nobody started: it cannot be killed, and nothing reaches it."""
+    """A process that was never started: nothing reaches it."""
 
     def kill(self) -> None:
         pass
@@ -237,7 +237,7 @@ async def _taken(data: bytes) -> None:
 
 
 async def _consume(turn: RemoteTurn) -> None:
-    """As ``HostedEngine.speak`` does."""
+    """Read it as ``HostedEngine.speak`` does."""
     try:
         while (audio := await turn.next()) is not None:
             samples = audio.array

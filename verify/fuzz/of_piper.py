@@ -1,4 +1,4 @@
-"""A Piper voice as a voicepack brings it: its JSON, its graph, its bytes."""
+"""A Piper voice in a voicepack: its JSON, its graph, its bytes."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import onnx
 
-from tests.harness import tiny_vits
+from verify.fuzz import tiny_vits
 from verify.fuzz.mutators import NUMBERS, spoil, spoil_tree
 from verify.fuzz.target import Target, ensure
 from voicefleet.worker.engines.piper.engine import PiperEngine
@@ -22,7 +22,7 @@ _MOST_SAMPLES: Final = 10_000_000
 
 
 def _speaker(scratch: Path) -> Callable[[bytes, bytes], None]:
-    """Load a voice of these two files and say a word with it."""
+    """Load a voice from these two files and speak a word."""
     pack = Voicepack(
         family="piper",
         model_id="piper-x",
@@ -79,7 +79,7 @@ def piper_config(scratch: Path) -> Target:
 
 
 def piper_graph(scratch: Path) -> Target:
-    """The graph with its nodes rewired: well formed, and built like no voice."""
+    """The graph with its nodes rewired: well formed, but no voice."""
     feed, config = _speaker(scratch), json.dumps(tiny_vits.config(2)).encode()
     seed = tiny_vits.model(2)
 

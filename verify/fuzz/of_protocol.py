@@ -1,4 +1,4 @@
-"""The wire protocol's own readers: requests, text, control, audio, records, leases."""
+"""The parsers of the wire protocol: requests, text, control, audio, records, leases."""
 
 import json
 from functools import partial
@@ -23,7 +23,7 @@ from voicefleet.worker.synthesis.turn import Trail
 Fields = dict[bytes, bytes]
 
 SECRET: Final = "open sesame"
-"""Part of every text here: it may stand in no error."""
+"""Part of every text here; no error may contain it."""
 
 REQUESTS: Final[list[Fields]] = [
     {b"session": b"s1", b"text": f"Say {SECRET}.".encode()},
@@ -174,7 +174,7 @@ def session_record(_: Path) -> Target:
 
 
 def lease(_: Path) -> Target:
-    """As its reader uses it: whatever the hash holds, there is a directive."""
+    """A lease as its reader uses it: any hash gives a directive."""
     seeds: list[Fields] = [
         {
             **{b"active": b"1", b"epoch": b"1763836229000000", b"turn": b"3", b"request": b"r3"},

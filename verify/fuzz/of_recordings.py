@@ -1,4 +1,4 @@
-"""Reference recordings, as ``voices add`` reads them, up to what the networks would be given."""
+"""Reference recordings, as ``voices add`` reads them, up to the networks' input."""
 
 import io
 import struct
@@ -32,7 +32,7 @@ def _wav(
     kind: int = 1,
     claims: int | None = None,
 ) -> bytes:
-    """A WAV file whose header says what it is told to."""
+    """A WAV file with the given header."""
     align = max(1, channels * bits // 8) % 65536
     fmt = struct.pack("<HHIIHH", kind, channels, rate, rate * align % 2**32, align, bits)
     size = len(data) if claims is None else claims
@@ -56,7 +56,7 @@ def _encoded(kind: str, seconds: float = 3.2) -> bytes:
 
 
 class _Networks(PromptReader):
-    """Everything but the networks: their inputs are made, and some answer comes."""
+    """Stands in for the networks: takes their inputs and returns some output."""
 
     def __init__(self) -> None:
         pass

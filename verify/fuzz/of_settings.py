@@ -1,4 +1,4 @@
-"""What an operator writes: voicepacks, configuration files, the environment, URLs."""
+"""An operator's input: voicepacks, configuration files, environment, URLs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ PASSWORD: Final = "tr0ub4dor&3"
 
 
 def yaml_words(scratch: Path) -> list[bytes]:
-    """What YAML is made of, most of all what is rarely written, and what would run code."""
+    """Tokens of YAML, above all rare ones and those that would run code."""
     touch = f"touch {scratch / CANARY}"
     words = [
         *("&a ", "*a", "<<: *a", "<<: [*a, *a]", "? ", "- ", ": ", "\n", "\n  ", "\t", "|", ">-"),
@@ -99,7 +99,7 @@ def _into_file(path: Path, read: Callable[[], object]) -> Callable[[bytes], None
 
 
 def _dumped(tree: Any) -> bytes:
-    """A tree as YAML or, where that cannot say it, as something like it."""
+    """A tree as YAML, or its closest form."""
     try:
         return yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "replace")
     except (yaml.YAMLError, ValueError, TypeError):
@@ -188,7 +188,7 @@ def config_tree(scratch: Path) -> Target:
 
 
 def environment(_: Path) -> Target:
-    """Variables and flags, a few at a time."""
+    """Environment variables and flags, a few at a time."""
     keys = sorted(KEYS)
     values = [
         b"1",

@@ -1,4 +1,4 @@
-"""What says how large a CosyVoice 2 model is: ``cosyvoice2.yaml`` and Qwen2's ``config.json``."""
+"""The sizes of a CosyVoice 2 model: ``cosyvoice2.yaml`` and Qwen2's ``config.json``."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from voicefleet.worker.engines.cosyvoice2.pack import check, layout, model_yaml,
 
 ERRORS: Final = (CosyVoiceInitializationError,)
 LOADED_MB: Final = 8192
-"""What a model may take whose sizes are accepted: the published one takes 2000 in float32."""
+"""The memory that accepted sizes may need; the published model takes 2000 MB in float32."""
 
 
 def _reader(scratch: Path) -> Callable[[], None]:
@@ -38,7 +38,7 @@ def _reader(scratch: Path) -> Callable[[], None]:
 
 
 def _check(sizes: Hyperparameters) -> None:
-    """Nothing that is accepted is beyond all measure."""
+    """Check that accepted sizes are within bounds."""
     lm, flow, vocoder = sizes.language_model, sizes.flow, sizes.vocoder
     ensure(lm.layers * lm.width * (4 * lm.width + 3 * lm.mlp) < LOADED_MB * 2**18, "lm")
     ensure(lm.vocabulary * lm.width < LOADED_MB * 2**18, "vocabulary")
@@ -81,7 +81,7 @@ def hyper_yaml(scratch: Path) -> Target:
 
 
 def hyper_yaml_tree(scratch: Path) -> Target:
-    """The published file with a value here and there replaced."""
+    """The published file with some values replaced."""
     read, path = _reader(scratch), scratch / layout.HYPERPARAMETERS
     lines = published_yaml.model_yaml(TINY).splitlines()
 

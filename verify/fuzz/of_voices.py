@@ -1,4 +1,4 @@
-"""Our own voice files, and the text tokenizer's."""
+"""Voice files, and the text tokenizer's files."""
 
 import json
 import struct
@@ -38,7 +38,7 @@ def safetensors_seed(path: Path) -> bytes:
 
 
 def draw_safetensors(rng: Random, seed: bytes) -> bytes:
-    """Spoilt bytes, or a header that is well formed and lies."""
+    """Mutated bytes, or a well-formed header with wrong values."""
     length = struct.unpack("<Q", seed[:8])[0]
     if rng.random() < 0.3:
         return spoil(rng, [seed], (b"F32", b"BF16", b"data_offsets", b"\xff" * 8))

@@ -1,4 +1,4 @@
-"""What is fuzzed: something that reads, inputs for it, and the errors that it may raise."""
+"""A fuzzing target: a parser, its inputs, and the errors that it may raise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Target:
-    """One reader of inputs.
+    """One parser.
 
     ``draw`` makes an input from nothing but its ``Random``; ``feed`` has it read. Of errors only
     those of the types ``errors`` may come out, each of them documented where it is raised. ``room``
@@ -22,7 +22,7 @@ class Target:
 
 
 class Broken(AssertionError):
-    """The reader took an input and gave back what its documentation rules out."""
+    """The parser accepted an input and broke what its documentation promises."""
 
 
 def ensure(holds: bool, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Every input that the system reads, by name, and what each needs installed."""
+"""All targets by name, and the packages that each needs."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -13,7 +13,7 @@ TORCH: Final = ("torch", "safetensors")
 
 
 class Place(NamedTuple):
-    """Where a target is made: a function of a module here, of a scratch directory."""
+    """Where a target is made: a function of a module here, given a scratch directory."""
 
     module: str
     needs: tuple[str, ...] = ()

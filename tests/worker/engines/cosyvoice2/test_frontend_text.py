@@ -89,7 +89,7 @@ def test_what_upstream_stumbles_over_is_cut() -> None:
 
 
 @given(TEXTS)
-def test_chinese_signs_are_mended_as_upstream_does(frontend, upstream, text: str) -> None:
+def test_chinese_signs_are_cleaned_as_upstream_does(frontend, upstream, text: str) -> None:
     text = "好" + text.strip() + "好"
     assume("<|" not in text)
     # Decimals are ours: upstream makes a full stop of every point.

@@ -175,7 +175,7 @@ def test_a_turn_is_the_same_in_company(driver: UpstreamDriver) -> None:
     assert not np.array_equal(driver.speak(203, *SENTENCES[:2], seed=8)[:5000], alone[:5000])
 
 
-def test_it_says_what_it_can_do_and_what_was_mended(driver: UpstreamDriver) -> None:
+def test_it_says_what_it_can_do_and_what_was_patched(driver: UpstreamDriver) -> None:
     info = driver.core.info
     assert info.native_rate == 24_000
     assert info.slots == 2
@@ -294,7 +294,7 @@ def test_it_waits_for_its_listener(tiny_pack: Path) -> None:
     driver = UpstreamDriver(tiny_pack, max_ahead_s=0.5)
     driver.open(1, segments(*SENTENCES))
     thread = driver.core._turns[1]
-    while thread._thread.is_alive() and not thread._heard._waiters:
+    while thread._thread.is_alive() and not thread._changed._waiters:
         time.sleep(0.01)
     while driver.core.step():
         pass
@@ -517,7 +517,7 @@ def test_the_cache_is_kept(driver: UpstreamDriver, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_mask_that_is_read_right_is_left_alone(driver: UpstreamDriver) -> None:
-    assert "decode-mask" in driver.core.mended
+    assert "decode-mask" in driver.core.patched
     assert not PATCH["decode-mask"].needed(driver.model), "patched, it is not needed any more"
 
 

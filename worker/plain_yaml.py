@@ -1,4 +1,4 @@
-"""YAML that others wrote: bounded in size, plain in type, and with one kind of error.
+"""Reads YAML that cannot be trusted: bounded in size, plain types only, one kind of error.
 
 PyYAML's safe loader runs no code, but a page of text can name its own parts until it stands for
 more nodes than fit into memory, a scalar can be none of the type that its tag claims, and of two

@@ -63,7 +63,7 @@ class ConfigError(ValueError):
 
 
 class Setting(NamedTuple):
-    """One key's value, of the key's type, and where it was said."""
+    """One key's value, converted to the key's type, and where it was set."""
 
     key: str
     value: object
@@ -82,20 +82,21 @@ def load(
     Args:
         path: The YAML file; without one the defaults are the base.
         environ: The environment. ``VOICEFLEET_TEST_*`` belongs to the tests and is ignored.
-        overrides: ``section.key=value``; of two for one key the last one wins.
+        overrides: ``section.key=value``; if a key is there twice, the last one wins.
         serving: Refuse a configuration that names no model, with which a worker would do nothing.
 
     Raises:
         ConfigError: Something is unknown, not allowed, or contradicts something else.
     """
-    said: dict[str, Setting] = {}
-    for settings in (_from_file(path), _from_environment(environ), _from_flags(overrides)):
-        said |= {setting.key: setting for setting in settings}
-    config = _with_implied(msgspec.convert(_nested(said.values()), Config))
+    settings: dict[str, Setting] = {}
+    for found in (_from_file(path), _from_environment(environ), _from_flags(overrides)):
+        settings |= {setting.key: setting for setting in found}
+    config = _with_implied(msgspec.convert(_nested(settings.values()), Config))
     for key, problem in _contradictions(config):
-        raise ConfigError(said[key].source if key in said else "", key, problem)
+        raise ConfigError(settings[key].source if key in settings else "", key, problem)
     if serving and not config.worker.models:
-        source = said["worker.models"].source if "worker.models" in said else str(path or "")
+        named = settings.get("worker.models")
+        source = named.source if named is not None else str(path or "")
         raise ConfigError(source, "worker.models", NO_MODELS)
     return config
 

@@ -1,11 +1,11 @@
-"""Memory that a model leaves behind."""
+"""Return the memory of an unloaded model to the operating system."""
 
 import ctypes
 import gc
 
 
 def release() -> None:
-    """Give freed memory back to the system; without this glibc keeps most of it."""
+    """Collect garbage and trim the heap: glibc alone keeps most of what was freed."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -22,8 +22,8 @@
 
     asyncio.run(main())
 
-Feed, turn, engine and audio chain are those of a worker; only the way out is another: a queue
-with one consumer in place of the outbox.
+Text feed, turn, engine and audio chain are those of a worker. Only the output differs: frames go
+into a queue with one consumer instead of the outbox.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
@@ -85,7 +85,7 @@ class VoiceAdapter:
         if not self.model_id:
             raise UnknownModelError(f"no model is named; the voicepacks are {', '.join(packs)}")
         self._config = config
-        # One model, which comes and goes when it is told to.
+        # One model, loaded and unloaded by the adapter alone.
         manager = msgspec.structs.replace(
             manager, default_model_id="", preload_model_ids=(), ttl_ms=0
         )

@@ -1,8 +1,9 @@
 """Which models are in memory.
 
-A model is loaded when it is first held, stays while anyone holds it, and leaves when it has been
-idle for long or when another needs its place: the least recently used goes first. One whose engine
-is lost, dead or hung, leaves at once; was it to be there from the start, it is loaded again.
+A model is loaded when it is first held and stays while anyone holds it. It is unloaded when it has
+been idle for ``ttl_ms``, or when another model needs the room: the least recently used goes first.
+A model whose engine is lost (its process died or hung) is unloaded at once. If it is one of those
+loaded at start, it is loaded again.
 """
 
 import math
@@ -29,14 +30,14 @@ RELOAD_AFTER_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """The waits before a lost model is loaded again; the last one repeats."""
 
 STEADY_S = 60.0
-"""A model that was in memory for so long is no longer blamed for earlier losses."""
+"""After so many seconds in memory a model's earlier losses no longer delay its reload."""
 
 
 @dataclass(eq=False)
 class _ModelEntry:
-    """A model's stay, from the wish to load it. ``done`` is set when it is loaded or has failed.
+    """A model that is loading or loaded. ``done`` is set when its load succeeded or failed.
 
-    Times are of the event loop's clock. Who waits for the load counts as a holder too.
+    Times are in seconds of the event loop's clock. A task that waits for the load is a holder too.
     """
 
     pack: Voicepack
@@ -46,7 +47,7 @@ class _ModelEntry:
     holders: int = 0
     loaded_at: float = math.inf
     idle_since: float = math.inf
-    attending: CancelScope = field(default_factory=CancelScope)
+    watching: CancelScope = field(default_factory=CancelScope)
 
     @property
     def idle(self) -> bool:
@@ -54,7 +55,7 @@ class _ModelEntry:
 
 
 class ModelPool:
-    """Loads models on demand and unloads them when their time has come. ``run`` owns the work.
+    """Loads models on demand and unloads idle ones. ``run`` owns the work.
 
     Args:
         config: The ``model_manager`` section.
@@ -100,7 +101,7 @@ class ModelPool:
         self._losses = Counter[str]()
         self._reloading: set[str] = set()
         self._faults: dict[str, str] = {}
-        self._places_taken = 0
+        self._in_memory = 0
         self._loads = CapacityLimiter(config.max_parallel_loads)
         self._changed = Event()
         self._group: TaskGroup | None = None
@@ -134,15 +135,15 @@ class ModelPool:
 
     @property
     def faults(self) -> Mapping[str, str]:
-        """The models that were lost and are not back: what happened, and what is done about it."""
+        """The lost models that are not loaded again yet: why each was lost, and what is done."""
         return self._faults
 
     def is_reloading(self, model_id: str) -> bool:
-        """Whether a lost model is being brought back: it can serve nobody until it is."""
+        """Whether a lost model is being loaded again: until then it can serve nobody."""
         return model_id in self._reloading
 
     async def wait_change(self) -> None:
-        """Wait until a model came, left, was lost, or is held by nobody any more."""
+        """Wait until a model is loaded, unloaded, lost, or no longer held by anyone."""
         await self._changed.wait()
 
     @asynccontextmanager
@@ -216,17 +217,17 @@ class ModelPool:
 
     async def _load(self, entry: _ModelEntry) -> None:
         model_id = entry.pack.model_id
-        # What waits for a load that is cut short is told so.
+        # What those who wait for the load are told if it is cancelled.
         entry.error = EngineLoadError(f"{model_id}: the worker is shutting down")
         try:
             async with self._loads:
                 while (leaving := self._leaving.get(model_id)) is not None:
                     await leaving.wait()  # its memory is not free yet
-                await self._take_place()
+                await self._make_room()
                 try:
-                    entry.loaded_model = await self._bring_in(entry.pack)
+                    entry.loaded_model = await self._load_engine(entry.pack)
                 except BaseException:
-                    self._places_taken -= 1
+                    self._in_memory -= 1
                     raise
             entry.error = None
             entry.loaded_at = entry.idle_since = anyio.current_time()
@@ -243,16 +244,16 @@ class ModelPool:
             entry.done.set()
             self._notify()
         if entry.loaded_model is not None:
-            await self._attend(entry, entry.loaded_model)
+            await self._watch(entry, entry.loaded_model)
 
-    async def _attend(self, entry: _ModelEntry, loaded_model: LoadedModel) -> None:
-        """Wait until the model leaves; see to it where that is because its engine was lost."""
+    async def _watch(self, entry: _ModelEntry, loaded_model: LoadedModel) -> None:
+        """Wait until the model is unloaded; unload it, and reload it, if its engine is lost."""
         reason, model_id = "", loaded_model.model_id
-        with entry.attending:
+        with entry.watching:
             reason = await loaded_model.engine.lost()
         if not reason or self._entries.get(model_id) is not entry:
             return
-        # Nothing waits between here and `_end`: whoever asks next finds it gone, not lost.
+        # No await between here and `_end`: whoever asks next finds no entry and loads it anew.
         again = model_id in self._preload
         if anyio.current_time() - entry.loaded_at > STEADY_S:
             self._losses[model_id] = 0
@@ -266,13 +267,13 @@ class ModelPool:
             await self._reload(model_id)
 
     async def _reload(self, model_id: str) -> None:
-        """Bring a lost model back, however often it takes."""
+        """Load a lost model again, until a load succeeds."""
         while True:
             losses = self._losses[model_id]
             self._losses[model_id] += 1
             await anyio.sleep(RELOAD_AFTER_S[min(losses, len(RELOAD_AFTER_S) - 1)])
             if model_id not in self._reloading:
-                return  # who had it in hand meanwhile brought it back
+                return  # a holder has loaded it meanwhile
             entry = self._entries.get(model_id) or self._begin(model_id)
             await entry.done.wait()
             if entry.error is None:
@@ -281,7 +282,7 @@ class ModelPool:
             self._faults[model_id] = f"{entry.error}; reloading"
             self._notify()
 
-    async def _bring_in(self, pack: Voicepack) -> LoadedModel:
+    async def _load_engine(self, pack: Voicepack) -> LoadedModel:
         """Load, warm up and calibrate. Leaves nothing behind when it does not succeed."""
         begun = anyio.current_time()
         engine = self._build(pack, self._engines)
@@ -305,21 +306,21 @@ class ModelPool:
         )
         return loaded_model
 
-    async def _take_place(self) -> None:
-        """Wait for one of the ``resident_cap`` places, freeing one where that is possible."""
-        while self._places_taken >= self._config.resident_cap:
+    async def _make_room(self) -> None:
+        """Wait for room among the ``resident_cap`` models; unload an idle one if possible."""
+        while self._in_memory >= self._config.resident_cap:
             idle = [entry for entry in self._entries.values() if entry.idle]
-            settled = [entry for entry in idle if self._movable_in(entry) <= 0]
+            settled = [entry for entry in idle if self._evictable_in(entry) <= 0]
             if settled:
                 await self._end(min(settled, key=lambda entry: entry.idle_since))
                 continue
-            patience = min(map(self._movable_in, idle), default=math.inf)
+            patience = min(map(self._evictable_in, idle), default=math.inf)
             with anyio.move_on_after(patience):
                 await self._changed.wait()
-        self._places_taken += 1
+        self._in_memory += 1
 
-    def _movable_in(self, entry: _ModelEntry) -> float:
-        """Seconds until the model has had its minimum stay."""
+    def _evictable_in(self, entry: _ModelEntry) -> float:
+        """Seconds until the model has been in memory for ``min_residency_ms``."""
         return entry.loaded_at + self._config.min_residency_ms / 1000 - anyio.current_time()
 
     async def _unload_expired(self) -> None:
@@ -331,18 +332,18 @@ class ModelPool:
             await anyio.sleep(self._config.evict_check_interval_ms / 1000)
             now = anyio.current_time()
             for entry in [*self._entries.values()]:
-                expired = now - entry.idle_since >= ttl and self._movable_in(entry) <= 0
+                expired = now - entry.idle_since >= ttl and self._evictable_in(entry) <= 0
                 if entry.idle and expired:
                     await self._end(entry)
 
     async def _end(self, entry: _ModelEntry) -> None:
-        """Unload the model; its place is free only when its memory is."""
+        """Unload the model. Its room is free only when its memory is."""
         loaded_model = entry.loaded_model
         if loaded_model is None or self._entries.get(loaded_model.model_id) is not entry:
             return
         del self._entries[loaded_model.model_id]
         left = self._leaving[loaded_model.model_id] = Event()
-        entry.attending.cancel()
+        entry.watching.cancel()
         self._notify()
         try:
             with CancelScope(shield=True):
@@ -353,7 +354,7 @@ class ModelPool:
         finally:
             del self._leaving[loaded_model.model_id]
             left.set()
-            self._places_taken -= 1
+            self._in_memory -= 1
             self._notify()
 
     def _notify(self) -> None:

@@ -6,7 +6,7 @@ import anyio
 
 
 class Slot:
-    """One taken slot. Giving it back twice is harmless."""
+    """One taken slot. Releasing it twice is harmless."""
 
     def __init__(self, slots: "Slots", model: str) -> None:
         self._slots: Slots | None = slots

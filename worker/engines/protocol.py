@@ -1,7 +1,7 @@
-"""What an engine is to the rest of the worker.
+"""The interface between engines and the rest of the worker.
 
-An engine turns text segments into native-rate audio. It knows nothing of Redis, sessions or
-frames. Everything on the Redis side knows nothing of any engine beyond this module.
+An engine turns text segments into audio at its native rate. It knows nothing of Redis, sessions or
+frames, and the Redis side knows nothing of engines beyond this module.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -17,11 +17,11 @@ Samples = NDArray[np.float32]
 
 
 GAIN_LUFS = -16.0
-"""The loudness (ITU-R BS.1770) that a voice's known gain is meant for."""
+"""The loudness (ITU-R BS.1770) to which an engine's known gains bring its voices."""
 
 
 class EngineError(Exception):
-    """An engine failed at its work. The turn may be tried again, here or on another worker."""
+    """An engine failed. The turn may be tried again, here or on another worker."""
 
 
 class EngineLoadError(EngineError):
@@ -29,15 +29,15 @@ class EngineLoadError(EngineError):
 
 
 class CannotSpeakError(EngineError):
-    """This turn can never be spoken (a voice or mode the model lacks): trying again is no use."""
+    """This turn asks for a voice or mode that the model lacks: trying again would fail too."""
 
 
 class Segment(msgspec.Struct, frozen=True):
     """A piece of a turn's text that is spoken in one breath.
 
     ``index`` counts the turn's segments from 0; ``start`` and ``end`` are the character offsets
-    in the turn's whole text between which it was found. ``open``: its sentence goes on in the next
-    segment; an engine that speaks text while it is written may speak them as one.
+    in the turn's whole text between which it stands. ``open`` says that its sentence continues in
+    the next segment: an engine that speaks text while it is written may join the two.
     """
 
     index: int
@@ -48,9 +48,9 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 class SegmentLimits(msgspec.Struct, frozen=True):
-    """How an engine likes its text cut, in characters.
+    """The longest segments that an engine wants, in characters.
 
-    The turn's first segment is cut shorter, so that its audio comes early.
+    The turn's first segment is shorter, so that its audio comes early.
     """
 
     first_chars: Annotated[int, Meta(ge=1)] = 80
@@ -60,8 +60,8 @@ class SegmentLimits(msgspec.Struct, frozen=True):
 class Mark(msgspec.Struct, frozen=True):
     """``segment`` begins at sample ``offset`` of the chunk that carries this mark.
 
-    A turn can be taken up there, unless the segment is spoken as one with those before it: then
-    ``resumable`` is false, and the place itself is an estimate.
+    Another worker can continue the turn from there, unless the engine joined the segment with those
+    before it: then ``resumable`` is false, and the offset is an estimate.
     """
 
     offset: int
@@ -70,16 +70,16 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """A stretch of audio, gapless with the one before it: float32 ``[n]`` at the native rate."""
+    """Audio that follows the previous chunk without a gap: float32 ``[n]`` at the native rate."""
 
     samples: Samples
     marks: tuple[Mark, ...] = ()
 
 
 class TurnSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How one turn is to be spoken. ``voice`` is one of the engine's voices.
+    """How to speak one turn. ``voice`` is one of the engine's voices.
 
-    ``streamed``: its text is being written while it is spoken.
+    ``streamed`` says that the text is still being written while it is spoken.
     """
 
     voice: str
@@ -93,8 +93,8 @@ class TurnSpec(msgspec.Struct, frozen=True, kw_only=True):
 class EngineMemory(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine takes of its device's memory, in MiB.
 
-    ``used_mb`` is what this engine holds, ``total_mb`` what the device has. ``per_session_mb``
-    comes with each turn that is spoken, ``per_voice_mb`` once with each voice in use.
+    ``used_mb`` is what this engine holds, ``total_mb`` what the device has. Each turn that is
+    spoken adds ``per_session_mb``, each voice in use ``per_voice_mb``.
     """
 
     used_mb: float
@@ -107,10 +107,10 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a loaded engine can do. ``native_rate`` is in Hz, read from the model itself.
 
     ``slots`` is how many turns it speaks at once without falling behind real time; like ``memory``
-    it may change while the engine is loaded. ``streamed_limits`` are the limits for text that is
-    written while it is spoken, where the engine wants others. ``gains`` are linear gains that bring
-    voices to ``GAIN_LUFS``, where that was measured before. ``capacity`` says in names and values
-    what bounds ``slots``. ``synthetic`` says that what it makes is a test signal and no voice.
+    it may change while the engine is loaded. ``streamed_limits`` replace ``limits`` for text
+    that is written while it is spoken. ``gains`` are the linear gains, measured before, that bring voices
+    to ``GAIN_LUFS``. ``capacity`` has names and values of what bounds ``slots``. ``synthetic`` says
+    that the audio is a test signal and no voice.
     """
 
     native_rate: Annotated[int, Meta(ge=1, le=192_000)]
@@ -130,7 +130,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     synthetic: bool = False
 
     def limits_for(self, *, streamed: bool) -> SegmentLimits:
-        """How a turn's text is to be cut; ``streamed``: it is written while it is spoken."""
+        """The limits for a turn's text; ``streamed``: it is written while it is spoken."""
         return self.streamed_limits or self.limits if streamed else self.limits
 
 
@@ -152,16 +152,16 @@ class Engine(Protocol):
         ...
 
     async def warm_up(self, text: str) -> None:
-        """Speak ``text`` to nobody, so that the first real turn is as fast as the second."""
+        """Speak ``text`` and discard the audio, so that the first turn is as fast as later ones."""
         ...
 
     def speak(self, spec: TurnSpec, segments: AsyncIterator[Segment]) -> AsyncGenerator[Chunk]:
-        """Speak the segments as they arrive, each opened by its mark.
+        """Speak the segments as they arrive. Each segment's first chunk carries its mark.
 
-        The samples of a segment depend on the model, ``spec``, its text and its index alone, so
-        that a turn can be taken up on another worker from any segment. (Of one that is spoken as
-        one with others: of the first of them, with the texts of all.) Closing the generator, or
-        cancelling the task that runs it, ends the work within one inner step and frees its slot.
+        A segment's samples depend only on the model, ``spec``, its text and its index: another
+        worker can continue the turn from any segment. (Joined segments count as one, with the
+        index of the first.) Closing the generator, or cancelling the task that runs it, ends the
+        work within one inference step and frees the slot.
 
         Raises:
             CannotSpeakError: The spec asks for what this model cannot do.
@@ -170,13 +170,13 @@ class Engine(Protocol):
         ...
 
     async def lost(self) -> str:
-        """Wait until the loaded engine cannot speak any more, by itself; returns why.
+        """Wait until the loaded engine can no longer speak, its process having died say.
 
-        Its turns have failed then. ``unload`` it; loading another is the remedy. An engine that
-        lives in this process is never lost.
+        Returns the reason. The engine's turns have failed by then: ``unload`` it, and load another.
+        An engine that runs in this process is never lost.
         """
         ...
 
     async def unload(self) -> None:
-        """Give all memory back. Safe to call twice, and after a failed load."""
+        """Free all memory. Safe to call twice, and after a failed load."""
         ...

@@ -1,4 +1,4 @@
-"""Model hubs: which files a repository has, and where they are. Hugging Face and ModelScope."""
+"""Model hubs, Hugging Face and ModelScope: the files of a repository, and their addresses."""
 
 import os
 from collections.abc import Callable
@@ -15,15 +15,15 @@ ENDPOINTS: Final[dict[HubName, tuple[str, str, str]]] = {
     "huggingface": ("HF_ENDPOINT", "https://huggingface.co", "main"),
     "modelscope": ("MODELSCOPE_ENDPOINT", "https://modelscope.cn", "master"),
 }
-"""The environment variable that names another endpoint, the hub's own, its default revision."""
+"""By hub: the variable that overrides its address, its own address, its default revision."""
 
 
 class HubError(Exception):
-    """A file cannot be fetched. The message says from where it was to come, and why not."""
+    """A file cannot be fetched. The message has its address and the reason."""
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """One file of a repository. ``sha256`` is None where the hub does not say it."""
+    """One file of a repository. ``sha256`` is None where the hub does not publish it."""
 
     path: str
     size: int | None = None
@@ -31,7 +31,11 @@ class Listing(msgspec.Struct, frozen=True):
 
 
 class Repository(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's repository, ``owner/name``. What is empty is the environment's or the default."""
+    """A model's repository, ``owner/name``.
+
+    An empty ``endpoint`` means the environment's or the hub's own, an empty ``revision`` the hub's
+    default.
+    """
 
     hub: HubName
     name: str
@@ -45,14 +49,14 @@ class Repository(msgspec.Struct, frozen=True, kw_only=True):
         return (self.endpoint or os.environ.get(variable) or default).rstrip("/")
 
     def address(self, path: str) -> str:
-        """Where a file is. The hub may redirect from there."""
+        """A file's URL, which the hub may redirect."""
         if self.hub == "huggingface":
             return f"{self.base}/{self.name}/resolve/{self._revision}/{quote(path)}"
         query = f"Revision={self._revision}&FilePath={quote(path, safe='')}"
         return f"{self.base}/api/v1/models/{self.name}/repo?{query}"
 
     def index(self) -> str:
-        """Where the first page of the list of files is."""
+        """The URL of the first page of the list of files."""
         if self.hub == "huggingface":
             return f"{self.base}/api/models/{self.name}/tree/{self._revision}?recursive=true"
         query = f"Revision={self._revision}&Recursive=true"
@@ -62,7 +66,7 @@ class Repository(msgspec.Struct, frozen=True, kw_only=True):
         """The files on a page of the list.
 
         Raises:
-            HubError: It is no such page, or a path on it leads out of the repository.
+            HubError: The page is malformed, or one of its paths leads out of the repository.
         """
         try:
             files = _READERS[self.hub](page)

@@ -1,7 +1,7 @@
-"""Fetches files of a model hub's repository. Needs ``httpx2``.
+"""Fetch files of a model hub's repository. Needs ``httpx2``.
 
-A file grows beside its place as ``NAME.part``, is gone on with after a break, and comes to its
-place when it has the size and the SHA-256 that the hub, or the voicepack, says.
+A file is downloaded to ``NAME.part`` beside its place, is resumed after a break, and is renamed
+when its size and SHA-256 are those that the voicepack or the hub states.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from httpx2 import Client, Response
 
 TIMEOUT_S: Final = 30.0
-"""Without a byte."""
+"""The longest wait for the next byte."""
 
 PART: Final = ".part"
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with a file's path, how many bytes are there, and how many there are in all."""
+"""Called with a file's path, the bytes that are there, and the bytes in all, where known."""
 
 
 def _silent(path: str, have: int, total: int | None) -> None:
@@ -37,10 +37,10 @@ class Fetcher:
     """Fetches from one repository, in a ``with`` block.
 
     Args:
-        repository: From where.
-        progress: Told of every piece.
-        retries: How often it tries again without having got any further.
-        pause_s: Before the first new try; doubled for each that follows.
+        repository: Where the files come from.
+        progress: Called for every piece that arrives.
+        retries: How many tries in a row may bring nothing new before it gives up.
+        pause_s: The pause before the first retry, in seconds; doubled for each that follows.
 
     Raises:
         HubError: ``httpx2`` is not installed.
@@ -82,13 +82,13 @@ class Fetcher:
         return found
 
     def fetch(self, wanted: Mapping[str, HubFile], destination: Path) -> list[Path]:
-        """Bring the ``wanted`` files below ``destination``. What is there already stays.
+        """Download the ``wanted`` files below ``destination``. Files that are there stay.
 
         Returns:
             The files that were written.
 
         Raises:
-            HubError: The hub lacks a file, a file is not what it should be, or there is no room.
+            HubError: The hub lacks a file, a file has the wrong size or hash, or the disk is full.
         """
         listing = self.listing()
         lacks = [path for path, file in wanted.items() if path not in listing and not file.optional]
@@ -108,7 +108,7 @@ class Fetcher:
             pages.append((body, response.links.get("next", {}).get("url")))
 
     def _expected(self, listed: Listing, known: HubFile) -> Listing:
-        """What the voicepack says of a file goes before what the hub says; they have to agree."""
+        """Size and hash as the voicepack states them, or the hub. If both do, they must agree."""
         for ours, theirs in ((known.size, listed.size), (known.sha256, listed.sha256)):
             if ours is not None and theirs is not None and ours != theirs:
                 raise HubError(
@@ -124,7 +124,7 @@ class Fetcher:
         address = self._repository.address(file.path)
         resumed = part.is_file()
         while True:
-            self._persist(lambda: self._go_on(file, address, part), lambda: _size(part))
+            self._persist(lambda: self._resume(file, address, part), lambda: _size(part))
             problem = _difference(file, part)
             if problem is None:
                 part.replace(path)
@@ -132,10 +132,10 @@ class Fetcher:
             part.unlink()
             if not resumed:
                 raise HubError(f"{address}: {problem}")
-            resumed = False  # what was there may have been of another revision: once more
+            resumed = False  # the earlier part may be of another revision: try once more without it
 
     def _persist(self, work: Callable[[], None], reached: Callable[[], int] = lambda: 0) -> None:
-        """Do ``work`` until it is done, while there is hope: tries that get further are free."""
+        """Retry ``work`` until it succeeds. A try that brought new bytes resets the count."""
         tries = 0
         while True:
             before = reached()
@@ -147,26 +147,26 @@ class Fetcher:
                     raise HubError(f"{error} (tried {tries} times)") from None
                 time.sleep(self._pause_s * 2 ** (tries - 1))
 
-    def _go_on(self, file: Listing, address: str, part: Path) -> None:
-        """One connection's worth of ``part``."""
+    def _resume(self, file: Listing, address: str, part: Path) -> None:
+        """Append to ``part`` what one connection delivers."""
         have = _size(part)
         if file.size is not None and have == file.size and have:
             return
         wanted_range = {"Range": f"bytes={have}-"} if have else {}
         with self._answer(address, wanted_range) as response:
             if response.status_code == 416:
-                return  # nothing lies beyond what we have; its hash tells whether it is that
+                return  # the hub has no more bytes; the hash tells whether ours are the right ones
             if not _continues(response, have):
                 have = 0
             length = response.headers.get("Content-Length")
             end = have + int(length) if length else file.size
             with part.open("ab" if have else "wb") as out:
-                # As they come: gathering larger pieces would lose the last one with the connection.
+                # Written as they come: a larger buffer would be lost with the connection.
                 for piece in response.iter_raw():
                     out.write(piece)
                     have += len(piece)
                     if file.size is not None and have > file.size:
-                        break  # too long: whatever follows would only fill the disk
+                        break  # longer than stated: do not fill the disk with the rest
                     self._progress(file.path, have, file.size or end)
         if end is not None and have < end:
             raise _PassingError(f"{address}: the connection ended after {have} of {end} bytes")
@@ -192,7 +192,7 @@ class Fetcher:
 
 
 class _PassingError(HubError):
-    """Another try may go better."""
+    """A failure that may pass: worth a retry."""
 
 
 _HINTS: Final = {
@@ -217,13 +217,13 @@ def _size(path: Path) -> int:
 
 
 def _continues(response: "Response", have: int) -> bool:
-    """Whether the answer begins where our file ends. Some servers know no ranges."""
+    """Whether the response starts where our file ends. Some servers ignore ranges."""
     content_range = response.headers.get("Content-Range", "")
     return response.status_code == 206 and content_range.startswith(f"bytes {have}-")
 
 
 def _difference(file: Listing, path: Path) -> str | None:
-    """What is wrong with ``path``, if anything."""
+    """How ``path`` differs from the stated size or hash; ``None``: it does not."""
     size = _size(path)
     if file.size is not None and size != file.size:
         return f"has {size} bytes, not {file.size}"

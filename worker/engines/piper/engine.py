@@ -1,8 +1,8 @@
 """Piper voices (VITS) on the CPU, through ONNX Runtime. Needs the ``piper`` extra.
 
-A sentence is made in steps: first its latent frames, then its samples in windows that grow, so
-that audio comes early. Turns share a few threads step by step, the one whose listener has nothing
-to hear first; cancellation ends a step at once.
+A sentence is synthesised in steps: first its latent frames, then its samples in windows that grow,
+so that audio comes early. Turns share a few threads, one step at a time, in the order in which
+their listeners run out of audio. Cancellation ends a running step.
 """
 
 import os
@@ -41,10 +41,10 @@ T = TypeVar("T")
 FIRST_WINDOW_S = 0.56
 LARGEST_WINDOW_S = 4.48
 WINDOW_GROWTH = 4
-"""Windows grow: the first comes early, and each border computes 0.28 s of context twice."""
+"""The first window is small, to come early; later ones are larger, as each border costs 0.28 s."""
 
 CHUNK_S = 0.2
-"""The longest chunk that is handed on, in seconds."""
+"""The longest chunk that ``speak`` yields, in seconds."""
 
 
 class PiperEngine:
@@ -79,7 +79,7 @@ class PiperEngine:
             raise
 
     async def warm_up(self, text: str) -> None:
-        """Speak ``text`` once to nobody."""
+        """Speak ``text`` once and discard the audio."""
         spec = TurnSpec(voice=self.info.default_voice, seed=0)
         segment = Segment(0, text, 0, len(text))
         async with aclosing(self._segment(spec, segment, _Listener())) as pieces:
@@ -111,7 +111,7 @@ class PiperEngine:
         raise AssertionError("unreachable")
 
     async def unload(self) -> None:
-        """Stop what still runs and give the memory back."""
+        """Stop running steps and free the memory."""
         self._model = self._info = None
         await self._pool.stop()
         await to_thread.run_sync(memory.release)
@@ -136,7 +136,7 @@ class PiperEngine:
         )
 
     def _refuse(self, spec: TurnSpec) -> None:
-        """Raise ``CannotSpeakError`` for what no Piper voice can do."""
+        """Raise ``CannotSpeakError`` for a request that no Piper voice can fulfil."""
         if spec.voice not in self.info.voices:
             raise CannotSpeakError(f"unknown voice; the voices are {', '.join(self.info.voices)}")
         if spec.mode is not None:
@@ -147,7 +147,7 @@ class PiperEngine:
     async def _segment(
         self, spec: TurnSpec, segment: Segment, listener: "_Listener"
     ) -> AsyncGenerator[Samples]:
-        """The segment's audio, in windows, and its closing pause; perhaps only the pause."""
+        """The segment's audio in windows, then its pause; only the pause if it has no phonemes."""
         rate = self.info.native_rate
         pause_s = pause_after(segment.text) / spec.speed
         sentences = await self._step(
@@ -192,7 +192,7 @@ class PiperEngine:
             yield edges.shape(samples, last=stop == utterance.frames)
 
     def _windows(self, frames: int) -> Iterator[tuple[int, int]]:
-        """Cut ``frames`` into windows that grow; a rest no larger than a window joins the last."""
+        """Cut ``frames`` into growing windows; a remainder of less than a window joins the last."""
         model = self._loaded()
         size = max(1, round(FIRST_WINDOW_S * model.rate / model.hop))
         largest = round(LARGEST_WINDOW_S * model.rate / model.hop)
@@ -203,7 +203,7 @@ class PiperEngine:
             start, size = stop, min(WINDOW_GROWTH * size, largest)
 
     async def _step(self, work: "Callable[[PiperModel, Interrupt], T]", needed_at: float) -> T:
-        """One step of a turn in a thread. Errors never carry the text."""
+        """Run one step of a turn in a thread. Errors never contain the text."""
         from voicefleet.worker.engines.piper.model import new_run  # noqa: PLC0415  (the extra)
 
         model = self._loaded()
@@ -224,19 +224,19 @@ class PiperEngine:
 class _Listener:
     """When a turn's listener runs out of audio, if it plays what it gets at once and in real time.
 
-    ``needs_at`` is in seconds of ``anyio.current_time()``: the moment a turn began, until it has
-    audio. A turn that was held up by its text or its reader is not behind for that.
+    ``needs_at`` is in seconds of ``anyio.current_time()``, and the turn's start until it has audio.
+    Time in which the turn waited for its text or its reader does not count.
     """
 
     def __init__(self) -> None:
         self.needs_at = anyio.current_time()
 
     def listens(self) -> None:
-        """It takes more from now on."""
+        """The listener is ready for more audio from now on."""
         self.needs_at = max(self.needs_at, anyio.current_time())
 
     def gets(self, seconds: float) -> None:
-        """So much audio is handed on."""
+        """The listener gets ``seconds`` of audio."""
         self.listens()
         self.needs_at += seconds
 
@@ -249,7 +249,7 @@ def _cores() -> int:
 
 
 def _position(model: "PiperModel") -> int:
-    """Where the default speaker stands among the voices."""
+    """The index of the default speaker among the voices."""
     ids = list(model.speakers.values())
     return ids.index(model.default_speaker) if model.default_speaker in ids else 0
 

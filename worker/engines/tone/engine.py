@@ -1,7 +1,7 @@
 """A synthetic engine: a test signal with the rhythm of speech, at next to no cost.
 
-It is for load tests and demonstrations of scale. It never pretends to be a voice: what it makes
-is a buzz with syllables, and its info says ``synthetic``.
+It is for load tests and demonstrations of scale. It makes a buzz with syllables, which nobody can
+take for a voice, and its info says ``synthetic``.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class ToneEngine:
         }
 
     async def warm_up(self, text: str) -> None:
-        """Nothing gets faster by use here."""
+        """Does nothing: no turn makes a later one faster."""
 
     async def speak(
         self, spec: TurnSpec, segments: AsyncIterator[Segment]
@@ -100,7 +100,7 @@ class ToneEngine:
         raise AssertionError("unreachable")
 
     async def unload(self) -> None:
-        """Forget the tables."""
+        """Free the tables."""
         self._babble = None
 
     def _loaded(self) -> "dict[str, _Babble]":
@@ -123,7 +123,7 @@ class _Babble:
     onsets: tuple[int, ...]
 
     def segment(self, spec: TurnSpec, segment: Segment) -> Iterator[Samples]:
-        """The segment's chunks: from a syllable that follows from the text, then a pause."""
+        """The segment's chunks: murmur from a syllable chosen by the text's hash, then a pause."""
         spoken = round(RATE * SECONDS_PER_CHAR * max(1, len(segment.text)) / spec.speed)
         total = spoken + round(RATE * PAUSE_S / spec.speed)
         key = f"{spec.seed}\0{spec.voice}\0{segment.index}\0{segment.text}"

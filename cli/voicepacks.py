@@ -171,7 +171,7 @@ def random(
     directory: Directory = "",
     out: FormerName = "",
 ) -> None:
-    """Write a pack of random weights in the published layout: it runs, and says nothing.
+    """Write a pack of random weights in the published layout: it runs, and makes noise.
 
     Args:
         model: tiny is for tests (60 MB); full has the published sizes (3.6 GB).

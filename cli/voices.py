@@ -1,4 +1,4 @@
-"""``voices``: the voices of a model that speaks in any voice it has a recording of."""
+"""``voices``: add, list, mix and remove the voices of a model that clones recordings."""
 
 import os
 from dataclasses import replace
@@ -151,7 +151,7 @@ def mix(
     force: Force = False,
     directory: Directory = "",
 ) -> None:
-    """Make a voice between two. The one with more weight gives the manner of speaking.
+    """Mix two voices into a new one. The one with more weight sets the manner of speaking.
 
     Parameters
     ----------

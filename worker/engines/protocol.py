@@ -107,10 +107,10 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a loaded engine can do. ``native_rate`` is in Hz, read from the model itself.
 
     ``slots`` is how many turns it speaks at once without falling behind real time; like ``memory``
-    it may change while the engine is loaded. ``streamed_limits`` replace ``limits`` for text
-    that is written while it is spoken. ``gains`` are the linear gains, measured before, that bring voices
-    to ``GAIN_LUFS``. ``capacity`` has names and values of what bounds ``slots``. ``synthetic`` says
-    that the audio is a test signal and no voice.
+    it may change while the engine is loaded. ``streamed_limits`` replace ``limits`` for text that
+    is written while it is spoken. ``gains`` are the linear gains, measured before, that bring
+    voices to ``GAIN_LUFS``. ``capacity`` has names and values of what bounds ``slots``.
+    ``synthetic`` says that the audio is a test signal and no voice.
     """
 
     native_rate: Annotated[int, Meta(ge=1, le=192_000)]

@@ -1,4 +1,4 @@
-"""What an engine carries, found by letting it speak many turns at once."""
+"""How many turns an engine keeps up with: it is measured while it speaks many at once."""
 
 import math
 from collections.abc import AsyncGenerator
@@ -17,7 +17,7 @@ TEXT: Final = (
     "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background. "
     "It is easy to tell the depth of a well. These days a chicken leg is a rare dish."
 )
-"""Some 10 s of speech, in sentences as a conversation has them."""
+"""Some 10 s of speech, in sentences of a conversation's length."""
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -35,7 +35,7 @@ class Trial(msgspec.Struct, frozen=True):
 
     @property
     def sustained(self) -> int:
-        """How many turns can speak all the time."""
+        """How many turns the engine can speak at once without falling behind real time."""
         return math.floor(self.speed)
 
 
@@ -43,7 +43,7 @@ async def run(engine: Engine, turns: int) -> Trial:
     """Let a loaded engine speak ``turns`` turns at once.
 
     Raises:
-        ExceptionGroup: Of ``EngineError``: it could not speak.
+        ExceptionGroup: Of the ``EngineError`` of each turn that failed.
     """
     first_audio: list[float] = []
     silence: list[float] = []

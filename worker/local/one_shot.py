@@ -1,4 +1,4 @@
-"""A model alone, without Redis: loaded, warmed up, one text spoken, all of it timed."""
+"""Load a model without Redis, warm it up and speak one text, and time each step."""
 
 import time
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ SEED = 0
 class OneShot(msgspec.Struct, frozen=True, kw_only=True):
     """What was spoken, float32 ``[n]`` at ``rate`` Hz as the engine made it, and how long it took.
 
-    ``phases_ms`` are the engine's own times of its load and warm-up, where it tells them.
+    ``phases_ms`` are the engine's own times of its load and warm-up; empty for most engines.
     ``first_chunk_ms`` and ``spoken_ms`` are counted from the text to the first chunk and the last.
     """
 
@@ -37,12 +37,12 @@ class OneShot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def audio_s(self) -> float:
-        """How long it sounds."""
+        """The audio's length in seconds."""
         return len(self.samples) / self.rate
 
     @property
     def rtf(self) -> float:
-        """Time taken per time that it sounds."""
+        """The real-time factor: synthesis time per second of audio."""
         return self.spoken_ms / 1000 / self.audio_s if self.audio_s else 0.0
 
 

@@ -1,4 +1,4 @@
-"""A model without a worker around it: no Redis, no pool, one engine for as long as a block."""
+"""A model's engine without a worker: loaded for the length of a block, without Redis."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager

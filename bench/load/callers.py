@@ -72,11 +72,6 @@ class Callers:
         self._process.join()
         self._pipe.close()
 
-    @property
-    def is_over(self) -> bool:
-        """Whether all callers have ended and all answers were taken."""
-        return self._is_over
-
     def answers(self, wait_s: float = 0.0) -> list[Answer]:
         """The answers since the last call. Waits for some for at most ``wait_s``."""
         heard: list[Answer] = []

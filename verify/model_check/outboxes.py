@@ -124,9 +124,6 @@ class Outboxes:
     def outcome(self, number: int) -> PublishOutcome | None:
         return self._met[number]._outcome
 
-    def is_in_flight(self, number: int) -> bool:
-        return self._met[number]._in_flight is not None
-
     def is_ending(self, number: int) -> bool:
         return self._met[number].ending
 

@@ -13,9 +13,6 @@ SPEAKERS: Final = "spk2info.pt"
 QWEN: Final = "CosyVoice-BlankEN"
 """The folder of the text tokenizer and the language model's sizes."""
 
-VOICES: Final = "voices"
-"""The folder of ready voices, which upstream does not have."""
-
 WEIGHTS: Final = (LANGUAGE_MODEL, FLOW, VOCODER)
 NEEDED: Final = (
     HYPERPARAMETERS,

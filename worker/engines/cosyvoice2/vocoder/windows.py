@@ -110,11 +110,6 @@ class Windows:
         return self._trim
 
     @property
-    def emitted(self) -> int:
-        """How many frames have been planned to be kept so far."""
-        return self._emitted
-
-    @property
     def oldest(self) -> int:
         """The oldest frame that a later window may need."""
         history = max(self._left, self._lengths[-1] - self._right)

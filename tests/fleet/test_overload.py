@@ -195,7 +195,7 @@ async def test_a_flooded_control_key_is_obeyed_and_disturbs_nobody(
         assert (await fleet.hear("calm")).end.reason == "completed"
 
 
-class TestCustody:
+class TestPendingReconciler:
     async def test_a_request_in_our_name_that_we_do_not_know_is_handed_back(
         self, fleet: Orchestrator, redis_url: str, prefix: str
     ) -> None:
@@ -227,7 +227,7 @@ class TestCustody:
                 # Another worker took this one for dead.
                 key = fleet.keys.requests(fleet.model)
                 await fleet.redis.xclaim(key, GROUP, "w2", 0, [entry])
-                while len(worker.intake.assignments) > 1:
+                while len(worker.intake.jobs) > 1:
                     await anyio.sleep(0.02)
             await fleet.redis.xclaim(key, GROUP, "orphans", 0, [entry])
             await fleet.redis.set(fleet.keys.wake(fleet.model), "ring", ex=60)

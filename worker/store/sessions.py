@@ -1,9 +1,10 @@
 """The keys of each session: its lease, who waits for it, and how long they are kept."""
 
+import asyncio
 import secrets
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from typing import cast
 
 import anyio
@@ -34,6 +35,9 @@ log = structlog.stdlib.get_logger(__name__)
 
 OWNERS_RETURN_S = 2.0
 """How long after a failover only owners that hold a lease may ask for it."""
+
+REJECTION_LIMIT_S = 0.5
+"""How long a cancelled caller still writes a rejection and its dead letter."""
 
 MAX_EPOCH_DIGITS = 20
 
@@ -134,27 +138,28 @@ class SessionStore:
         """
         keys, model = self.keys(request.session), delivery.model
         queue, earlier = await self._before(delivery, request.session)
-        enqueued = await Enqueue(
-            lease=keys.lease,
-            session=keys.session,
-            spoken=keys.spoken,
-            refused=keys.refused,
-            queue=queue,
-            request=request.name,
-            entry=delivery.entry,
-            model=model,
-            interrupts=request.interrupt,
-            ttl_ms=self._ttl_ms,
-            most=most,
-            conversation_ms=int(conversation_s * 1000),
-            earlier=earlier,
-        ).run(self._router)
-        if enqueued.standing is Standing.SESSION_FULL:
-            error = f"max_waiting_turns: {most} requests wait in this session"
-            log.info("rejected", error=error)
-            await self._queues.add_dead_letter(
-                delivery, request.session, request.name, "rejected", error
-            )
+        with _cancelled_late(REJECTION_LIMIT_S):
+            enqueued = await Enqueue(
+                lease=keys.lease,
+                session=keys.session,
+                spoken=keys.spoken,
+                refused=keys.refused,
+                queue=queue,
+                request=request.name,
+                entry=delivery.entry,
+                model=model,
+                interrupts=request.interrupt,
+                ttl_ms=self._ttl_ms,
+                most=most,
+                conversation_ms=int(conversation_s * 1000),
+                earlier=earlier,
+            ).run(self._router)
+            if enqueued.standing is Standing.SESSION_FULL:
+                error = f"max_waiting_turns: {most} requests wait in this session"
+                log.info("rejected", error=error)
+                await self._queues.add_dead_letter(
+                    delivery, request.session, request.name, "rejected", error
+                )
         return enqueued
 
     async def acquire(
@@ -253,3 +258,15 @@ class SessionStore:
     async def touch(self, keys: Sequence[str]) -> None:
         """Keep keys of one session for another ``audio_ttl_s``."""
         await self._router.batch(keys[0], [("PEXPIRE", key, self._ttl_ms) for key in keys])
+
+
+@contextmanager
+def _cancelled_late(limit_s: float) -> Generator[None]:
+    """Delay a cancellation until the end of the block, for ``limit_s`` at the most."""
+    with anyio.CancelScope(shield=True) as scope:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(limit_s, setattr, scope, "shield", False)
+        try:
+            yield
+        finally:
+            timer.cancel()

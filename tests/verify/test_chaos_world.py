@@ -266,7 +266,7 @@ class TestServers:
             target = next(one for one in await under.primaries() if one is not source)
             for key in keys:
                 await source.call("SET", key, key)
-            await resharding.step(under, await under.slot("{s1}"), source, target)
+            await resharding.move(under, await under.slot("{s1}"), source, target)
             assert await under.owner("{s1}") is target
             assert [await target.call("GET", key) for key in keys] == keys
             await servers.settled(under)

@@ -99,7 +99,7 @@ def replace_seed(seed: int) -> TurnSpec:
 
 async def test_another_process_makes_the_same_samples(joe: PiperEngine) -> None:
     script = """
-import anyio, hashlib, tests.test_engine_piper as t
+import anyio, hashlib, tests.worker.engines.test_piper as t
 async def main():
     engine = t.PiperEngine(t.JOE, t.PiperConfig(threads=1))
     await engine.load()
@@ -342,11 +342,8 @@ async def test_errors_do_not_carry_the_text(
 
 
 async def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (
-        "voicefleet.worker.engines.piper.model",
-        "voicefleet.worker.engines.piper.graph",
-    ):
-        monkeypatch.delitem(sys.modules, f"voicefleet.worker.engines.{module}", raising=False)
+    for module in ("model", "graph"):
+        monkeypatch.delitem(sys.modules, f"voicefleet.worker.engines.piper.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(EngineLoadError, match=r"\[piper\].*onnx"):
         await PiperEngine(JOE, PiperConfig()).load()

@@ -463,7 +463,9 @@ async def test_the_child_dies_with_its_worker() -> None:
         asyncio.run(main())
     """
     worker = subprocess.Popen(  # noqa: ASYNC220
-        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, stdout=subprocess.PIPE
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
     )
     try:
         assert worker.stdout is not None

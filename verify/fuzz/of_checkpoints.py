@@ -178,6 +178,7 @@ def _draw_saved(state: Callable[[], dict[str, Any]], scratch: Path) -> Callable[
 
 
 def weights_pt(scratch: Path) -> Target:
+    """Weights as ``torch.save`` writes them, with bytes changed anywhere."""
     path = scratch / "llm.pt"
 
     def feed(data: bytes) -> None:
@@ -227,6 +228,7 @@ def weights_pickle(scratch: Path) -> Target:
 
 
 def weights_safetensors(scratch: Path) -> Target:
+    """Weights as safetensors, with bytes changed anywhere."""
     from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     path = scratch / "llm.safetensors"
@@ -243,6 +245,7 @@ def weights_safetensors(scratch: Path) -> Target:
 
 
 def speakers_pt(scratch: Path) -> Target:
+    """``spk2info.pt``: the ready speakers of the 300M models."""
     path = scratch / "spk2info.pt"
 
     def state() -> dict[str, Any]:

@@ -63,6 +63,7 @@ async def _segments() -> AsyncIterator[Segment]:
 
 
 def piper_config(scratch: Path) -> Target:
+    """A Piper voice's JSON configuration."""
     feed, model = _speaker(scratch), tiny_vits.model(2)
     tree = tiny_vits.config(2)
     tree |= {"inference": {"noise_scale": 0.667, "length_scale": 1.0, "noise_w": 0.8}}
@@ -124,6 +125,7 @@ def _rewire(rng: Random, graph: Any) -> None:
 
 
 def piper_bytes(scratch: Path) -> Target:
+    """A Piper voice's ONNX file, changed byte by byte."""
     feed, config = _speaker(scratch), json.dumps(tiny_vits.config(2)).encode()
     seed = tiny_vits.model(2)
     return Target(

@@ -42,6 +42,8 @@ WORDS: Final = (
 
 
 def request(_: Path) -> Target:
+    """The fields of a request."""
+
     def feed(fields: Fields) -> None:
         try:
             read = Request.decode("1700000000000-0", fields)
@@ -68,6 +70,8 @@ PIECES: Final[list[Fields]] = [
 
 
 def text_piece(_: Path) -> Target:
+    """The fields of an entry of a text stream."""
+
     def feed(fields: Fields) -> None:
         piece = TextPiece.decode(fields)
         ensure(len(piece.text) <= MAX_TEXT, "text")
@@ -77,6 +81,7 @@ def text_piece(_: Path) -> Target:
 
 
 def control(_: Path) -> Target:
+    """The value of a control key."""
     seeds = [b"pause", b"resume", b"stop", b"stop:r7", b"STOP", b" pause "]
 
     def draw(rng: Random) -> bytes | None:
@@ -94,6 +99,7 @@ def control(_: Path) -> Target:
 
 
 def audio_entry(_: Path) -> Target:
+    """The fields of an audio stream's entry."""
     start = {b"event": b"start", b"request": b"r", b"model": b"m", b"voice": b"v", b"worker": b"w"}
     seeds: list[Fields] = [
         start | {b"sample_rate": b"48000", b"frame_ms": b"20", b"format": b"s16le", b"t": b"1"},
@@ -134,6 +140,7 @@ def _record(kind: Any, example: Any) -> Target:
 
 
 def worker_record(_: Path) -> Target:
+    """A worker's record."""
     made = WorkerRecord(
         state="ready",
         host="h",
@@ -153,6 +160,7 @@ def worker_record(_: Path) -> Target:
 
 
 def model_record(_: Path) -> Target:
+    """A model's record."""
     made = ModelRecord(
         family="tone",
         version="1",
@@ -169,6 +177,7 @@ def model_record(_: Path) -> Target:
 
 
 def session_record(_: Path) -> Target:
+    """A session's record."""
     made = SessionRecord(state="speaking", turn=3, request="r", frames=7, first_audio_ms=12.5)
     return _record(SessionRecord, made)
 

@@ -73,6 +73,7 @@ class _Networks(PromptReader):
 
 
 def recording(scratch: Path) -> Target:
+    """A reference recording, in every container and encoding that is read."""
     path = scratch / "recording"
     pcm = (_sound(3.2) * 32767).astype("<i2").tobytes()
     floats = _sound(3.2)

@@ -134,12 +134,14 @@ def _pack(scratch: Path) -> tuple[Path, list[bytes], Callable[[], object]]:
 
 
 def voicepack(scratch: Path) -> Target:
+    """A voicepack's metadata, with bytes changed."""
     path, seeds, read = _pack(scratch)
     words = yaml_words(scratch)
     return Target(lambda rng: spoil(rng, seeds, words), _into_file(path, read), (VoicepackError,))
 
 
 def voicepack_tree(scratch: Path) -> Target:
+    """A voicepack's metadata, with its YAML tree changed."""
     path, seeds, read = _pack(scratch)
     trees = [yaml.safe_load(seed) for seed in seeds]
 
@@ -172,12 +174,14 @@ def _check_error(error: ConfigError) -> None:
 
 
 def config_file(scratch: Path) -> Target:
+    """A configuration file, with bytes changed."""
     path, seeds, read = _config(scratch)
     words = [*yaml_words(scratch), *(f"{key.split('.')[-1]}: ".encode() for key in KEYS)]
     return Target(lambda rng: spoil(rng, seeds, words), _into_file(path, read), (ConfigError,))
 
 
 def config_tree(scratch: Path) -> Target:
+    """A configuration file, with its YAML tree changed."""
     path, seeds, read = _config(scratch)
     trees = [yaml.safe_load(seed) for seed in seeds]
     return Target(
@@ -223,6 +227,7 @@ def environment(_: Path) -> Target:
 
 
 def url(_: Path) -> Target:
+    """A server's URL."""
     seeds = [
         *(b"redis://127.0.0.1:6379/3", b"rediss://user:" + PASSWORD.encode() + b"@h:1"),
         *(b"redis+sentinel://h1:1,h2/name/2", b"rediss+cluster://[::1]:7000,h"),

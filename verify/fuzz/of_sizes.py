@@ -47,6 +47,7 @@ def _check(sizes: Hyperparameters) -> None:
 
 
 def hyper_yaml(scratch: Path) -> Target:
+    """``cosyvoice2.yaml``, with bytes changed."""
     read, path = _reader(scratch), scratch / layout.HYPERPARAMETERS
     text = published_yaml.model_yaml(TINY)
     squares = "x0: 9\n" + "".join(f"x{i}: !ref <x{i - 1}> * <x{i - 1}>\n" for i in range(1, 40))
@@ -104,6 +105,7 @@ def hyper_yaml_tree(scratch: Path) -> Target:
 
 
 def qwen_config(scratch: Path) -> Target:
+    """``config.json`` of the language model."""
     read, path = _reader(scratch), scratch / layout.QWEN / "config.json"
     seed = path.read_bytes()
     tree: Any = json.loads(seed)

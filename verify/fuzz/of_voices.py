@@ -16,6 +16,7 @@ _DTYPES: Final = ("F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E
 
 
 def safetensors_seed(path: Path) -> bytes:
+    """A voice file's bytes, written by the product itself."""
     from voicefleet.worker.engines.cosyvoice2.voices.files import save
     from voicefleet.worker.engines.cosyvoice2.voices.voice import Voice
 
@@ -53,6 +54,7 @@ def draw_safetensors(rng: Random, seed: bytes) -> bytes:
 
 
 def voice_file(scratch: Path) -> Target:
+    """The file of an enrolled voice."""
     from voicefleet.worker.engines.cosyvoice2.voices import files
     from voicefleet.worker.engines.cosyvoice2.voices.voice import VoiceError, path_of
 
@@ -72,6 +74,7 @@ def voice_file(scratch: Path) -> Target:
 
 
 def tokenizer(scratch: Path) -> Target:
+    """The files of the text tokenizer."""
     from voicefleet.worker.engines.cosyvoice2.text.tokenizer import TextTokenizer
 
     vocabulary = {chr(33 + i): i for i in range(90)} | {"Ġ": 90, "ab": 91, "<|endoftext|>": 92}

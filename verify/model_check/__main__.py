@@ -18,6 +18,7 @@ FLEETS: dict[str, tuple[Request, ...]] = {
 
 
 def main() -> int:
+    """Explore the named fleets; returns whether any invariant was broken."""
     parser = argparse.ArgumentParser(prog="verify.model_check")
     parser.add_argument("fleets", nargs="*", choices=[*FLEETS, []], default=["one"])
     for fault in Faults._fields:

@@ -83,6 +83,7 @@ class Call(NamedTuple):
 
 
 def session_keys(session: str) -> SessionKeys:
+    """The keys of one session."""
     return SessionKeys.of(KEYS, session)
 
 
@@ -99,14 +100,17 @@ def read(worker: str) -> Call:
 
 
 def take(worker: str) -> Call:
+    """Take the next request that waits for a slot."""
     return Call.of(Take(keys=BACKLOG_KEYS, worker=worker))
 
 
 def park(worker: str, entry: str) -> Call:
+    """Let a request wait for any worker's slot."""
     return Call.of(Park(keys=BACKLOG_KEYS, worker=worker, entries=[entry]))
 
 
 def adopt(worker: str, entry: str) -> Call:
+    """Take one given request out of the backlog."""
     return Call.of(Adopt(keys=BACKLOG_KEYS, worker=worker, entry=entry))
 
 
@@ -116,6 +120,7 @@ def hand_back(worker: str, *entries: str) -> Call:
 
 
 def settle(session: str, request: str, entry: str) -> Call:
+    """Delete an answered request's queue entry."""
     keys = session_keys(session)
     return Call.of(
         Settle(
@@ -130,6 +135,7 @@ def settle(session: str, request: str, entry: str) -> Call:
 
 
 def enqueue(session: str, request: str, entry: str) -> Call:
+    """Get a place in the session's line."""
     keys = session_keys(session)
     enqueue = Enqueue(
         lease=keys.lease,
@@ -175,16 +181,19 @@ def acquire(
 
 
 def begin_attempt(session: str, epoch: int) -> Call:
+    """Count an attempt at a turn."""
     attempt = Attempt(lease=KEYS.lease(session), epoch=EPOCH, begins=True)
     return Call.of(attempt, session, epoch)
 
 
 def release(session: str, epoch: int, *, blameless: bool) -> Call:
+    """Give up a turn before its end."""
     release = Release(lease=KEYS.lease(session), epoch=EPOCH, blameless=blameless)
     return Call.of(release, session, epoch)
 
 
 def abandon(session: str, entry: str, owner: str) -> Call:
+    """Give up a turn that nobody can end."""
     abandon = Abandon(lease=KEYS.lease(session), entry=entry, model=MODEL, owner=owner)
     return Call.of(abandon, session)
 

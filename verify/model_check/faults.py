@@ -16,6 +16,7 @@ class FaultSteps:
         self._jobs = checked.jobs
 
     def declaring_dead(self, state: State, at: int, worker: Worker) -> Iterator[Next]:
+        """A worker declares another one dead, rightly or not."""
         for i, other in enumerate(state.workers):
             if i == at or not self._checked.queue(state).held_by(other.name):
                 continue
@@ -30,6 +31,7 @@ class FaultSteps:
             yield f"{label}{', which is alive' * lives} -> {reply}", lives, after
 
     def ending(self, state: State, at: int, worker: Worker) -> Iterator[Next]:
+        """A worker crashes or drains."""
         others = [w for i, w in enumerate(state.workers) if i != at]
         if all(other.status != "up" for other in others):
             return
@@ -53,6 +55,7 @@ class FaultSteps:
             yield f"{worker.name}: drains", True, after
 
     def failing_over(self, state: State) -> Iterator[Next]:
+        """The replica, which lacks what it did not hear, becomes the server."""
         if state.replica is None or state.replica == state.data:
             return
         forgotten = list(state.forgotten)

@@ -15,6 +15,7 @@ class Request(NamedTuple):
 
     @property
     def is_unspoken(self) -> bool:
+        """Whether it is to be answered without a word."""
         return self.is_rejected or self.is_late
 
 
@@ -48,6 +49,7 @@ class Fleet(NamedTuple):
 
     @property
     def sessions(self) -> tuple[str, ...]:
+        """The sessions of all requests, sorted."""
         return tuple(sorted({request.session for request in self.requests}))
 
 

@@ -18,6 +18,7 @@ class Intake:
         self._jobs = checked.jobs
 
     def reading(self, state: State, at: int, worker: Worker) -> Iterator[Next]:
+        """The steps of a worker's queue reader."""
         reader, name = worker.reader, worker.name
         match reader.stage:
             case "reading":

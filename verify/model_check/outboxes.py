@@ -30,7 +30,10 @@ EVENTS = {"_settled", "_space", "request_flush", "opening", "_record"}
 
 
 class StoppedClock(ServerClock):
+    """A server clock that stands at 0: states must not differ by time."""
+
     def now_ms(self) -> int:
+        """Always 0."""
         return 0
 
 
@@ -106,6 +109,8 @@ class Outboxes:
         return self._once(("end_now", number, reason, error), end_now)
 
     def confirm(self, number: int, replies: tuple[int, ...]) -> int:
+        """The outbox after the replies to what it sent."""
+
         def confirm() -> int:
             outbox = self._clone(number)
             outbox.confirm(replies)
@@ -114,6 +119,8 @@ class Outboxes:
         return self._once(("confirm", number, *(str(reply) for reply in replies)), confirm)
 
     def unanswered(self, number: int) -> int:
+        """The outbox after its connection was lost."""
+
         def unanswered() -> int:
             outbox = self._clone(number)
             outbox.unanswered()
@@ -122,9 +129,11 @@ class Outboxes:
         return self._once(("unanswered", number), unanswered)
 
     def outcome(self, number: int) -> PublishOutcome | None:
+        """How its publishing ended, once it has."""
         return self._met[number]._outcome
 
     def is_ending(self, number: int) -> bool:
+        """Whether its turn's end is on its way."""
         return self._met[number].ending
 
     def next_frame(self, number: int) -> int:

@@ -74,10 +74,12 @@ class Queue(NamedTuple):
     delivered: str
 
     def held_by(self, owner: str) -> tuple[str, ...]:
+        """The pending entries in ``owner``'s name."""
         return tuple(entry for entry, holder in self.pending if holder == owner)
 
     @property
     def undelivered(self) -> tuple[str, ...]:
+        """The entries that no worker has been given yet."""
         return tuple(e for e in self.entries if entry_order(e) > entry_order(self.delivered))
 
 
@@ -95,6 +97,7 @@ class RefusedError(Exception):
 
 
 def entry_order(entry: str) -> tuple[int, int]:
+    """An entry's id as numbers, which sort."""
     ms, seq = entry.split("-")
     return int(ms), int(seq)
 

@@ -65,6 +65,7 @@ class Jobs:
         return task._replace(stage="acquire", line=(call,))
 
     def enqueue(self, task: Task) -> Task:
+        """The task while it asks for a place in its session's line."""
         request = self.request(task)
         call = calls.enqueue(request.session, request.name, request.entry)
         return task._replace(stage="enqueue", line=(call,), queued=True)

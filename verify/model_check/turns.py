@@ -21,6 +21,7 @@ class Turns:
         self._jobs = checked.jobs
 
     def working(self, state: State, at: int, worker: Worker, task: Task) -> Iterator[Next]:
+        """The steps of one of a worker's jobs."""
         request, name = self._jobs.request(task), worker.name
         if any(
             t.request == task.request and t.stage == "dropped" and t != task for t in worker.tasks

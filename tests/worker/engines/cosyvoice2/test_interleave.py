@@ -219,13 +219,13 @@ def test_decoding_continues_the_trained_sequence(tiny_pack: Path) -> None:
     reference.load_state_dict(state, strict=False)
     decoder = driver.core._runner.decoder
     model = decoder.model
-    sequence: list[Any] = []
+    prefilled: list[Any] = []
     seen: list[Any] = []
-    read = decoder.prefill
+    prefill = decoder.prefill
 
     def spy(slot: int, embeddings: Any) -> None:
-        sequence.append(embeddings.clone())
-        read(slot, embeddings)
+        prefilled.append(embeddings.clone())
+        prefill(slot, embeddings)
 
     decoder.prefill = spy  # type: ignore[method-assign]
     hook = model.llm_decoder.register_forward_hook(lambda _m, _i, out: seen.append(out.clone()))
@@ -235,15 +235,14 @@ def test_decoding_continues_the_trained_sequence(tiny_pack: Path) -> None:
         streamed=True,
         mode="cross_lingual",
     )
-    sequence = driver.core._sequences[1]
-    slot = sequence.slot
+    slot = driver.core._sequences[1].slot
     driver.run(1)
     hook.remove()
     history = decoder._history[slot, len(decoder._window) :].tolist()
     x: list[Any] = []
     place = 0
     fill = model.sizes.fill_token
-    for embeddings in sequence:
+    for embeddings in prefilled:
         x.append(embeddings)
         while place < len(history) and history[place] not in (fill, -1):
             x.append(model.speech(torch.tensor([history[place]])))
@@ -252,7 +251,7 @@ def test_decoding_continues_the_trained_sequence(tiny_pack: Path) -> None:
     with torch.inference_mode():
         hidden, _ = reference.llm.forward_one_step(torch.cat(x)[None], masks=None)
         expected = reference.llm_decoder(hidden[0])
-    assert len(sequence) > 2
+    assert len(prefilled) > 2
     last = torch.cat(x).shape[0] - 1
     got = [logits[slot] for logits in seen]
     distance = min(float((row - expected[last - 1]).norm()) for row in got)

@@ -444,7 +444,7 @@ def test_nothing_leaves_the_device() -> None:
     vocoder._inputs_of(window)
     for work in (
         lambda: decoder._step(512),
-        lambda: decoder._read_prompt(32, 32),
+        lambda: decoder._run_prefill(32, 32),
         lambda: renderer.step(inputs),
         lambda: vocoder._window(window),
     ):

@@ -429,9 +429,9 @@ class Finder(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 
-from voicefleet.worker import voicepacks
 from voicefleet.worker.engines.cosyvoice2.family import CosyVoice2Config
 from voicefleet.worker.engines.cosyvoice2_upstream.core import build
+from voicefleet.worker.voicepacks import voicepack
 
 core = build(voicepack.read(Path(sys.argv[1])), CosyVoice2Config(), print)
 core.load()

@@ -39,7 +39,8 @@ lint: $(VENV)/installed-dev
 test-engine: $(VENV)/installed-engine
 	$(BIN)/pytest tests/worker/engines/cosyvoice2 -n 2 --dist loadfile -m "not long" $(ARGS)
 
-types: $(VENV)/installed-engine  # torch and the others have types that the engine is checked against
+# torch and the others have types that the engine is checked against, matplotlib those of the plots.
+types: $(VENV)/installed-engine $(VENV)/installed-bench
 	$(BIN)/pyright
 
 audit: $(VENV)/installed-audit  # of what is installed here: most after test-engine

@@ -30,6 +30,10 @@ DEFAULT_PORTS: dict[Topology, int] = {"standalone": 6379, "cluster": 6379, "sent
 
 Timeout = Annotated[float, Meta(gt=0)]
 
+# The marks of ``worker.section``, which this package must not import.
+Secret = Annotated[str, Meta(extra={"secret": True})]
+FilePath = Annotated[str, Meta(extra={"path": True})]
+
 _DATABASE = re.compile(r"[0-9]{1,9}")
 
 
@@ -39,16 +43,16 @@ class RedisConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ``prefix`` begins every key; it holds no braces, which would move the keys' hash tags.
     """
 
-    url: str = "redis://127.0.0.1:6379"
+    url: Secret = "redis://127.0.0.1:6379"
     prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:\-]{1,64}\Z")] = "tts"
     username: str = ""
-    password: str = ""
-    password_file: str = ""
+    password: Secret = ""
+    password_file: FilePath = ""
     sentinel_username: str = ""
-    sentinel_password: str = ""
-    tls_ca_file: str = ""
-    tls_cert_file: str = ""
-    tls_key_file: str = ""
+    sentinel_password: Secret = ""
+    tls_ca_file: FilePath = ""
+    tls_cert_file: FilePath = ""
+    tls_key_file: FilePath = ""
     tls_verify: bool = True
     connect_timeout_s: Timeout = 3.0
     timeout_s: Timeout = 3.0

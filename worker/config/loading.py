@@ -102,7 +102,7 @@ def load(
 
 
 def variable(key: str) -> str:
-    """The environment variable of a key: ``worker.models.slots`` is ``VOICEFLEET_WORKER_SLOTS``."""
+    """The environment variable of a key: ``worker.slots`` is ``VOICEFLEET_WORKER_SLOTS``."""
     return ENVIRONMENT_PREFIX + key.replace(".", "_").upper()
 
 
@@ -115,28 +115,21 @@ def _leaves(section: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[s
 
 
 KEYS: Final[Mapping[str, Any]] = dict(_leaves(Config))
-"""Every key with the type of its value: ``worker.models.slots``, ``engine.tone.rtf``, ..."""
+"""Every key with the type of its value: ``worker.slots``, ``engine.tone.rtf``, ..."""
 
 
 def _marked(mark: str) -> Iterator[str]:
-    """The keys whose types say so (``worker.section``)."""
+    """The keys whose types carry a mark, as ``Secret`` and ``FilePath`` do."""
     for key, kind in KEYS.items():
         info = inspect.type_info(kind)
         if isinstance(info, inspect.Metadata) and info.extra and mark in info.extra:
             yield key
 
 
-SECRETS: Final = frozenset(
-    ("redis.url", "redis.password", "redis.sentinel_password", *_marked("secret"))
-)
+SECRETS: Final = frozenset(_marked("secret"))
 """Keys whose values no error shows."""
 
-PATHS: Final = frozenset(
-    (
-        *("redis.password_file", "redis.tls_ca_file", "redis.tls_cert_file", "redis.tls_key_file"),
-        *_marked("path"),
-    )
-)
+PATHS: Final = frozenset(_marked("path"))
 """Keys that name a file or a directory."""
 
 _SECTIONS: Final = frozenset(

@@ -212,10 +212,10 @@ class Service:
     def _offer(self) -> None:
         """Offer each model's slots: as its engine says, or none while it is being reloaded."""
         pool, slots = self._context.pool, self._context.slots
-        infos = {loaded_model.model_id: loaded_model.info for loaded_model in pool.loaded_models}
         for model, pack in pool.served.items():
-            if model in infos:
-                slots.resize(model, infos[model].slots)
+            info = pool.info(model)
+            if info is not None:
+                slots.resize(model, info.slots)
             elif pool.is_reloading(model):
                 slots.resize(model, 0)
             else:
@@ -223,19 +223,16 @@ class Service:
 
     def _describe(self) -> WorkerRecord:
         context = self._context
-        loaded_models = context.pool.loaded_models
-        memories = [
-            loaded_model.info.memory for loaded_model in loaded_models if loaded_model.info.memory
-        ]
-        device = _memory([loaded_model.info for loaded_model in loaded_models])
+        infos = [model.info for model in context.pool.loaded_models]
+        memories = [info.memory for info in infos if info.memory]
+        gpus = _memory(infos)
         faults = [f"{model}: {fault}" for model, fault in context.pool.faults.items()]
         return WorkerRecord(
             state=self._state,
             host=socket.gethostname(),
             pid=os.getpid(),
             version=__version__,
-            device=",".join(sorted({loaded_model.info.device for loaded_model in loaded_models}))
-            or "none",
+            device=",".join(sorted({info.device for info in infos})) or "none",
             models=tuple(context.pool.served),
             slots_total=context.slots.total,
             slots_free=max(context.slots.free, 0) if self._state == "ready" else 0,
@@ -244,21 +241,18 @@ class Service:
             first_audio_p50_ms=context.stats.first_audio_ms(0.5),
             first_audio_p95_ms=context.stats.first_audio_ms(0.95),
             rtf=context.stats.rtf,
-            vram_used_mb=device and round(device.used_mb),
-            vram_total_mb=device and round(device.total_mb),
+            vram_used_mb=gpus and round(gpus.used_mb),
+            vram_total_mb=gpus and round(gpus.total_mb),
             session_mb=max((memory.per_session_mb for memory in memories), default=None),
             voice_mb=max((memory.per_voice_mb for memory in memories), default=None),
             faults=" | ".join(faults) or None,
         )
 
     def _models(self) -> dict[str, ModelRecord]:
-        infos = {
-            loaded_model.model_id: loaded_model.info
-            for loaded_model in self._context.pool.loaded_models
-        }
+        pool = self._context.pool
         described: dict[str, ModelRecord] = {}
-        for model, pack in self._context.pool.served.items():
-            info = infos.get(model)
+        for model, pack in pool.served.items():
+            info = pool.info(model)
             described[model] = ModelRecord(
                 family=pack.family,
                 version=pack.version,

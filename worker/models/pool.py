@@ -122,16 +122,12 @@ class ModelPool:
     @property
     def loaded_models(self) -> tuple[LoadedModel, ...]:
         """The models in memory now."""
-        return tuple(t.loaded_model for t in self._entries.values() if t.loaded_model is not None)
+        return tuple(e.loaded_model for e in self._entries.values() if e.loaded_model is not None)
 
     def info(self, model_id: str) -> EngineInfo | None:
         """What a model can do, while it is in memory."""
-        infos = (
-            loaded_model.info
-            for loaded_model in self.loaded_models
-            if loaded_model.model_id == model_id
-        )
-        return next(infos, None)
+        entry = self._entries.get(model_id)
+        return entry.loaded_model.info if entry and entry.loaded_model else None
 
     @property
     def faults(self) -> Mapping[str, str]:

@@ -8,14 +8,12 @@ from typing import cast
 import anyio
 import structlog
 
-from voicefleet.schemas.fields import paired
 from voicefleet.schemas.keys import GROUP, Keys
 from voicefleet.wire.connect import Address, Topology
 from voicefleet.wire.link import Link, LinkClosedError, Reply, ReplyError
 from voicefleet.worker.control.key_watch import KeyWatch
 from voicefleet.worker.store.backlog import Backlog
-from voicefleet.worker.store.lease_states import Claim
-from voicefleet.worker.store.queues import Delivery, QueueStore
+from voicefleet.worker.store.queues import Delivery, QueueStore, deliveries_of
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -131,11 +129,11 @@ class QueueReader:
         finally:
             self._reading = False
         self._is_up = True
-        if reply is None:
+        deliveries = deliveries_of(self._model, reply)
+        if not deliveries:
             return None
-        (entries,) = cast(dict[bytes, list[tuple[bytes, list[bytes]]]], reply).values()
-        ((entry, flat),) = entries
-        return Delivery(self._model, entry.decode(), paired(flat), Claim.FRESH)
+        (delivery,) = deliveries
+        return delivery
 
     def _ring(self) -> None:
         """End the blocked read."""

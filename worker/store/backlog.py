@@ -12,7 +12,7 @@ from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from voicefleet.wire.link import ReplyError
 from voicefleet.wire.router import Router
 from voicefleet.worker.store.lease_states import Claim
-from voicefleet.worker.store.queues import MAX_PENDING, Delivery
+from voicefleet.worker.store.queues import Delivery, deliveries_of, pending_entries
 from voicefleet.worker.store.scripts.queue import Adopt, Keep, Park, Promote, Take
 from voicefleet.worker.store.scripts.script import BacklogKeys
 
@@ -47,10 +47,7 @@ class Backlog:
             )
         except ReplyError:
             return []  # the queue is gone, or a key of another type is in its place
-        if reply is None:
-            return []
-        (entries,) = cast(dict[bytes, list[tuple[bytes, list[bytes]]]], reply).values()
-        return [Delivery(self._model, e.decode(), paired(flat), Claim.FRESH) for e, flat in entries]
+        return deliveries_of(self._model, reply)
 
     async def park(self, entries: Sequence[str]) -> None:
         """Let requests of ours wait for any worker's slot."""
@@ -79,13 +76,10 @@ class Backlog:
         """Entries that wait for a slot, with their claims; ``None``: there is no queue."""
         found: dict[str, Claim] = {}
         for consumer, claim in ((BACKLOG, Claim.FRESH), (ORPHANS, Claim.TAKE_OVER)):
-            try:
-                reply = await self._router.call(
-                    *(self._queue, "XPENDING", self._queue, GROUP, "-", "+", MAX_PENDING, consumer)
-                )
-            except ReplyError:
+            entries = await pending_entries(self._router, self._queue, consumer)
+            if entries is None:
                 return None
-            found |= {item[0].decode(): claim for item in cast(list[list[bytes]], reply)}
+            found |= dict.fromkeys(entries, claim)
         return found
 
     async def look_up(self, entries: Collection[tuple[str, Claim]]) -> list[Delivery]:

@@ -8,9 +8,10 @@ import structlog
 
 from voicefleet.schemas import records
 from voicefleet.schemas.audio import Reason
+from voicefleet.schemas.fields import paired
 from voicefleet.schemas.keys import BACKLOG, GROUP, ORPHANS, Keys
 from voicefleet.schemas.records import MAX_DEAD_LETTERS, DeadLetter
-from voicefleet.wire.link import ReplyError
+from voicefleet.wire.link import Reply, ReplyError
 from voicefleet.wire.router import Router
 from voicefleet.worker.store.lease_states import Claim
 from voicefleet.worker.store.scripts.queue import UNANSWERED, Later, Orphan, Settle
@@ -19,7 +20,7 @@ from voicefleet.worker.store.scripts.script import OrderKeys
 log = structlog.stdlib.get_logger(__name__)
 
 MAX_PENDING = 10_000
-"""How many of a worker's pending requests are looked at."""
+"""How many of a consumer's pending requests are looked at."""
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -38,6 +39,24 @@ class Delivery(msgspec.Struct, frozen=True):
     def added_ms(self) -> int:
         """When it was added: unix ms in server time."""
         return int(self.entry.partition("-")[0])
+
+
+def deliveries_of(model: str, reply: Reply) -> list[Delivery]:
+    """The requests in a reply to ``XREADGROUP`` on the model's queue; none where it is nil."""
+    if reply is None:
+        return []
+    (entries,) = cast(dict[bytes, list[tuple[bytes, list[bytes]]]], reply).values()
+    return [Delivery(model, entry.decode(), paired(flat), Claim.FRESH) for entry, flat in entries]
+
+
+async def pending_entries(router: Router, queue: str, consumer: str) -> set[str] | None:
+    """Entries of a queue that are in a consumer's name; ``None``: there is no queue."""
+    query = ("XPENDING", queue, GROUP, "-", "+", MAX_PENDING, consumer)
+    try:
+        reply = await router.call(queue, *query)
+    except ReplyError:
+        return None
+    return {item[0].decode() for item in cast(list[list[bytes]], reply)}
 
 
 class QueueStore:
@@ -87,13 +106,7 @@ class QueueStore:
 
     async def pending(self, model: str) -> set[str] | None:
         """Entries of the model's queue that this worker has; ``None``: there is no queue."""
-        key = self._keys.requests(model)
-        query = ("XPENDING", key, GROUP, "-", "+", MAX_PENDING, self._worker)
-        try:
-            reply = await self._router.call(key, *query)
-        except ReplyError:
-            return None
-        return {item[0].decode() for item in cast(list[list[bytes]], reply)}
+        return await pending_entries(self._router, self._keys.requests(model), self._worker)
 
     async def is_queued(self, model: str, entry: str) -> bool:
         """Whether a request is still on the queue; both names may come from a damaged lease."""

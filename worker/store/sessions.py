@@ -156,7 +156,7 @@ class SessionStore:
             ).run(self._router)
             if enqueued.standing is Standing.SESSION_FULL:
                 error = f"max_waiting_turns: {most} requests wait in this session"
-                log.info("rejected", error=error)
+                log.info("request_rejected", error=error)
                 await self._queues.add_dead_letter(
                     delivery, request.session, request.name, "rejected", error
                 )
@@ -237,13 +237,12 @@ class SessionStore:
 
     async def abandon(self, session: str, entry: str, model: str, owner: str) -> None:
         """Give up an owner's turn that will never end, so that others need not wait for it."""
-        held = (text.encode("utf-8", "surrogateescape") for text in (entry, model, owner))
-        entry_bytes, model_bytes, owner_bytes = held
+        # As ``Lease.decode`` read them: they may be debris.
         await Abandon(
             lease=self._keys.lease(session),
-            entry=entry_bytes,
-            model=model_bytes,
-            owner=owner_bytes,
+            entry=entry.encode("utf-8", "surrogateescape"),
+            model=model.encode("utf-8", "surrogateescape"),
+            owner=owner.encode("utf-8", "surrogateescape"),
         ).run(self._router)
 
     async def updated_ms(self, session: str) -> int:

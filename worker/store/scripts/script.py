@@ -61,11 +61,7 @@ class BacklogKeys(NamedTuple):
         return cls(*(getattr(keys, name)(model) for name in cls._fields))
 
 
-_KEY_TYPES: tuple[object, ...] = (
-    *(Key, OptionalKey, SessionKeys, OrderKeys, OrderKeys | None, BacklogKeys),
-)
-
-
+_KEY_TYPES = (Key, OptionalKey, SessionKeys, OrderKeys, OrderKeys | None, BacklogKeys)
 _PLAIN = {str, int, bytes, Claim}
 
 

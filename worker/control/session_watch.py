@@ -158,4 +158,4 @@ class SessionWatch:
 
 
 def _nothing() -> None:
-    """Replaced by whoever wants to know."""
+    """The default of ``changed``: nobody is told."""

@@ -78,8 +78,7 @@ class Intake:
             await self._left.wait()
 
     async def _read(self, model: str, tasks: TaskGroup) -> None:
-        slots = self._context.slots
-        context = self._context
+        context, slots = self._context, self._context.slots
         reader = QueueReader(
             self._topology,
             context.watch,
@@ -91,9 +90,9 @@ class Intake:
             partial(self._entries_of, model),
         )
         self._readers.append(reader)
-        keeper = BacklogKeeper(self._context, model, partial(self._begin, tasks, slot=None))
+        keeper = BacklogKeeper(context, model, partial(self._begin, tasks, slot=None))
         self._keepers.append(keeper)
-        await self._context.queues.create_group(model)
+        await context.queues.create_group(model)
         async with reader.open(), anyio.create_task_group() as beside:
             beside.start_soon(self._stop_when_taken, reader, model)
             beside.start_soon(keeper.run)

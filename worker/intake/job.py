@@ -111,7 +111,7 @@ class Job:
             log.warning("session_unusable", error=str(error), entry=self.delivery.entry)
             if self.session is not None:
                 await self._abandon(self.session)
-            await self._bury(self._name, "failed", f"redis: {error}")
+            await self._add_dead_letter(self._name, "failed", f"redis: {error}")
             done = JobState.UNANSWERABLE
         except Exception:
             log.exception("job_failed", entry=self.delivery.entry)
@@ -155,7 +155,7 @@ class Job:
                 stream = self.delivery.fields.get(b"stream") == b"1"
                 return Request(session=error.session, request=error.request, stream=stream)
             log.info("request_rejected", entry=self.delivery.entry, error=self._rejection)
-            await self._bury(error.request, "rejected", self._rejection)
+            await self._add_dead_letter(error.request, "rejected", self._rejection)
             return None
 
     async def _see_through(self, request: Request, view: SessionWatch) -> JobState:
@@ -343,7 +343,7 @@ class Job:
             case PublishOutcome.ENDED:
                 self._report(runner, acquired)
                 if runner.reason in ("rejected", "failed"):
-                    await self._bury(request.name, runner.reason, runner.error)
+                    await self._add_dead_letter(request.name, runner.reason, runner.error)
                 return JobState.ANSWERED
             case PublishOutcome.FENCED:
                 # We ended it in a batch whose reply was lost, or another worker has it by now.
@@ -356,7 +356,9 @@ class Job:
                 return DONE_BY.get(now.standing, JobState.HANDED_BACK)
             case PublishOutcome.UNWRITABLE:
                 await self._abandon(request.session)
-                await self._bury(request.name, "failed", "the audio key takes no entries")
+                await self._add_dead_letter(
+                    request.name, "failed", "the audio key takes no entries"
+                )
                 return JobState.UNANSWERABLE
             case _:
                 log.info("turn_handed_over", frames=outbox.frames, outcome=outcome.value)
@@ -383,7 +385,7 @@ class Job:
         context, delivery = self._context, self.delivery
         await context.sessions.abandon(session, delivery.entry, delivery.model, context.name)
 
-    async def _bury(self, request: str, reason: Reason, error: str) -> None:
+    async def _add_dead_letter(self, request: str, reason: Reason, error: str) -> None:
         await self._context.queues.add_dead_letter(
             self.delivery, self.session, request, reason, error
         )

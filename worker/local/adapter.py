@@ -94,7 +94,7 @@ class VoiceAdapter:
         )
         self._tasks: TaskGroup | None = None
         self._stack = AsyncExitStack()
-        self._wish = Level.RESUME
+        self._control = Level.RESUME
         self._speech: _Speech | None = None
 
     async def __aenter__(self) -> Self:
@@ -148,9 +148,9 @@ class VoiceAdapter:
 
     def get_state(self) -> TurnState:
         """What the turn is doing; between turns ``IDLE``, or what ``control`` left behind."""
-        if self._wish is Level.STOP:
+        if self._control is Level.STOP:
             return TurnState.STOPPED
-        if self._wish is Level.PAUSE:
+        if self._control is Level.PAUSE:
             return TurnState.PAUSED
         return TurnState.IDLE if self._speech is None else self._speech.turn.state
 
@@ -165,20 +165,20 @@ class VoiceAdapter:
             ValueError: The command is none of the three.
         """
         try:
-            wish = Level(command.strip().lower())
+            control = Level(command.strip().lower())
         except ValueError:
             allowed = ", ".join(level.name for level in (Level.PAUSE, Level.RESUME, Level.STOP))
             raise ValueError(f"{command[:40]!r} is not one of {allowed}") from None
-        if self._wish is not Level.STOP:
-            self._wish = wish
+        if self._control is not Level.STOP:
+            self._control = control
             if self._speech is not None:
-                self._speech.obey(wish)
+                self._speech.obey(control)
 
     async def reset(self) -> None:
         """Back to ``IDLE``: ends the turn that is spoken, and takes back a pause or stop."""
         if self._speech is not None:
             await self._end(self._speech)
-        self._wish = Level.RESUME
+        self._control = Level.RESUME
 
     def synthesize_stream(
         self,
@@ -236,10 +236,10 @@ class VoiceAdapter:
         tasks = self._opened()
         if self._speech is not None:
             raise AdapterError("the adapter speaks one turn at a time, and one is being spoken")
-        if self._wish is Level.STOP:
+        if self._control is Level.STOP:
             raise AdapterError("the adapter is stopped: call reset() before the next turn")
         speech = self._speech = _Speech(request.lead_ms or 0)
-        speech.obey(self._wish)
+        speech.obey(self._control)
         tasks.start_soon(self._speak, speech, request, text)
         try:
             while (frame := await speech.queue.get()) is not None:
@@ -328,8 +328,8 @@ class _Speech:
         self.scope = CancelScope()
         self.ended = anyio.Event()
 
-    def obey(self, wish: Level) -> None:
-        match wish:
+    def obey(self, control: Level) -> None:
+        match control:
             case Level.PAUSE:
                 self.turn.pause()
             case Level.RESUME:

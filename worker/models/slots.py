@@ -77,6 +77,6 @@ class Slots:
         await self._changed.wait()
 
     def announce(self) -> None:
-        """Let whoever waits look again."""
+        """Wake the tasks that wait for a change."""
         self._changed.set()
         self._changed = anyio.Event()

@@ -113,6 +113,16 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def redis_url(backend: str, servers: Servers) -> str:
     """The URL of the Redis this test runs against."""
+    return _url_of(backend, servers)
+
+
+@pytest.fixture(scope="session")
+def module_url(request: pytest.FixtureRequest, servers: Servers) -> str:
+    """The URL of the Redis that ``--backend`` names, for fixtures that outlive a test."""
+    return _url_of(str(request.config.getoption("--backend")), servers)
+
+
+def _url_of(backend: str, servers: Servers) -> str:
     try:
         return servers.url(backend)
     except UnavailableError as error:

@@ -4,7 +4,7 @@ All tests share one worker. After each of them it must speak for others and have
 """
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import anyio
@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.harness.fleet import HANG_S
-from tests.harness.servers import Servers
-from tests.harness.steady import ANSWER_S, SECRET, TEXT, Steady, module_url, steady
+from tests.harness.steady import ANSWER_S, SECRET, TEXT, Steady
 from voicefleet import UnknownModel, VoiceFleet
 from voicefleet.schemas import audio
 from voicefleet.schemas.audio import End
@@ -25,23 +24,9 @@ pytestmark = pytest.mark.anyio
 NAMES = "1 to 128 characters of A-Z a-z 0-9 _ . : -"
 
 
-@pytest.fixture(scope="module")
-def url(request: pytest.FixtureRequest, servers: Servers) -> str:
-    return module_url(request, servers)
-
-
-@pytest.fixture(scope="module")
-async def ward(url: str) -> AsyncGenerator[Steady]:
-    async with steady(url) as fleet:
-        yield fleet
-
-
 @pytest.fixture
-async def fleet(ward: Steady) -> AsyncGenerator[Steady]:
-    ward.logs.clear()
-    yield ward
-    print(*ward.logs, sep="\n")
-    await ward.goes_on()
+def fleet(steady_fleet: Steady) -> Steady:
+    return steady_fleet
 
 
 class TestRefused:
@@ -376,8 +361,8 @@ class TestUnknownModel:
         assert await fleet.redis.xlen(key) == 1
         assert await fleet.redis.xinfo_groups(key) == []
 
-    async def test_is_refused_by_the_client(self, fleet: Steady, url: str) -> None:
-        async with VoiceFleet(url, prefix=fleet.keys.prefix) as client:
+    async def test_is_refused_by_the_client(self, fleet: Steady, module_url: str) -> None:
+        async with VoiceFleet(module_url, prefix=fleet.keys.prefix) as client:
             with pytest.raises(UnknownModel, match="served now: tone-test"):
                 async for _ in client.speak(TEXT, model="tone-other"):
                     pass

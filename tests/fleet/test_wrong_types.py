@@ -5,7 +5,6 @@ orchestrator writes (queue, text, control) is not the worker's to remove: whom i
 nobody else is. All tests of a session's keys share one worker, which must go on.
 """
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import anyio
@@ -13,31 +12,16 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.harness.fleet import HANG_S, Orchestrator, serving
-from tests.harness.servers import Servers
-from tests.harness.steady import ANSWER_S, TEXT, TIMES, Steady, module_url, steady
+from tests.harness.steady import ANSWER_S, TEXT, TIMES, Steady
 
 pytestmark = pytest.mark.anyio
 
 SESSION_KEYS = ("audio", "session", "lease", "spoken", "control")
 
 
-@pytest.fixture(scope="module")
-def url(request: pytest.FixtureRequest, servers: Servers) -> str:
-    return module_url(request, servers)
-
-
-@pytest.fixture(scope="module")
-async def ward(url: str) -> AsyncGenerator[Steady]:
-    async with steady(url) as fleet:
-        yield fleet
-
-
 @pytest.fixture
-async def fleet(ward: Steady) -> AsyncGenerator[Steady]:
-    ward.logs.clear()
-    yield ward
-    print(*ward.logs, sep="\n")
-    await ward.goes_on()
+def fleet(steady_fleet: Steady) -> Steady:
+    return steady_fleet
 
 
 async def spoil(redis: Any, key: str, *, instead_of: str) -> None:

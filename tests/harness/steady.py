@@ -13,14 +13,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-import pytest
 from redis.asyncio import Redis, from_url
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from tests.harness.fleet import HANG_S, Heard, Orchestrator, serving
 from tests.harness.key_leaks import KeyLeaks
-from tests.harness.servers import Servers, UnavailableError
 
 SECRET = "open sesame"
 """Part of every text that is sent: it must not appear in any error or log line."""
@@ -125,11 +123,3 @@ async def steady(url: str, **worker: Any) -> AsyncGenerator[Steady]:
     finally:
         left = leaks.sweep()
     assert not left, f"left without a TTL: {left}"
-
-
-def module_url(request: pytest.FixtureRequest, servers: Servers) -> str:
-    """The server's URL for fixtures that outlive a test: see ``redis_url``."""
-    try:
-        return servers.url(str(request.config.getoption("--backend")))
-    except UnavailableError as error:
-        pytest.skip(str(error))

@@ -10,8 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.harness.fleet import HANG_S
-from tests.harness.servers import Servers
-from tests.harness.steady import TEXT, Steady, module_url, steady
+from tests.harness.steady import TEXT, Steady, steady
 from verify.fuzz.live import BATCH, LIVE, Onslaught, open_files, resident_mb
 from verify.fuzz.mutators import NUMBERS, spoil_fields
 from voicefleet import VoiceFleet, VoiceFleetError
@@ -25,13 +24,8 @@ GROWTH_MB = 24.0
 
 
 @pytest.fixture(scope="module")
-def url(request: pytest.FixtureRequest, servers: Servers) -> str:
-    return module_url(request, servers)
-
-
-@pytest.fixture(scope="module")
-async def fleet(url: str) -> AsyncGenerator[Steady]:
-    async with steady(url, **LIVE) as fleet:
+async def fleet(module_url: str) -> AsyncGenerator[Steady]:
+    async with steady(module_url, **LIVE) as fleet:
         yield fleet
 
 
@@ -68,8 +62,8 @@ async def test_debris_in_a_lease_holds_nobody_up(fleet: Steady, what: str) -> No
     assert (await fleet.hear(session, timeout_s=HANG_S)).end.reason == "completed"
 
 
-async def test_an_owner_that_is_no_text(url: str) -> None:
-    async with steady(url, **LIVE) as fleet:
+async def test_an_owner_that_is_no_text(module_url: str) -> None:
+    async with steady(module_url, **LIVE) as fleet:
         key = fleet.keys.lease("s")
         owner: Any = {"active": "1", "owner": b"\xff"}
         await fleet.redis.hset(key, mapping=owner)

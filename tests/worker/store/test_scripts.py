@@ -137,24 +137,15 @@ class Session:
         )
         return await run(self.redis, call)
 
-    async def enqueue(
-        self,
-        request: str,
-        entry: str,
-        *,
-        interrupt: bool = False,
-        model: str = MODEL,
-        most: int = 64,
-        queue: OrderKeys | None = None,
-        earlier: Sequence[str] = (),
-    ) -> str:
+    async def enqueue(self, request: str, entry: str, **options: Any) -> str:
         """Its standing."""
-        return (await self.enqueued(request, entry, interrupt, model, most, queue, earlier))[0]
+        return (await self.enqueued(request, entry, **options))[0]
 
     async def enqueued(
         self,
         request: str,
         entry: str,
+        *,
         interrupt: bool = False,
         model: str = MODEL,
         most: int = 64,
